@@ -1,0 +1,53 @@
+"""What differs between the versions of JAX that the library supports."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+BROKEN_VERSIONS = ("0.10.2",)
+
+
+def require_sound_jax(version: str) -> None:
+    """Refuse a JAX whose numbers cannot be trusted.
+
+    Raises:
+      ImportError: under a version that is known to miscompile what this library emits.
+    """
+    if version in BROKEN_VERSIONS:
+        raise ImportError(
+            f"fomoh_jax does not run on jax {version}: on the CPU that release silently "
+            "returns wrong numbers under jit for a vmapped dot followed by a reduction "
+            "(jax-ml/jax issue 39103), which is what a batch of curvatures is. Install "
+            "another one: pip install 'jax>=0.10,!=0.10.2' 'jaxlib>=0.10,!=0.10.2'."
+        )
+
+
+def open_jaxpr(jaxpr: Any) -> tuple[Any, Sequence[Any]]:
+    """A jaxpr with its constants, whether it came closed (jax 0.10) or whole (0.12)."""
+    return getattr(jaxpr, "jaxpr", jaxpr), getattr(jaxpr, "consts", ())
+
+
+class ScanLayout(NamedTuple):
+    """Positions of the operands and results of a scan equation."""
+
+    consts: list[int]
+    carry: list[int]
+    xs: list[int]
+    carry_out: list[int]
+    ys: list[int]
+
+
+def scan_layout(params: dict[str, Any], num_in: int, num_out: int) -> ScanLayout:
+    """Which operands and results of a scan are constants, carry and slices.
+
+    Up to jax 0.11 they follow each other and are counted in ``num_consts`` and
+    ``num_carry``; later they may interleave, and two trees tell them apart.
+    """
+    if "num_carry" in params:
+        c, n = params["num_consts"], params["num_carry"]
+        operands, results = list(range(num_in)), list(range(num_out))
+        return ScanLayout(
+            operands[:c], operands[c : c + n], operands[c + n :], results[:n], results[n:]
+        )
+    consts, carry, xs = params["ft_in"].update(list(range(num_in))).unpack()
+    carry_out, ys = params["ft_out"].update(list(range(num_out))).unpack()
+    return ScanLayout(list(consts), list(carry), list(xs), list(carry_out), list(ys))

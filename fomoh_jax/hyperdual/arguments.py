@@ -1,0 +1,185 @@
+"""Reading what a caller hands in: primals beside tangents or directions.
+
+Everything is checked here, at the call, so that no rule needs to doubt its operands.
+"""
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from fomoh_jax.hyperdual.number import ZERO, Channel, Stack, is_inexact
+
+
+def check_primals(fun: Callable, primals: Any) -> None:
+    """Refuse primals that are no tuple, or not what ``fun`` takes.
+
+    Raises:
+      TypeError: naming what was expected and what came.
+    """
+    if not isinstance(primals, (tuple, list)):
+        raise TypeError(
+            "primals must be a tuple or a list with one entry for each argument of fun, "
+            f"as in jax.jvp; got {type(primals).__name__}. For a single argument write "
+            "(x,)."
+        )
+    try:
+        signature = inspect.signature(fun)
+    except (TypeError, ValueError):  # some builtins have none
+        return
+    try:
+        signature.bind(*primals)
+    except TypeError as error:
+        raise TypeError(
+            f"primals has {len(primals)} entries, which does not match the parameters "
+            f"{signature} of fun: {error}."
+        ) from None
+
+
+def read_directions(primals: Sequence[Any], directions: Any) -> tuple[int, list[Channel]]:
+    """Directions as one channel for each leaf of the primals.
+
+    Args:
+      primals: the arguments of the function.
+      directions: a tuple like ``primals``; each leaf has a leading axis ``k``. ``None``
+        holds an argument, or any part of one, fixed.
+
+    Returns:
+      ``k`` and the channels, in the order of the leaves.
+
+    Raises:
+      TypeError: if the structure or a dtype does not match.
+      ValueError: if a shape does not match, or nothing says what ``k`` is.
+    """
+    leaves = _pair("directions", primals, directions)
+    sizes = {}
+    for path, primal, direction in leaves:
+        if direction is not None:
+            if jnp.ndim(direction) != jnp.ndim(primal) + 1:
+                raise ValueError(_wrong_shape(path, primal, direction, "k, "))
+            sizes[path] = jnp.shape(direction)[0]
+    if not sizes:
+        raise ValueError(
+            "directions holds no array, so every argument is held fixed and the number "
+            "of directions is unknown. Give at least one leaf a direction of shape "
+            "[k, *leaf.shape]."
+        )
+    first, k = next(iter(sizes.items()))
+    for path, size in sizes.items():
+        if size != k:
+            raise ValueError(
+                f"directions must agree on the number of directions k: {first} has a "
+                f"leading axis of {k}, {path} of {size}."
+            )
+    return k, [_as_channel(path, p, d, (k,), "k, ") for path, p, d in leaves]
+
+
+def read_tangents(
+    primals: Sequence[Any], tangents1: Any, tangents2: Any
+) -> list[Channel]:
+    """Two tangents, each as in ``jax.jvp``, as stacks of two.
+
+    Raises:
+      TypeError: if the structure or a dtype does not match.
+      ValueError: if a shape does not match.
+    """
+    firsts = _pair("tangents1", primals, tangents1)
+    seconds = _pair("tangents2", primals, tangents2)
+    channels: list[Channel] = []
+    for (path1, primal, t1), (path2, _, t2) in zip(firsts, seconds):
+        a = _as_channel(path1, primal, t1, (), "")
+        b = _as_channel(path2, primal, t2, (), "")
+        if a is ZERO and b is ZERO:
+            channels.append(ZERO)
+        else:
+            pair = [jnp.zeros_like(primal) if c is ZERO else c.array for c in (a, b)]
+            channels.append(Stack(jnp.stack(pair)))
+    return channels
+
+
+def _pair(name: str, primals: Sequence[Any], tree: Any) -> list[tuple[str, Any, Any]]:
+    """``(path, primal, tangent or None)`` for each leaf of the primals."""
+    if not isinstance(tree, (tuple, list)):
+        raise TypeError(
+            f"{name} must be a tuple or a list like primals, with one entry for each of "
+            f"the {len(primals)} arguments; got {type(tree).__name__}."
+        )
+    if len(tree) != len(primals):
+        raise TypeError(
+            f"{name} must have one entry for each argument: primals has {len(primals)}, "
+            f"{name} has {len(tree)}. Write None for an argument that is held fixed."
+        )
+    pairs = []
+    for index, (primal, entry) in enumerate(zip(primals, tree)):
+        try:
+            spread = jax.tree.map(_spread, entry, primal, is_leaf=lambda x: x is None)
+        except ValueError:
+            raise TypeError(
+                f"{name}[{index}] must have the structure of primals[{index}], with None "
+                f"for what is held fixed: expected {jax.tree.structure(primal)}, got "
+                f"{jax.tree.structure(entry)}."
+            ) from None
+        tangents = jax.tree.leaves(spread, is_leaf=lambda x: x is None)
+        leaves = jax.tree_util.tree_leaves_with_path(primal)
+        for (path, leaf), tangent in zip(leaves, _flat(spread), strict=True):
+            pairs.append((f"{name}[{index}]{jax.tree_util.keystr(path)}", leaf, tangent))
+        del tangents
+    return pairs
+
+
+class _Held:
+    """As many leaves, held fixed, as a ``None`` stands for."""
+
+    def __init__(self, count: int):
+        self.count = count
+
+
+def _spread(tangent: Any, subtree: Any) -> Any:
+    if tangent is None:
+        return _Held(len(jax.tree.leaves(subtree)))
+    if not jax.tree_util.all_leaves([subtree]):
+        raise ValueError("an array stands where primals has a tree")
+    return tangent
+
+
+def _flat(spread: Any) -> list[Any]:
+    leaves: list[Any] = []
+    for leaf in jax.tree.leaves(spread):
+        leaves.extend([None] * leaf.count if isinstance(leaf, _Held) else [leaf])
+    return leaves
+
+
+def _as_channel(
+    path: str, primal: Any, tangent: Any, lead: tuple[int, ...], symbol: str
+) -> Channel:
+    if tangent is None:
+        return ZERO
+    dtype = jnp.result_type(tangent)
+    if dtype == jax.dtypes.float0:
+        if is_inexact(primal):
+            raise TypeError(f"{path} has dtype float0, but its primal has a derivative.")
+        return ZERO
+    if not is_inexact(primal):
+        raise TypeError(
+            f"{path} must be None or have dtype float0, because its primal has dtype "
+            f"{jnp.result_type(primal)} and so no derivative; got dtype {dtype}."
+        )
+    if dtype != jnp.result_type(primal):
+        raise TypeError(
+            f"{path} must have the dtype of its primal, {jnp.result_type(primal)}; got "
+            f"{dtype}. Cast it with .astype."
+        )
+    if jnp.shape(tangent) != (*lead, *jnp.shape(primal)):
+        raise ValueError(_wrong_shape(path, primal, tangent, symbol))
+    return Stack(jnp.asarray(tangent))
+
+
+def _wrong_shape(path: str, primal: Any, tangent: Any, symbol: str) -> str:
+    expected = ", ".join(map(str, jnp.shape(primal)))
+    return (
+        f"{path} must have shape [{symbol}{expected}], like its primal"
+        f"{' behind a leading axis for the directions' if symbol else ''}; got "
+        f"{list(jnp.shape(tangent))}."
+    )

@@ -1,0 +1,254 @@
+"""Forms: which second-order coefficients a forward pass carries.
+
+A rule never asks which form it is under. It hands the form the tangents of its
+operands, and the form answers with the coefficients it wants: ``v_iᵀ H v_j`` for every
+pair, for ``i = j`` only, for one pair, or none at all.
+
+Every form here is a list of index pairs ``(i_q, j_q)``; coefficient ``q`` of a number
+``x`` is its second derivative along the directions ``i_q`` and ``j_q``. With tangents
+``x_i`` the rules need three products:
+
+- ``square(x)``: ``x_i x_j``, what a second derivative ``φ''(x)`` is multiplied with;
+- ``cross(a, b)``: ``a_i b_j + a_j b_i``, elementwise;
+- ``bilinear(B, a, b)``: ``B(a_i, b_j) + B(a_j, b_i)`` for any bilinear ``B``;
+
+and, for functions of no special shape, ``quadratic(h, xs)``: ``h(x_i, x_j)`` for a
+symmetric bilinear form ``h`` of all the operands together.
+"""
+
+import abc
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import register_dataclass
+
+from fomoh_jax.hyperdual.number import ZERO, Channel, Stack, Zero, add, scale
+
+Indices = np.ndarray | jax.Array
+
+
+def take(stack: Stack, indices: Indices) -> Stack:
+    """The arrays of a stack at ``indices``."""
+    at = stack.array.at[(slice(None),) * stack.axis + (indices,)]
+    return Stack(at.get(mode="promise_in_bounds"), stack.axis)
+
+
+def _outer(product: Callable, a: Stack, b: Stack, axis: int) -> jax.Array:
+    """``product(a_i, b_j)`` with ``i`` at ``axis`` and ``j`` right after it.
+
+    Each vmap sees one stacked operand at a time, so that a matrix product or a
+    convolution folds the stack into its batch or its output features instead of
+    becoming a batch of small products, which is what is slow on a CPU.
+    """
+    rows = jax.vmap(product, in_axes=(None, b.axis), out_axes=axis)
+    return jax.vmap(rows, in_axes=(a.axis, None), out_axes=axis)(a.array, b.array)
+
+
+class Form(abc.ABC):
+    """The second-order coefficients to carry for ``k`` directions.
+
+    Attributes:
+      k: number of directions.
+      q: number of second-order coefficients.
+    """
+
+    k: int
+
+    @property
+    @abc.abstractmethod
+    def q(self) -> int: ...
+
+    @abc.abstractmethod
+    def rows(self, x: Stack) -> Stack:
+        """The tangents along the first direction of each pair."""
+
+    @abc.abstractmethod
+    def columns(self, x: Stack) -> Stack:
+        """The tangents along the second direction of each pair."""
+
+    def square(self, x: Channel) -> Channel:
+        """``x_i x_j``, elementwise."""
+        if isinstance(x, Zero):
+            return ZERO
+        return Stack(self.rows(x).array * self.columns(x).array, x.axis)
+
+    def cross(self, a: Channel, b: Channel) -> Channel:
+        """``a_i b_j + a_j b_i``, elementwise."""
+        if isinstance(a, Zero) or isinstance(b, Zero):
+            return ZERO
+        if a is b:
+            return scale(2, self.square(a))
+        axis = max(a.axis, b.axis)
+        a, b = a.moved(axis), b.moved(axis)
+        ij = self.rows(a).array * self.columns(b).array
+        return Stack(ij + self.columns(a).array * self.rows(b).array, axis)
+
+    def bilinear(
+        self, product: Callable, a: Channel, b: Channel, axis: int
+    ) -> Channel:
+        """``product(a_i, b_j) + product(a_j, b_i)``, stacked along ``axis``."""
+        if isinstance(a, Zero) or isinstance(b, Zero):
+            return ZERO
+        batched = jax.vmap(product, in_axes=(a.axis, b.axis), out_axes=axis)
+        ij = batched(self.rows(a).array, self.columns(b).array)
+        return Stack(ij + batched(self.columns(a).array, self.rows(b).array), axis)
+
+    def quadratic(
+        self,
+        function: Callable[..., list[jax.Array]],
+        xs: Sequence[Channel],
+        zeros: Sequence[Any],
+        out_axes: Sequence[int],
+    ) -> list[Channel]:
+        """``function(*[x_i for x in xs], *[x_j for x in xs])``, symmetric bilinear.
+
+        ``zeros`` are the arguments in the place of zero channels.
+        """
+        if all(isinstance(x, Zero) for x in xs):
+            return [ZERO] * len(out_axes)
+        axes = [x.axis if isinstance(x, Stack) else None for x in xs]
+        pick = lambda side: [
+            side(x).array if isinstance(x, Stack) else z for x, z in zip(xs, zeros)
+        ]
+        arrays = jax.vmap(function, axes + axes, list(out_axes))(
+            *pick(self.rows), *pick(self.columns)
+        )
+        return [Stack(array, axis) for array, axis in zip(arrays, out_axes)]
+
+
+@register_dataclass
+@dataclasses.dataclass(frozen=True)
+class FirstOrder(Form):
+    """Tangents only: ``k`` directional derivatives and no second-order coefficient."""
+
+    k: int = dataclasses.field(metadata={"static": True})
+    q = 0
+
+    def rows(self, x: Stack) -> Stack:
+        return x
+
+    columns = rows
+
+    def square(self, x: Channel) -> Channel:
+        return ZERO
+
+    def cross(self, a: Channel, b: Channel) -> Channel:
+        return ZERO
+
+    def bilinear(self, product, a, b, axis) -> Channel:
+        return ZERO
+
+    def quadratic(self, function, xs, zeros, out_axes) -> list[Channel]:
+        return [ZERO] * len(out_axes)
+
+
+@register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Diagonal(Form):
+    """``v_iᵀ H v_i`` for each of ``k`` directions."""
+
+    k: int = dataclasses.field(metadata={"static": True})
+
+    @property
+    def q(self) -> int:
+        return self.k
+
+    def rows(self, x: Stack) -> Stack:
+        return x
+
+    columns = rows
+
+    def cross(self, a: Channel, b: Channel) -> Channel:
+        if isinstance(a, Zero) or isinstance(b, Zero):
+            return ZERO
+        axis = max(a.axis, b.axis)
+        return Stack(2 * (a.moved(axis).array * b.moved(axis).array), axis)
+
+    def bilinear(self, product, a, b, axis) -> Channel:
+        if isinstance(a, Zero) or isinstance(b, Zero):
+            return ZERO
+        batched = jax.vmap(product, in_axes=(a.axis, b.axis), out_axes=axis)
+        return Stack(2 * batched(a.array, b.array), axis)
+
+
+@register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Cross(Form):
+    """``v1ᵀ H v2`` of two directions: the classical hyper-dual number."""
+
+    k = 2
+    q = 1
+
+    def rows(self, x: Stack) -> Stack:
+        return take(x, np.array([0]))
+
+    def columns(self, x: Stack) -> Stack:
+        return take(x, np.array([1]))
+
+
+@register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Pairs(Form):
+    """``v_iᵀ H v_j`` for every ``i <= j``: the whole curvature, each pair once."""
+
+    k: int = dataclasses.field(metadata={"static": True})
+
+    @property
+    def q(self) -> int:
+        return self.k * (self.k + 1) // 2
+
+    @property
+    def indices(self) -> tuple[np.ndarray, np.ndarray]:
+        return np.triu_indices(self.k)
+
+    def rows(self, x: Stack) -> Stack:
+        return take(x, self.indices[0])
+
+    def columns(self, x: Stack) -> Stack:
+        return take(x, self.indices[1])
+
+    def bilinear(self, product, a, b, axis) -> Channel:
+        if isinstance(a, Zero) or isinstance(b, Zero):
+            return ZERO
+        array = _outer(product, a, b, axis)
+        shape = (*array.shape[:axis], self.k**2, *array.shape[axis + 2 :])
+        table = Stack(array.reshape(shape), axis)
+        i, j = self.indices
+        return add(take(table, i * self.k + j), take(table, j * self.k + i))
+
+
+@register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Rows(Form):
+    """``v_iᵀ H v_j`` for the rows ``i`` in ``selected`` and every ``j``.
+
+    A slice of the curvature, for a pass that bounds its memory. Coefficient
+    ``q = r * k + j`` belongs to the pair ``(selected[r], j)``.
+    """
+
+    k: int = dataclasses.field(metadata={"static": True})
+    selected: Indices
+
+    @property
+    def q(self) -> int:
+        return len(self.selected) * self.k
+
+    def rows(self, x: Stack) -> Stack:
+        return take(x, jnp.repeat(jnp.asarray(self.selected), self.k))
+
+    def columns(self, x: Stack) -> Stack:
+        return take(x, np.tile(np.arange(self.k), len(self.selected)))
+
+    def bilinear(self, product, a, b, axis) -> Channel:
+        if isinstance(a, Zero) or isinstance(b, Zero):
+            return ZERO
+        ij = _outer(product, take(a, self.selected), b, axis)
+        ji = _outer(product, a, take(b, self.selected), axis)
+        array = ij + jnp.swapaxes(ji, axis, axis + 1)
+        return Stack(
+            array.reshape((*array.shape[:axis], self.q, *array.shape[axis + 2 :])), axis
+        )

@@ -1,0 +1,93 @@
+"""The interpreter: walk the equations of a jaxpr with hyper-dual numbers.
+
+All that it emits is ordinary JAX, so its result can be jitted, vmapped, differentiated
+and interpreted again.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from jax.extend import source_info_util
+from jax.extend.core import JaxprEqn, Literal, Var
+
+from fomoh_jax.compat import open_jaxpr
+from fomoh_jax.hyperdual.forms import Form
+from fomoh_jax.hyperdual.number import HyperDual
+from fomoh_jax.hyperdual.registry import Operation, find_rule
+
+
+def interpret(jaxpr: Any, form: Form, args: Sequence[HyperDual]) -> list[HyperDual]:
+    """Evaluate a jaxpr, open or closed, on hyper-dual numbers.
+
+    Args:
+      jaxpr: what ``jax.make_jaxpr`` returns, or the jaxpr inside an equation.
+      form: which second-order coefficients the numbers carry.
+      args: one number for each input of the jaxpr.
+
+    Returns:
+      One number for each output.
+    """
+    jaxpr, consts = open_jaxpr(jaxpr)
+    env = {var: HyperDual(const) for var, const in zip(jaxpr.constvars, consts)}
+    env.update(zip(jaxpr.invars, args))
+
+    def read(atom: Any) -> HyperDual:
+        return HyperDual(atom.val) if isinstance(atom, Literal) else env[atom]
+
+    last_use = _last_use(jaxpr)
+    for index, eqn in enumerate(jaxpr.eqns):
+        with _at_source_of(eqn):
+            outs = _apply(eqn, form, [read(atom) for atom in eqn.invars])
+        env.update(zip(eqn.outvars, outs))
+        for var in last_use.get(index, ()):
+            del env[var]
+    return [read(atom) for atom in jaxpr.outvars]
+
+
+def _apply(eqn: JaxprEqn, form: Form, args: list[HyperDual]) -> Sequence[HyperDual]:
+    op = Operation(eqn.primitive, eqn.params, [var.aval for var in eqn.outvars])
+    if all(arg.is_constant for arg in args):
+        return [HyperDual(out) for out in op(*(arg.primal for arg in args))]
+    return find_rule(eqn.primitive)(form, op, args)
+
+
+def _last_use(jaxpr: Any) -> dict[int, list[Var]]:
+    """For each equation, the variables that nothing after it reads.
+
+    Without it an eager evaluation would keep every intermediate of the program.
+    """
+    last: dict[Var, int] = {}
+    for index, eqn in enumerate(jaxpr.eqns):
+        last.update((v, index) for v in (*eqn.invars, *eqn.outvars) if _is_var(v))
+    for var in filter(_is_var, jaxpr.outvars):
+        last.pop(var, None)
+    dead: dict[int, list[Var]] = {}
+    for var, index in last.items():
+        dead.setdefault(index, []).append(var)
+    return dead
+
+
+def _is_var(atom: Any) -> bool:
+    return not isinstance(atom, Literal)
+
+
+@contextmanager
+def _at_source_of(eqn: JaxprEqn) -> Iterator[None]:
+    """Emit under the user's source line and name stack, and blame them for errors."""
+    info = eqn.source_info
+    stack = source_info_util.current_name_stack() + info.name_stack
+    try:
+        with (
+            source_info_util.user_context(info.traceback, name_stack=stack),
+            eqn.ctx.manager,
+        ):
+            yield
+    except Exception as error:
+        if not getattr(error, "__notes__", None):  # the innermost equation is to blame
+            operands = ", ".join(str(v.aval) for v in eqn.invars)
+            error.add_note(
+                f"fomoh_jax: in the hyper-dual rule of primitive '{eqn.primitive.name}' "
+                f"on ({operands}), from {source_info_util.summarize(info)}"
+            )
+        raise

@@ -1,0 +1,74 @@
+"""The table of rules, and what a rule is given.
+
+A rule is ``rule(form, op, args) -> list of HyperDual``. ``op`` is the operation to
+differentiate, callable on primals; ``args`` are its operands, of which at least one is
+not constant.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+from jax.extend.core import Primitive, primitives
+
+from fomoh_jax.hyperdual.forms import Form
+from fomoh_jax.hyperdual.number import HyperDual
+
+
+@dataclasses.dataclass(frozen=True)
+class Operation:
+    """One equation of a jaxpr, ready to be applied to primals.
+
+    Attributes:
+      primitive: the primitive that it applies.
+      params: the parameters of the equation.
+      outputs: abstract values of its results.
+    """
+
+    primitive: Primitive
+    params: dict[str, Any]
+    outputs: Sequence[Any]
+
+    def __call__(self, *primals: Any) -> list[jax.Array]:
+        params = self.primitive.get_bind_params(self.params)
+        out = self.primitive.bind(*primals, **params)
+        return list(out) if self.primitive.multiple_results else [out]
+
+
+Rule = Callable[[Form, Operation, Sequence[HyperDual]], Sequence[HyperDual]]
+
+# The name under which the rule for everything else is registered.
+GENERIC = "*"
+
+_RULES: dict[Primitive | str, Rule] = {}
+
+
+def rule(*names: str) -> Callable[[Rule], Rule]:
+    """Register a rule for primitives given by name.
+
+    A name is resolved to the primitive that JAX makes public under it, so that a user's
+    own primitive of the same name is not mistaken for it. What has no public name is
+    looked up by its name string.
+    """
+
+    def register(function: Rule) -> Rule:
+        for name in names:
+            _RULES[getattr(primitives, f"{name}_p", name)] = function
+        return function
+
+    return register
+
+
+def find_rule(primitive: Primitive) -> Rule:
+    """The rule for a primitive: its own, or else the generic one."""
+    return _RULES.get(primitive) or _RULES.get(primitive.name) or _RULES[GENERIC]
+
+
+def names_with_rule(function: Rule) -> list[str]:
+    """The names of the primitives that a rule was registered for."""
+    return [
+        key if isinstance(key, str) else key.name
+        for key, value in _RULES.items()
+        if value is function
+    ]

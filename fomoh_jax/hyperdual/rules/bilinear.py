@@ -1,0 +1,77 @@
+"""Bilinear primitives: ``B(a_s, b) + B(a, b_s) + form(B; a_t, b_t)``."""
+
+from collections.abc import Sequence
+
+from jax import lax
+
+from fomoh_jax.hyperdual.forms import Form
+from fomoh_jax.hyperdual.number import HyperDual, add, apply_linear, scale, spread
+from fomoh_jax.hyperdual.rules.generic import generic
+from fomoh_jax.hyperdual.registry import Operation, rule
+
+
+@rule("mul")
+def _mul(form: Form, op: Operation, args: Sequence[HyperDual]) -> list[HyperDual]:
+    if op.params.get("out_dtype") is not None:  # a widening product
+        return generic(form, op, args)
+    a, b = spread(args, op.outputs[0].shape)
+    (primal,) = op(a.primal, b.primal)
+    return [
+        HyperDual(
+            primal,
+            add(scale(b.primal, a.tangents), scale(a.primal, b.tangents)),
+            add(
+                scale(b.primal, a.seconds),
+                scale(a.primal, b.seconds),
+                form.cross(a.tangents, b.tangents),
+            ),
+        )
+    ]
+
+
+def bilinear(
+    form: Form, op: Operation, args: Sequence[HyperDual], axis: int
+) -> list[HyperDual]:
+    """The product rule, twice, with the stacking axis of every term at ``axis``."""
+    a, b = args
+    (primal,) = op(a.primal, b.primal)
+
+    def product(x, y):
+        return op(x, y)[0]
+
+    def left(channel):
+        return apply_linear(lambda x: op(x, b.primal), [channel], [None], [axis])[0]
+
+    def right(channel):
+        return apply_linear(lambda y: op(a.primal, y), [channel], [None], [axis])[0]
+
+    return [
+        HyperDual(
+            primal,
+            add(left(a.tangents), right(b.tangents)),
+            add(
+                left(a.seconds),
+                right(b.seconds),
+                form.bilinear(product, a.tangents, b.tangents, axis),
+            ),
+        )
+    ]
+
+
+@rule("dot_general")
+def _dot_general(form: Form, op: Operation, args: Sequence[HyperDual]):
+    # `[batch, rows, columns]` is the natural result of a product; with the directions
+    # between its rows and its columns, `a · [b_1 … b_k]`, `[a_1 … a_k] · b` and all the
+    # cross products are one matrix product each, with no transpose.
+    (contracted, _), (batch, _) = op.params["dimension_numbers"]
+    a = args[0].primal
+    rows = a.ndim - len(contracted) - len(batch)
+    return bilinear(form, op, args, axis=len(batch) + rows)
+
+
+@rule("conv_general_dilated")
+def _conv(form: Form, op: Operation, args: Sequence[HyperDual]):
+    # The directions fold into the batch (a stacked image) or into the output features
+    # (a stacked kernel); the batch dimension is where most of them come from.
+    numbers: lax.ConvDimensionNumbers = op.params["dimension_numbers"]
+    return bilinear(form, op, args, axis=numbers.out_spec[0])

@@ -1,0 +1,112 @@
+"""The generic rule: right for every primitive that JAX can differentiate twice.
+
+It linearizes once for the part that is linear in the channels, and takes ``jvp`` of
+``jvp`` for the second derivative, over the pairs of the form.
+"""
+
+from collections.abc import Callable, Sequence
+
+import jax
+
+from fomoh_jax.hyperdual.forms import Form
+from fomoh_jax.hyperdual.number import (
+    HyperDual,
+    Stack,
+    add,
+    apply_linear,
+    is_inexact,
+    zeros_like_element,
+)
+from fomoh_jax.hyperdual.registry import GENERIC, Operation, rule
+
+
+def differentiable_part(
+    op: Operation, args: Sequence[HyperDual]
+) -> tuple[list[HyperDual], Callable]:
+    """The operation as a function of its active operands alone.
+
+    Returns:
+      The operands that carry a channel, and a function of their primals that returns
+      ``(outs, rest)``: the results that can carry a derivative, and the others.
+    """
+    active = [i for i, arg in enumerate(args) if not arg.is_constant]
+
+    def function(*xs):
+        primals = [arg.primal for arg in args]
+        for i, x in zip(active, xs):
+            primals[i] = x
+        outs = op(*primals)
+        inexact = [is_inexact(aval) for aval in op.outputs]
+        return (
+            [out for out, keep in zip(outs, inexact) if keep],
+            [out for out, keep in zip(outs, inexact) if not keep],
+        )
+
+    return [args[i] for i in active], function
+
+
+def _axes(op: Operation, args: Sequence[HyperDual], channel: str) -> list[int]:
+    """Where the results' stacking axis goes: where it was, if the rank allows it."""
+    stacks = [getattr(arg, channel) for arg in args]
+    axis = max((s.axis for s in stacks if isinstance(s, Stack)), default=0)
+    return [min(axis, out.ndim) for out in op.outputs if is_inexact(out)]
+
+
+@rule(GENERIC)
+def generic(
+    form: Form, op: Operation, args: Sequence[HyperDual], *, curved: bool = True
+) -> list[HyperDual]:
+    """``y_t = f'(x) x_t`` and ``y_s = f'(x) x_s + f''(x)[x_t, x_t]``.
+
+    With ``curved=False`` the second derivative is known to be zero.
+    """
+    active, function = differentiable_part(op, args)
+    primals = [arg.primal for arg in active]
+    zeros = [zeros_like_element(x) for x in primals]
+    outs, pushforward, rest = jax.linearize(function, *primals, has_aux=True)
+
+    tangents_in = [arg.tangents for arg in active]
+    seconds_in = [arg.seconds for arg in active]
+    axes = _axes(op, active, "tangents")
+    tangents = apply_linear(pushforward, tangents_in, zeros, axes)
+    seconds = apply_linear(
+        pushforward, seconds_in, zeros, _axes(op, active, "seconds")
+    )
+    if curved:
+
+        def second_derivative(*directions):
+            u, v = directions[: len(primals)], directions[len(primals) :]
+
+            def along_u(*xs):
+                return jax.jvp(lambda *x: function(*x)[0], xs, u)[1]
+
+            return jax.jvp(along_u, tuple(primals), v)[1]
+
+        bent = form.quadratic(second_derivative, tangents_in, zeros, axes)
+        seconds = [add(s, b) for s, b in zip(seconds, bent)]
+
+    inexact = iter(map(HyperDual, outs, tangents, seconds))
+    others = iter(map(HyperDual, rest))
+    return [next(inexact if is_inexact(out) else others) for out in op.outputs]
+
+
+@rule(
+    "clamp",
+    "reduce_max",
+    "reduce_min",
+    "reduce_window_max",
+    "reduce_window_min",
+    "cummax",
+    "cummin",
+    "sort",
+    "top_k",
+    "approx_top_k",
+    "select_and_gather_add",
+    "scatter",
+    "gather",  # linear, but out of bounds its tangent is zero where its value may be NaN
+)
+def piecewise_linear(
+    form: Form, op: Operation, args: Sequence[HyperDual]
+) -> list[HyperDual]:
+    """Selections: the linear map that the primal selects, with JAX's choice at ties."""
+    return generic(form, op, args, curved=False)

@@ -1,0 +1,416 @@
+"""Second-order forward-mode transformations of functions."""
+
+from collections.abc import Callable, Sequence
+from functools import wraps
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from fomoh_jax.hyperdual import rules  # noqa: F401  (fills the table of rules)
+from fomoh_jax.hyperdual.arguments import check_primals, read_directions, read_tangents
+from fomoh_jax.hyperdual.forms import Cross, Diagonal, FirstOrder, Form, Pairs, Rows
+from fomoh_jax.hyperdual.interpreter import interpret
+from fomoh_jax.hyperdual.number import Channel, HyperDual, is_inexact, materialise
+
+
+class QuadraticModel(NamedTuple):
+    """A function and its first two derivatives on a hyperplane.
+
+    ``f(x + Σ_i a_i v_i) ≈ value + Σ_i a_i slope_i + ½ Σ_ij a_i a_j curvature_ij``.
+
+    Attributes:
+      value: ``f(x)``, a pytree as ``f`` returns it.
+      slope: ``v_i · ∇f``, leaves of shape ``[k, *out]``.
+      curvature: ``v_iᵀ H v_j``, leaves of shape ``[k, k, *out]``, symmetric to the last
+        bit.
+    """
+
+    value: Any
+    slope: Any
+    curvature: Any
+
+
+def hyper_jvp(
+    fun: Callable, primals: Sequence[Any], tangents1: Any, tangents2: Any
+) -> tuple[Any, Any, Any, Any]:
+    r"""Evaluates a function on hyper-dual numbers, once.
+
+    With :math:`\epsilon_1^2 = \epsilon_2^2 = 0`,
+
+    .. math::
+      f(x + v_1 \epsilon_1 + v_2 \epsilon_2) = f(x) + (\nabla f \cdot v_1)\, \epsilon_1
+        + (\nabla f \cdot v_2)\, \epsilon_2 + (v_1^\top H v_2)\, \epsilon_1 \epsilon_2.
+
+    Args:
+      fun: a function of arrays, or pytrees of arrays, that returns a pytree of arrays.
+      primals: tuple of its arguments, as in ``jax.jvp``.
+      tangents1: tuple like ``primals``: structure, shapes and dtypes; ``float0`` where a
+        primal is of integers, as in ``jax.jvp``, or ``None`` for what is held fixed.
+      tangents2: another one.
+
+    Returns:
+      ``(out, d1, d2, d12)``, each with the structure, shapes and dtypes of
+      ``fun(*primals)``: the value, the two directional derivatives and the mixed second
+      derivative. Where an output is of integers, derivatives are ``float0`` zeros.
+
+    Raises:
+      TypeError: if a structure or a dtype does not match the primals.
+      ValueError: if a shape does not match the primals.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from fomoh_jax import hyper_jvp
+      >>> f = lambda x: x[0] ** 2 * x[1]
+      >>> x, v1, v2 = jnp.array([3.0, 2.0]), jnp.array([1.0, 0.0]), jnp.array([0.0, 1.0])
+      >>> out, d1, d2, d12 = hyper_jvp(f, (x,), (v1,), (v2,))
+      >>> print(out, d1, d2, d12)
+      18.0 12.0 9.0 6.0
+
+    References:
+      Fike and Alonso, *The development of hyper-dual numbers for exact
+      second-derivative calculations*, 2011; Cobb et al., 2024, arXiv:2408.10419,
+      section 2.
+    """
+    check_primals(fun, primals)
+    channels = read_tangents(primals, tangents1, tangents2)
+    number = _evaluate(fun, Cross(), primals, channels)
+    first = _coefficients(number, "tangents", 2)
+    second = _coefficients(number, "seconds", 1)
+    pick = lambda tree, i: jax.tree.map(lambda x: x[i], tree)
+    return _primals(number), pick(first, 0), pick(first, 1), pick(second, 0)
+
+
+def quadratic_model(
+    fun: Callable,
+    primals: Sequence[Any],
+    directions: Any,
+    *,
+    chunk_size: int | None = None,
+    has_aux: bool = False,
+) -> Any:
+    r"""The quadratic model of a function on a hyperplane, in one forward pass.
+
+    On ``primals + span(v_1, …, v_k)``,
+
+    .. math::
+      f\Big(x + \sum_i a_i v_i\Big) \approx f(x) + \sum_i a_i\, (v_i \cdot \nabla f)
+        + \tfrac12 \sum_{ij} a_i a_j\, (v_i^\top H v_j).
+
+    The value and the ``k`` slopes are computed once and shared by all the
+    ``k (k + 1) / 2`` curvatures.
+
+    Args:
+      fun: a function of arrays, or pytrees of arrays, that returns a pytree of arrays.
+      primals: tuple of its arguments.
+      directions: tuple like ``primals``, each leaf with a leading axis of length ``k``;
+        ``None`` for an argument, or a part of one, that is held fixed.
+      chunk_size: bound on memory. The rows of the curvature are computed that many at a
+        time, one after the other, so that at most ``chunk_size * k`` second-order
+        coefficients of an intermediate exist at once. By default all of them, each pair
+        once; in chunks each pair off the diagonal is computed twice.
+      has_aux: whether ``fun`` returns ``(out, aux)``, where ``aux`` is not
+        differentiated.
+
+    Returns:
+      A :class:`QuadraticModel` with ``value`` (shape ``out``), ``slope`` (``[k, *out]``)
+      and ``curvature`` (``[k, k, *out]``), in the dtype of the output; with
+      ``has_aux``, the pair ``(model, aux)``.
+
+    Raises:
+      TypeError: if a structure or a dtype does not match the primals.
+      ValueError: if a shape does not match, if the leaves disagree on ``k``, or if
+        ``chunk_size`` is not a positive integer.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from fomoh_jax import quadratic_model
+      >>> def loss(w, x):
+      ...   return jnp.sum((x @ w) ** 2)
+      >>> w, x = jnp.array([1.0, 2.0]), jnp.array([[1.0, 1.0], [0.0, 2.0]])
+      >>> model = quadratic_model(loss, (w, x), (jnp.eye(2), None))
+      >>> print(model.value, model.slope)
+      25.0 [ 6. 22.]
+      >>> print(model.curvature)
+      [[ 2.  2.]
+       [ 2. 10.]]
+
+    References:
+      Cobb et al., *Second-Order Forward-Mode Automatic Differentiation for
+      Optimization*, 2024, arXiv:2408.10419, section 3.
+    """
+    check_primals(fun, primals)
+    k, channels = read_directions(primals, directions)
+    if chunk_size is not None and (not isinstance(chunk_size, int) or chunk_size < 1):
+        raise ValueError(
+            f"chunk_size must be None or an integer of at least 1; got {chunk_size!r}."
+        )
+    if chunk_size is None or chunk_size >= k:
+        number, aux = _split(_evaluate(fun, Pairs(k), primals, channels), has_aux)
+        seconds = _coefficients(number, "seconds", Pairs(k).q)
+        curvature = jax.tree.map(lambda x: _unpack_pairs(x, k), seconds)
+        model = QuadraticModel(
+            _primals(number), _coefficients(number, "tangents", k), curvature
+        )
+        return (model, _primals(aux)) if has_aux else model
+    return _in_chunks(fun, primals, channels, k, chunk_size, has_aux)
+
+
+def directional_curvature(
+    fun: Callable, primals: Sequence[Any], directions: Any
+) -> tuple[Any, Any, Any]:
+    r"""Slope and curvature along each of several directions.
+
+    .. math:: f(x), \quad v_i \cdot \nabla f, \quad v_i^\top H v_i
+
+    for the cost of ``k`` curvatures and not of ``k²``.
+
+    Args:
+      fun: a function of arrays, or pytrees of arrays, that returns a pytree of arrays.
+      primals: tuple of its arguments.
+      directions: tuple like ``primals``, each leaf with a leading axis of length ``k``;
+        ``None`` for an argument, or a part of one, that is held fixed.
+
+    Returns:
+      ``(value, slope, curvature)`` with leaves of shape ``out``, ``[k, *out]`` and
+      ``[k, *out]``, in the dtype of the output.
+
+    Raises:
+      TypeError: if a structure or a dtype does not match the primals.
+      ValueError: if a shape does not match, or if the leaves disagree on ``k``.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from fomoh_jax import directional_curvature
+      >>> f = lambda x: jnp.sum(x ** 3)
+      >>> x = jnp.array([1.0, 2.0])
+      >>> value, slope, curvature = directional_curvature(f, (x,), (jnp.eye(2),))
+      >>> print(value, slope, curvature)
+      9.0 [ 3. 12.] [ 6. 12.]
+
+    References:
+      Cobb et al., 2024, arXiv:2408.10419, section 3.
+    """
+    check_primals(fun, primals)
+    k, channels = read_directions(primals, directions)
+    number = _evaluate(fun, Diagonal(k), primals, channels)
+    return (
+        _primals(number),
+        _coefficients(number, "tangents", k),
+        _coefficients(number, "seconds", k),
+    )
+
+
+def directional_derivatives(
+    fun: Callable, primals: Sequence[Any], directions: Any, *, has_aux: bool = False
+) -> Any:
+    """Value and slopes ``v_i · ∇f`` alone: what first-order optimisers need.
+
+    Arguments as :func:`quadratic_model`. Returns ``(value, slope)``, or
+    ``((value, slope), aux)``. Unlike ``jax.jvp`` it sees through a ``custom_vjp``.
+    """
+    check_primals(fun, primals)
+    k, channels = read_directions(primals, directions)
+    number, aux = _split(_evaluate(fun, FirstOrder(k), primals, channels), has_aux)
+    out = _primals(number), _coefficients(number, "tangents", k)
+    return (out, _primals(aux)) if has_aux else out
+
+
+def hessian(
+    fun: Callable,
+    argnums: int | Sequence[int] = 0,
+    *,
+    chunk_size: int | None = None,
+) -> Callable:
+    r"""The Hessian of a function, in one forward pass.
+
+    .. math:: H_{ij} = \frac{\partial^2 f}{\partial x_i \partial x_j}
+
+    Args:
+      fun: a function of arrays, or pytrees of arrays, that returns a pytree of arrays.
+      argnums: which positional argument, or arguments, to differentiate.
+      chunk_size: bound on memory: that many rows at a time, as in
+        :func:`quadratic_model`.
+
+    Returns:
+      A function of the same arguments that returns the Hessian as ``jax.hessian`` does:
+      for each output, a tree like the argument of trees like the argument, with leaves
+      of shape ``[*out, *a, *b]``.
+
+    Raises:
+      TypeError: if a differentiated argument is not of real floating-point numbers.
+      ValueError: if ``argnums`` is out of range.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from fomoh_jax import hessian
+      >>> print(hessian(lambda x: x[0] ** 2 * x[1])(jnp.array([3.0, 2.0])))
+      [[4. 6.]
+       [6. 0.]]
+    """
+
+    @wraps(fun)
+    def hessian_fun(*args, **kwargs):
+        single = isinstance(argnums, int)
+        places = [_normalised(i, len(args)) for i in ((argnums,) if single else argnums)]
+        varied = tuple(args[i] for i in places)
+        for i, arg in zip(places, varied):
+            _check_real(i, arg)
+
+        def function(*xs):
+            full = list(args)
+            for i, x in zip(places, xs):
+                full[i] = x
+            return fun(*full, **kwargs)
+
+        leaves, structure = jax.tree.flatten(varied)
+        basis = structure.unflatten(_standard_basis(leaves))
+        if not sum(map(jnp.size, leaves)):
+            chunk = None
+        else:
+            chunk = chunk_size
+        model = quadratic_model(function, varied, basis, chunk_size=chunk)
+        inner = jax.tree.structure(args[places[0]] if single else varied)
+        return jax.tree.map(
+            lambda curvature: _blocks(curvature, leaves, inner), model.curvature
+        )
+
+    return hessian_fun
+
+
+def _evaluate(
+    fun: Callable, form: Form, primals: Sequence[Any], channels: list[Channel]
+) -> Any:
+    """``fun`` on hyper-dual numbers; its output with a number for each leaf."""
+    primals = jax.tree.map(jnp.asarray, tuple(primals))
+    jaxpr, shapes = jax.make_jaxpr(fun, return_shape=True)(*primals)
+    numbers = list(map(HyperDual, jax.tree.leaves(primals), channels))
+    outs = interpret(jaxpr, form, numbers)
+    return jax.tree.structure(shapes).unflatten(outs)
+
+
+def _is_number(x: Any) -> bool:
+    return isinstance(x, HyperDual)
+
+
+def _primals(numbers: Any) -> Any:
+    return jax.tree.map(lambda n: jnp.asarray(n.primal), numbers, is_leaf=_is_number)
+
+
+def _coefficients(numbers: Any, channel: str, size: int) -> Any:
+    """A channel of each number, dense, with the stacking axis in front."""
+
+    def dense(number: HyperDual):
+        if not is_inexact(number.primal):
+            return np.zeros((size, *jnp.shape(number.primal)), jax.dtypes.float0)
+        return materialise(getattr(number, channel), number.primal, size).array
+
+    return jax.tree.map(dense, numbers, is_leaf=_is_number)
+
+
+def _split(numbers: Any, has_aux: bool) -> tuple[Any, Any]:
+    if not has_aux:
+        return numbers, None
+    if not (isinstance(numbers, tuple) and len(numbers) == 2):
+        raise TypeError(
+            "with has_aux=True, fun must return a pair (out, aux); got "
+            f"{jax.tree.structure(numbers, is_leaf=_is_number)}."
+        )
+    return numbers
+
+
+def _unpack_pairs(seconds: Any, k: int) -> Any:
+    """``[k (k + 1) / 2, *out]`` to ``[k, k, *out]``, the same number on both sides."""
+    table = np.zeros((k, k), np.int32)
+    i, j = np.triu_indices(k)
+    table[i, j] = table[j, i] = np.arange(len(i))
+    return seconds[table]
+
+
+def _in_chunks(
+    fun: Callable,
+    primals: Sequence[Any],
+    channels: list[Channel],
+    k: int,
+    chunk_size: int,
+    has_aux: bool,
+) -> Any:
+    """The quadratic model, ``chunk_size`` rows of the curvature at a time."""
+    starts = np.minimum(np.arange(0, k, chunk_size), k - chunk_size)
+
+    def chunk(start):
+        form = Rows(k, start + jnp.arange(chunk_size))
+        number, aux = _split(_evaluate(fun, form, primals, channels), has_aux)
+        rows = jax.tree.map(
+            lambda x: x.reshape(chunk_size, k, *x.shape[1:]),
+            _coefficients(number, "seconds", form.q),
+        )
+        model = QuadraticModel(
+            _primals(number), _coefficients(number, "tangents", k), rows
+        )
+        return model, _primals(aux)
+
+    models, auxes = lax.map(chunk, jnp.asarray(starts))
+    # The last chunk overlaps the one before it where chunk_size does not divide k.
+    owner = np.minimum(np.arange(k) // chunk_size, len(starts) - 1)
+    within = np.arange(k) - starts[owner]
+    upper = np.triu(np.ones((k, k), bool))
+
+    def assemble(blocks):
+        rows = blocks[owner, within]
+        mask = upper.reshape(k, k, *[1] * (rows.ndim - 2))
+        return jnp.where(mask, rows, jnp.swapaxes(rows, 0, 1))
+
+    first = lambda tree: jax.tree.map(lambda x: x[0], tree)
+    model = QuadraticModel(
+        first(models.value),
+        first(models.slope),
+        jax.tree.map(assemble, models.curvature),
+    )
+    return (model, first(auxes)) if has_aux else model
+
+
+def _normalised(argnum: int, count: int) -> int:
+    if not -count <= argnum < count:
+        raise ValueError(
+            f"argnums names argument {argnum}, but the function was called with {count} "
+            "positional arguments."
+        )
+    return argnum % count
+
+
+def _check_real(index: int, arg: Any) -> None:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(arg):
+        dtype = jnp.result_type(leaf)
+        if not jnp.issubdtype(dtype, jnp.floating):
+            raise TypeError(
+                f"hessian needs real floating-point arguments; argument {index}"
+                f"{jax.tree_util.keystr(path)} has dtype {dtype}."
+            )
+
+
+def _standard_basis(leaves: list[Any]) -> list[jax.Array]:
+    """One direction for each coordinate of the leaves together."""
+    total = sum(map(jnp.size, leaves))
+    offsets = np.cumsum([0, *map(jnp.size, leaves)])
+    return [
+        jnp.eye(
+            total, jnp.size(leaf), -int(offset), dtype=jnp.result_type(leaf)
+        ).reshape(total, *jnp.shape(leaf))
+        for leaf, offset in zip(leaves, offsets)
+    ]
+
+
+def _blocks(curvature: jax.Array, leaves: list[Any], structure: Any) -> Any:
+    """``[D, D, *out]`` to a tree of trees of ``[*out, *a, *b]``."""
+    matrix = jnp.moveaxis(curvature, (0, 1), (-2, -1))
+    offsets = np.cumsum([jnp.size(leaf) for leaf in leaves])[:-1]
+    return structure.unflatten(
+        structure.unflatten(
+            block.reshape(*matrix.shape[:-2], *jnp.shape(a), *jnp.shape(b))
+            for b, block in zip(leaves, jnp.split(rows, offsets, axis=-1))
+        )
+        for a, rows in zip(leaves, jnp.split(matrix, offsets, axis=-2))
+    )
