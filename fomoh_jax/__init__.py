@@ -6,6 +6,8 @@ from fomoh_jax.compat import require_sound_jax as _require_sound_jax
 
 _require_sound_jax(_jax.__version__)
 
+from fomoh_jax import directions, solvers  # noqa: E402
+from fomoh_jax.aliases import fgd, fomoh, fomoh_bp, fomoh_kd  # noqa: E402
 from fomoh_jax.hyperdual import (  # noqa: E402
     QuadraticModel,
     directional_curvature,
@@ -13,3 +15,29 @@ from fomoh_jax.hyperdual import (  # noqa: E402
     hyper_jvp,
     quadratic_model,
 )
+from fomoh_jax.transforms import (  # noqa: E402
+    ScaleByForwardGradientState,
+    ScaleByHyperplaneState,
+    scale_by_forward_gradient,
+    scale_by_hyperplane,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "QuadraticModel",
+    "ScaleByForwardGradientState",
+    "ScaleByHyperplaneState",
+    "directional_curvature",
+    "directions",
+    "fgd",
+    "fomoh",
+    "fomoh_bp",
+    "fomoh_kd",
+    "hessian",
+    "hyper_jvp",
+    "quadratic_model",
+    "scale_by_forward_gradient",
+    "scale_by_hyperplane",
+    "solvers",
+]

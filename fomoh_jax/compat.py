@@ -14,10 +14,11 @@ def require_sound_jax(version: str) -> None:
     """
     if version in BROKEN_VERSIONS:
         raise ImportError(
-            f"fomoh_jax does not run on jax {version}: on the CPU that release silently "
-            "returns wrong numbers under jit for a vmapped dot followed by a reduction "
-            "(jax-ml/jax issue 39103), which is what a batch of curvatures is. Install "
-            "another one: pip install 'jax>=0.10,!=0.10.2' 'jaxlib>=0.10,!=0.10.2'."
+            f"fomoh_jax does not run on jax {version}: on the CPU that release "
+            "silently returns wrong numbers under jit for a vmapped dot followed by "
+            "a reduction (jax-ml/jax issue 39103), which is what a batch of "
+            "curvatures is. Install another one: "
+            "pip install 'jax>=0.10,!=0.10.2' 'jaxlib>=0.10,!=0.10.2'."
         )
 
 
@@ -46,7 +47,11 @@ def scan_layout(params: dict[str, Any], num_in: int, num_out: int) -> ScanLayout
         c, n = params["num_consts"], params["num_carry"]
         operands, results = list(range(num_in)), list(range(num_out))
         return ScanLayout(
-            operands[:c], operands[c : c + n], operands[c + n :], results[:n], results[n:]
+            operands[:c],
+            operands[c : c + n],
+            operands[c + n :],
+            results[:n],
+            results[n:],
         )
     consts, carry, xs = params["ft_in"].update(list(range(num_in))).unpack()
     carry_out, ys = params["ft_out"].update(list(range(num_out))).unpack()

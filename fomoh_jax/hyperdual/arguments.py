@@ -21,9 +21,9 @@ def check_primals(fun: Callable, primals: Any) -> None:
     """
     if not isinstance(primals, (tuple, list)):
         raise TypeError(
-            "primals must be a tuple or a list with one entry for each argument of fun, "
-            f"as in jax.jvp; got {type(primals).__name__}. For a single argument write "
-            "(x,)."
+            "primals must be a tuple or a list with one entry for each argument of "
+            f"fun, as in jax.jvp; got {type(primals).__name__}. For a single "
+            "argument write (x,)."
         )
     try:
         signature = inspect.signature(fun)
@@ -38,7 +38,9 @@ def check_primals(fun: Callable, primals: Any) -> None:
         ) from None
 
 
-def read_directions(primals: Sequence[Any], directions: Any) -> tuple[int, list[Channel]]:
+def read_directions(
+    primals: Sequence[Any], directions: Any
+) -> tuple[int, list[Channel]]:
     """Directions as one channel for each leaf of the primals.
 
     Args:
@@ -73,7 +75,7 @@ def read_directions(primals: Sequence[Any], directions: Any) -> tuple[int, list[
                 f"directions must agree on the number of directions k: {first} has a "
                 f"leading axis of {k}, {path} of {size}."
             )
-    return k, [_as_channel(path, p, d, (k,), "k, ") for path, p, d in leaves]
+    return k, [_as_channel(path, p, d, (k,)) for path, p, d in leaves]
 
 
 def read_tangents(
@@ -87,29 +89,37 @@ def read_tangents(
     """
     firsts = _pair("tangents1", primals, tangents1)
     seconds = _pair("tangents2", primals, tangents2)
-    channels: list[Channel] = []
-    for (path1, primal, t1), (path2, _, t2) in zip(firsts, seconds):
-        a = _as_channel(path1, primal, t1, (), "")
-        b = _as_channel(path2, primal, t2, (), "")
-        if a is ZERO and b is ZERO:
-            channels.append(ZERO)
-        else:
-            pair = [jnp.zeros_like(primal) if c is ZERO else c.array for c in (a, b)]
-            channels.append(Stack(jnp.stack(pair)))
-    return channels
+    return [
+        _two(_as_channel(path1, primal, t1, ()), _as_channel(path2, primal, t2, ()))
+        for (path1, primal, t1), (path2, _, t2) in zip(firsts, seconds)
+    ]
+
+
+def _two(a: Channel, b: Channel) -> Channel:
+    """Two tangents of one primal as a stack; ``array`` of each is one tangent."""
+    if isinstance(a, Stack):
+        return Stack(jnp.stack([a.array, _or_zeros(b, a.array)]))
+    if isinstance(b, Stack):
+        return Stack(jnp.stack([jnp.zeros_like(b.array), b.array]))
+    return ZERO
+
+
+def _or_zeros(channel: Channel, like: jax.Array) -> jax.Array:
+    return channel.array if isinstance(channel, Stack) else jnp.zeros_like(like)
 
 
 def _pair(name: str, primals: Sequence[Any], tree: Any) -> list[tuple[str, Any, Any]]:
     """``(path, primal, tangent or None)`` for each leaf of the primals."""
     if not isinstance(tree, (tuple, list)):
         raise TypeError(
-            f"{name} must be a tuple or a list like primals, with one entry for each of "
-            f"the {len(primals)} arguments; got {type(tree).__name__}."
+            f"{name} must be a tuple or a list like primals, with one entry for each "
+            f"of the {len(primals)} arguments; got {type(tree).__name__}."
         )
     if len(tree) != len(primals):
         raise TypeError(
-            f"{name} must have one entry for each argument: primals has {len(primals)}, "
-            f"{name} has {len(tree)}. Write None for an argument that is held fixed."
+            f"{name} must have one entry for each argument: primals has "
+            f"{len(primals)}, {name} has {len(tree)}. Write None for an "
+            "argument that is held fixed."
         )
     pairs = []
     for index, (primal, entry) in enumerate(zip(primals, tree)):
@@ -117,15 +127,15 @@ def _pair(name: str, primals: Sequence[Any], tree: Any) -> list[tuple[str, Any, 
             spread = jax.tree.map(_spread, entry, primal, is_leaf=lambda x: x is None)
         except ValueError:
             raise TypeError(
-                f"{name}[{index}] must have the structure of primals[{index}], with None "
-                f"for what is held fixed: expected {jax.tree.structure(primal)}, got "
-                f"{jax.tree.structure(entry)}."
+                f"{name}[{index}] must have the structure of primals[{index}], with "
+                f"None for what is held fixed: expected {jax.tree.structure(primal)}, "
+                f"got {jax.tree.structure(entry)}."
             ) from None
-        tangents = jax.tree.leaves(spread, is_leaf=lambda x: x is None)
         leaves = jax.tree_util.tree_leaves_with_path(primal)
         for (path, leaf), tangent in zip(leaves, _flat(spread), strict=True):
-            pairs.append((f"{name}[{index}]{jax.tree_util.keystr(path)}", leaf, tangent))
-        del tangents
+            pairs.append(
+                (f"{name}[{index}]{jax.tree_util.keystr(path)}", leaf, tangent)
+            )
     return pairs
 
 
@@ -151,15 +161,13 @@ def _flat(spread: Any) -> list[Any]:
     return leaves
 
 
-def _as_channel(
-    path: str, primal: Any, tangent: Any, lead: tuple[int, ...], symbol: str
-) -> Channel:
+def _as_channel(path: str, primal: Any, tangent: Any, lead: tuple[int, ...]) -> Channel:
     if tangent is None:
         return ZERO
     dtype = jnp.result_type(tangent)
     if dtype == jax.dtypes.float0:
         if is_inexact(primal):
-            raise TypeError(f"{path} has dtype float0, but its primal has a derivative.")
+            raise TypeError(f"{path} has dtype float0, but its primal can vary.")
         return ZERO
     if not is_inexact(primal):
         raise TypeError(
@@ -172,7 +180,7 @@ def _as_channel(
             f"{dtype}. Cast it with .astype."
         )
     if jnp.shape(tangent) != (*lead, *jnp.shape(primal)):
-        raise ValueError(_wrong_shape(path, primal, tangent, symbol))
+        raise ValueError(_wrong_shape(path, primal, tangent, "k, " if lead else ""))
     return Stack(jnp.asarray(tangent))
 
 

@@ -87,9 +87,7 @@ class Form(abc.ABC):
         ij = self.rows(a).array * self.columns(b).array
         return Stack(ij + self.columns(a).array * self.rows(b).array, axis)
 
-    def bilinear(
-        self, product: Callable, a: Channel, b: Channel, axis: int
-    ) -> Channel:
+    def bilinear(self, product: Callable, a: Channel, b: Channel, axis: int) -> Channel:
         """``product(a_i, b_j) + product(a_j, b_i)``, stacked along ``axis``."""
         if isinstance(a, Zero) or isinstance(b, Zero):
             return ZERO
@@ -126,7 +124,10 @@ class FirstOrder(Form):
     """Tangents only: ``k`` directional derivatives and no second-order coefficient."""
 
     k: int = dataclasses.field(metadata={"static": True})
-    q = 0
+
+    @property
+    def q(self) -> int:
+        return 0
 
     def rows(self, x: Stack) -> Stack:
         return x
@@ -181,7 +182,10 @@ class Cross(Form):
     """``v1ᵀ H v2`` of two directions: the classical hyper-dual number."""
 
     k = 2
-    q = 1
+
+    @property
+    def q(self) -> int:
+        return 1
 
     def rows(self, x: Stack) -> Stack:
         return take(x, np.array([0]))

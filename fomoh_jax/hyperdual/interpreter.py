@@ -87,7 +87,8 @@ def _at_source_of(eqn: JaxprEqn) -> Iterator[None]:
         if not getattr(error, "__notes__", None):  # the innermost equation is to blame
             operands = ", ".join(str(v.aval) for v in eqn.invars)
             error.add_note(
-                f"fomoh_jax: in the hyper-dual rule of primitive '{eqn.primitive.name}' "
-                f"on ({operands}), from {source_info_util.summarize(info)}"
+                f"fomoh_jax: in the hyper-dual rule of primitive "
+                f"'{eqn.primitive.name}' on ({operands}), from "
+                f"{source_info_util.summarize(info)}"
             )
         raise

@@ -62,7 +62,7 @@ class HyperDual:
 
     Attributes:
       primal: the value, shape ``s``.
-      tangents: first-order coefficients, one per direction; ``k`` arrays of shape ``s``.
+      tangents: first-order coefficients, ``k`` arrays of shape ``s``.
       seconds: second-order coefficients, as many as the form carries (Cobb et al. 2024,
         section 2: the coefficient of ε1ε2).
     """
@@ -101,13 +101,11 @@ def materialise(channel: Channel, like: Any, size: int, axis: int = 0) -> Stack:
     return Stack(lax.full(shape, 0, aval.dtype), axis)
 
 
-def spread(
-    numbers: Sequence[HyperDual], shape: tuple[int, ...]
-) -> list[HyperDual]:
+def spread(numbers: Sequence[HyperDual], shape: tuple[int, ...]) -> list[HyperDual]:
     """The operands of an elementwise operation, all that vary brought to its shape.
 
-    Equations may broadcast: a scalar, or a dimension of size one. Beside a stacking axis
-    a scalar would meet the wrong dimension, and a result must have its full shape.
+    Equations may broadcast: a scalar, or a dimension of size one. Beside a stacking
+    axis a scalar would meet the wrong dimension, and a result must have its full shape.
     """
 
     def spread_number(number: HyperDual) -> HyperDual:
@@ -121,7 +119,7 @@ def spread(
             if array.ndim == 1:  # scalars
                 array = array.reshape(-1, *[1] * len(shape))
             full = (*shape[:axis], array.shape[axis], *shape[axis:])
-            return Stack(jnp.broadcast_to(array, full), axis)
+            return Stack(lax.broadcast_in_dim(array, full, range(len(full))), axis)
 
         primal = jnp.broadcast_to(number.primal, shape)
         return HyperDual(primal, *map(spread_channel, number.channels))
@@ -163,7 +161,7 @@ def apply_linear(
     Args:
       fn: takes one array per channel and returns a list of arrays, one per out axis.
       channels: the operands, all with the same number of stacked arrays.
-      zeros: what ``fn`` gets in the place of a zero channel, if another one is not zero.
+      zeros: what ``fn`` gets in the place of a zero channel, if another is not zero.
       out_axes: where the stacking axis goes in each result.
 
     Returns:

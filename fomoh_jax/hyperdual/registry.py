@@ -7,7 +7,7 @@ not constant.
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 from jax.extend.core import Primitive, primitives
@@ -37,6 +37,7 @@ class Operation:
 
 
 Rule = Callable[[Form, Operation, Sequence[HyperDual]], Sequence[HyperDual]]
+R = TypeVar("R", bound=Rule)
 
 # The name under which the rule for everything else is registered.
 GENERIC = "*"
@@ -44,7 +45,7 @@ GENERIC = "*"
 _RULES: dict[Primitive | str, Rule] = {}
 
 
-def rule(*names: str) -> Callable[[Rule], Rule]:
+def rule(*names: str) -> Callable[[R], R]:
     """Register a rule for primitives given by name.
 
     A name is resolved to the primitive that JAX makes public under it, so that a user's
@@ -52,7 +53,7 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
     looked up by its name string.
     """
 
-    def register(function: Rule) -> Rule:
+    def register(function: R) -> R:
         for name in names:
             _RULES[getattr(primitives, f"{name}_p", name)] = function
         return function

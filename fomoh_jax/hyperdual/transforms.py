@@ -45,10 +45,10 @@ def hyper_jvp(
         + (\nabla f \cdot v_2)\, \epsilon_2 + (v_1^\top H v_2)\, \epsilon_1 \epsilon_2.
 
     Args:
-      fun: a function of arrays, or pytrees of arrays, that returns a pytree of arrays.
+      fun: a function of pytrees of arrays that returns a pytree of arrays.
       primals: tuple of its arguments, as in ``jax.jvp``.
-      tangents1: tuple like ``primals``: structure, shapes and dtypes; ``float0`` where a
-        primal is of integers, as in ``jax.jvp``, or ``None`` for what is held fixed.
+      tangents1: tuple like ``primals``: structure, shapes and dtypes; ``float0`` where
+        a primal is of integers, as in ``jax.jvp``, or ``None`` for what is held fixed.
       tangents2: another one.
 
     Returns:
@@ -64,7 +64,7 @@ def hyper_jvp(
       >>> import jax.numpy as jnp
       >>> from fomoh_jax import hyper_jvp
       >>> f = lambda x: x[0] ** 2 * x[1]
-      >>> x, v1, v2 = jnp.array([3.0, 2.0]), jnp.array([1.0, 0.0]), jnp.array([0.0, 1.0])
+      >>> x, (v1, v2) = jnp.array([3.0, 2.0]), jnp.eye(2)
       >>> out, d1, d2, d12 = hyper_jvp(f, (x,), (v1,), (v2,))
       >>> print(out, d1, d2, d12)
       18.0 12.0 9.0 6.0
@@ -103,7 +103,7 @@ def quadratic_model(
     ``k (k + 1) / 2`` curvatures.
 
     Args:
-      fun: a function of arrays, or pytrees of arrays, that returns a pytree of arrays.
+      fun: a function of pytrees of arrays that returns a pytree of arrays.
       primals: tuple of its arguments.
       directions: tuple like ``primals``, each leaf with a leading axis of length ``k``;
         ``None`` for an argument, or a part of one, that is held fixed.
@@ -115,9 +115,9 @@ def quadratic_model(
         differentiated.
 
     Returns:
-      A :class:`QuadraticModel` with ``value`` (shape ``out``), ``slope`` (``[k, *out]``)
-      and ``curvature`` (``[k, k, *out]``), in the dtype of the output; with
-      ``has_aux``, the pair ``(model, aux)``.
+      A :class:`QuadraticModel` with ``value`` (shape ``out``), ``slope``
+      (``[k, *out]``) and ``curvature`` (``[k, k, *out]``), in the dtype of the output;
+      with ``has_aux``, the pair ``(model, aux)``.
 
     Raises:
       TypeError: if a structure or a dtype does not match the primals.
@@ -168,7 +168,7 @@ def directional_curvature(
     for the cost of ``k`` curvatures and not of ``k²``.
 
     Args:
-      fun: a function of arrays, or pytrees of arrays, that returns a pytree of arrays.
+      fun: a function of pytrees of arrays that returns a pytree of arrays.
       primals: tuple of its arguments.
       directions: tuple like ``primals``, each leaf with a leading axis of length ``k``;
         ``None`` for an argument, or a part of one, that is held fixed.
@@ -229,7 +229,7 @@ def hessian(
     .. math:: H_{ij} = \frac{\partial^2 f}{\partial x_i \partial x_j}
 
     Args:
-      fun: a function of arrays, or pytrees of arrays, that returns a pytree of arrays.
+      fun: a function of pytrees of arrays that returns a pytree of arrays.
       argnums: which positional argument, or arguments, to differentiate.
       chunk_size: bound on memory: that many rows at a time, as in
         :func:`quadratic_model`.
@@ -253,8 +253,8 @@ def hessian(
 
     @wraps(fun)
     def hessian_fun(*args, **kwargs):
-        single = isinstance(argnums, int)
-        places = [_normalised(i, len(args)) for i in ((argnums,) if single else argnums)]
+        chosen = [argnums] if isinstance(argnums, int) else list(argnums)
+        places = [_normalised(i, len(args)) for i in chosen]
         varied = tuple(args[i] for i in places)
         for i, arg in zip(places, varied):
             _check_real(i, arg)
@@ -267,12 +267,8 @@ def hessian(
 
         leaves, structure = jax.tree.flatten(varied)
         basis = structure.unflatten(_standard_basis(leaves))
-        if not sum(map(jnp.size, leaves)):
-            chunk = None
-        else:
-            chunk = chunk_size
-        model = quadratic_model(function, varied, basis, chunk_size=chunk)
-        inner = jax.tree.structure(args[places[0]] if single else varied)
+        model = quadratic_model(function, varied, basis, chunk_size=chunk_size)
+        inner = jax.tree.structure(varied[0] if isinstance(argnums, int) else varied)
         return jax.tree.map(
             lambda curvature: _blocks(curvature, leaves, inner), model.curvature
         )
@@ -375,8 +371,8 @@ def _in_chunks(
 def _normalised(argnum: int, count: int) -> int:
     if not -count <= argnum < count:
         raise ValueError(
-            f"argnums names argument {argnum}, but the function was called with {count} "
-            "positional arguments."
+            f"argnums names argument {argnum}, but the function was called with "
+            f"{count} positional arguments."
         )
     return argnum % count
 

@@ -6,12 +6,12 @@ from jax import lax
 
 from fomoh_jax.hyperdual.forms import Form
 from fomoh_jax.hyperdual.number import HyperDual, add, apply_linear, scale, spread
-from fomoh_jax.hyperdual.rules.generic import generic
 from fomoh_jax.hyperdual.registry import Operation, rule
+from fomoh_jax.hyperdual.rules.generic import generic
 
 
 @rule("mul")
-def _mul(form: Form, op: Operation, args: Sequence[HyperDual]) -> list[HyperDual]:
+def _mul(form: Form, op: Operation, args: Sequence[HyperDual]):
     if op.params.get("out_dtype") is not None:  # a widening product
         return generic(form, op, args)
     a, b = spread(args, op.outputs[0].shape)

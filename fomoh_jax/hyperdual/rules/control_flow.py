@@ -18,7 +18,7 @@ from fomoh_jax.hyperdual.number import ZERO, Channel, HyperDual, Stack, material
 from fomoh_jax.hyperdual.registry import Operation, rule
 
 # For each number, whether it has tangents and whether it has seconds.
-Pattern = list[tuple[bool, bool]]
+Pattern = list[tuple[bool, ...]]
 
 
 def _pattern(numbers: Sequence[HyperDual]) -> Pattern:
@@ -26,9 +26,7 @@ def _pattern(numbers: Sequence[HyperDual]) -> Pattern:
 
 
 def _union(*patterns: Pattern) -> Pattern:
-    return [
-        tuple(any(flags) for flags in zip(*numbers)) for numbers in zip(*patterns)
-    ]
+    return [tuple(any(flags) for flags in zip(*numbers)) for numbers in zip(*patterns)]
 
 
 def _widen(
@@ -36,7 +34,7 @@ def _widen(
 ) -> list[HyperDual]:
     """The same numbers with at least the channels of the pattern, on leading axes."""
 
-    def widened(number: HyperDual, flags: tuple[bool, bool]) -> HyperDual:
+    def widened(number: HyperDual, flags: tuple[bool, ...]) -> HyperDual:
         channels = [
             materialise(channel, number.primal, size) if wanted else channel
             for channel, size, wanted in zip(number.channels, (form.k, form.q), flags)
@@ -47,7 +45,9 @@ def _widen(
 
 
 def _fixed_point(
-    body: Callable[[list[HyperDual]], list[HyperDual]], form: Form, init: list[HyperDual]
+    body: Callable[[list[HyperDual]], list[HyperDual]],
+    form: Form,
+    init: list[HyperDual],
 ) -> Pattern:
     """The channels that a carry ends up with, if ``body`` maps it to its successor."""
     pattern = _pattern(init)

@@ -14,8 +14,8 @@ from jax import lax
 
 from fomoh_jax.hyperdual.forms import Form
 from fomoh_jax.hyperdual.number import HyperDual, add, scale, spread
-from fomoh_jax.hyperdual.rules.generic import differentiable_part, generic
 from fomoh_jax.hyperdual.registry import Operation, rule
+from fomoh_jax.hyperdual.rules.generic import differentiable_part, generic
 
 
 def partial_derivative(function: Callable, index: int) -> Callable:

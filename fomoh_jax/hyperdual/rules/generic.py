@@ -69,9 +69,7 @@ def generic(
     seconds_in = [arg.seconds for arg in active]
     axes = _axes(op, active, "tangents")
     tangents = apply_linear(pushforward, tangents_in, zeros, axes)
-    seconds = apply_linear(
-        pushforward, seconds_in, zeros, _axes(op, active, "seconds")
-    )
+    seconds = apply_linear(pushforward, seconds_in, zeros, _axes(op, active, "seconds"))
     if curved:
 
         def second_derivative(*directions):
@@ -103,7 +101,7 @@ def generic(
     "approx_top_k",
     "select_and_gather_add",
     "scatter",
-    "gather",  # linear, but out of bounds its tangent is zero where its value may be NaN
+    "gather",  # linear, but out of bounds its tangent is 0 where its value may be NaN
 )
 def piecewise_linear(
     form: Form, op: Operation, args: Sequence[HyperDual]

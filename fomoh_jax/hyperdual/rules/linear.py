@@ -92,9 +92,7 @@ def linear(form: Form, op: Operation, args: Sequence[HyperDual]) -> list[HyperDu
 def _add(form: Form, op: Operation, args: Sequence[HyperDual]) -> list[HyperDual]:
     a, b = spread(args, op.outputs[0].shape)
     (primal,) = op(a.primal, b.primal)
-    return [
-        HyperDual(primal, add(a.tangents, b.tangents), add(a.seconds, b.seconds))
-    ]
+    return [HyperDual(primal, add(a.tangents, b.tangents), add(a.seconds, b.seconds))]
 
 
 def _out_axis(op: Operation, channels: Sequence[Channel], ndim: int) -> int:

@@ -1,0 +1,72 @@
+"""Figures of curves over several seeds: the seeds faint behind their mean."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")  # a figure is a file here, also where there is no display
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+
+def plot_seeds(
+    axes: plt.Axes,
+    x: np.ndarray,
+    curves: np.ndarray,
+    *,
+    label: str,
+    logarithmic: bool = False,
+    **style: Any,
+) -> None:
+    """Draw one curve per seed, faint, and their mean.
+
+    Args:
+      axes: where to draw.
+      x: shape ``[points]``.
+      curves: shape ``[seeds, points]``.
+      label: of the mean, in the legend.
+      logarithmic: take the mean of the logarithms, which is what the eye expects on a
+        logarithmic axis; an arithmetic mean there is the worst seed.
+      **style: of the mean, as matplotlib takes it.
+    """
+    with np.errstate(divide="ignore", invalid="ignore"):
+        mean = (
+            np.exp(np.mean(np.log(curves), axis=0)) if logarithmic else curves.mean(0)
+        )
+    (line,) = axes.plot(x, mean, label=label, lw=1.8, zorder=3, **style)
+    if len(curves) > 1:
+        faint = {"color": line.get_color(), "ls": line.get_linestyle()}
+        axes.plot(x, curves.T, lw=0.6, alpha=0.2, zorder=2, **faint)
+
+
+def save(figure: plt.Figure, path: Path) -> None:
+    """Write a figure, with room for its labels."""
+    figure.tight_layout()
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def table(columns: Mapping[str, list[str]]) -> str:
+    """A Markdown table that also reads as text: the first column to the left."""
+    widths = [max(map(len, [name, *cells])) for name, cells in columns.items()]
+
+    def row(cells):
+        first, *rest = (
+            cell.ljust(width) if i == 0 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(cells, widths))
+        )
+        return "| " + " | ".join([first, *rest]) + " |"
+
+    rule = [("-" * w if i == 0 else "-" * (w - 1) + ":") for i, w in enumerate(widths)]
+    return "\n".join([row(columns), row(rule), *map(row, zip(*columns.values()))])
+
+
+def mean_and_deviation(values: np.ndarray, digits: int = 3) -> str:
+    """``mean ± standard deviation`` over seeds, or the value if there is one seed."""
+    mean = f"{np.mean(values):.{digits}f}"
+    if len(values) == 1:
+        return mean
+    return f"{mean} ± {np.std(values, ddof=1):.{digits}f}"

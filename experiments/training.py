@@ -1,0 +1,123 @@
+"""Training a classifier, one compiled epoch at a time."""
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from experiments.data import Split
+from experiments.models import accuracy, cross_entropy
+
+
+class Method(NamedTuple):
+    """An optimiser and how its step is fed.
+
+    Attributes:
+      transformation: may take ``value_fn``, with the batch by keyword.
+      backpropagates: whether its updates start from the gradient.
+    """
+
+    transformation: optax.GradientTransformation
+    backpropagates: bool
+
+
+class Progress(NamedTuple):
+    """Where a run stands.
+
+    Attributes:
+      params, state: of the model and of the optimiser.
+      losses: of the minibatches of the last epoch, each before its step.
+    """
+
+    params: Any
+    state: Any
+    losses: jax.Array
+
+
+def make_epoch(model: nn.Module, method: Method, batch_size: int) -> Callable:
+    """A jitted ``epoch(params, state, key, images, labels) -> Progress``.
+
+    It shuffles, cuts off what does not fill a batch, and scans over the batches, so
+    that an epoch is one dispatch.
+    """
+    tx = optax.with_extra_args_support(method.transformation)
+
+    def loss_fn(params, images, labels):
+        return cross_entropy(model.apply(params, images), labels)
+
+    def step(carry, batch):
+        params, state = carry
+        if method.backpropagates:
+            loss, updates = jax.value_and_grad(loss_fn)(params, **batch)
+        else:
+            loss, updates = None, None
+        updates, state = tx.update(updates, state, params, value_fn=loss_fn, **batch)
+        if loss is None:  # the forward pass has left it in the state
+            loss = optax.tree.get(state, "value")
+        return (optax.apply_updates(params, updates), state), loss
+
+    @jax.jit
+    def epoch(params, state, key, images, labels):
+        batches = len(labels) // batch_size
+        order = jax.random.permutation(key, len(labels))[: batches * batch_size]
+        data = {
+            "images": images[order].reshape(batches, batch_size, *images.shape[1:]),
+            "labels": labels[order].reshape(batches, batch_size),
+        }
+        (params, state), losses = jax.lax.scan(step, (params, state), data)
+        return Progress(params, state, losses)
+
+    return epoch
+
+
+def make_evaluation(model: nn.Module, batch_size: int = 1000) -> Callable:
+    """A jitted ``evaluate(params, images, labels) -> (loss, accuracy)``.
+
+    Of a split whose size is a multiple of the batch size, or smaller than it.
+    """
+
+    @jax.jit
+    def evaluate(params, images, labels):
+        size = min(batch_size, len(labels))
+        if len(labels) % size:
+            raise ValueError(f"{len(labels)} examples do not divide into {size}.")
+
+        def on_batch(batch):
+            logits = model.apply(params, batch[0])
+            return cross_entropy(logits, batch[1]), accuracy(logits, batch[1])
+
+        split = lambda x: x.reshape(-1, size, *x.shape[1:])
+        return jax.tree.map(
+            jnp.mean, jax.lax.map(on_batch, (split(images), split(labels)))
+        )
+
+    return evaluate
+
+
+def train(
+    model: nn.Module,
+    method: Method,
+    epoch: Callable,
+    data: Split,
+    epochs: int,
+    seed: int,
+) -> Iterator[Progress]:
+    """Train from a fresh start, and yield after each epoch.
+
+    Everything random follows from the seed: the initial parameters, the order of the
+    data, and, through the state's key, the directions.
+    """
+    init_key, data_key, direction_key = jax.random.split(jax.random.key(seed), 3)
+    params = model.init(init_key, data.images[:1])
+    state = method.transformation.init(params)
+    if not method.backpropagates:
+        state = optax.tree.set(state, key=direction_key)
+    images, labels = jnp.asarray(data.images), jnp.asarray(data.labels)
+    for number in range(epochs):
+        key = jax.random.fold_in(data_key, number)
+        progress = epoch(params, state, key, images, labels)
+        params, state = progress.params, progress.state
+        yield progress

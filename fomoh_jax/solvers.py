@@ -1,0 +1,206 @@
+"""How the k×k system of the hyperplane is solved.
+
+On ``θ - Vκ`` the quadratic model of the loss is ``f - κ·s + ½ κᵀ C κ`` with the slopes
+``s = Vᵀ∇f`` and the curvature ``C = Vᵀ H V``. A solver chooses the coefficients ``κ``,
+on the device and inside ``jit``, from the model and from the Gram matrix ``G = VᵀV``,
+which says how long a step is: ``|Vκ|² = κᵀ G κ``. No solver returns a non-finite
+coefficient.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fomoh_jax.hyperdual import QuadraticModel
+
+
+class Solver(NamedTuple):
+    """A pair of pure functions, as a gradient transformation is.
+
+    Attributes:
+      init: ``init(k) -> state``.
+      solve: ``solve(model, gram, state) -> (coefficients, state)``; ``model`` and
+        ``gram`` in at least float32, ``coefficients`` of shape ``[k]`` such that the
+        step is ``-V @ coefficients``.
+    """
+
+    init: Callable[[int], Any]
+    solve: Callable[[QuadraticModel, jax.Array, Any], tuple[jax.Array, Any]]
+
+
+def newton(jitter: float = 1e-3, growth: float = 10.0, attempts: int = 5) -> Solver:
+    r"""Newton's step on the hyperplane, the paper's method.
+
+    .. math:: \kappa = (V^\top H V + \delta I)^{-1}\, V^\top \nabla f
+
+    where the jitter :math:`\delta` is zero unless the system is singular, and then the
+    first of ``jitter``, ``jitter * growth``, … that makes it regular; if ``attempts``
+    of them do not, :math:`\kappa = V^\top \nabla f`. That is what the reference
+    implementation does when an inversion raises; here the eigenvalues tell, so that it
+    works under ``jit``: a system is singular when an eigenvalue is zero to rounding,
+    :math:`|\lambda| \le k\, \epsilon \max |\lambda|`.
+
+    Where the curvature is negative this steps uphill, as Newton's method does.
+
+    Args:
+      jitter: first value added to the eigenvalues of a singular system, in units of
+        the curvature ``v_iᵀ H v_j``; positive.
+      growth: factor between attempts.
+      attempts: number of values tried, at least 1.
+
+    Returns:
+      A solver.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from fomoh_jax import QuadraticModel, solvers
+      >>> model = QuadraticModel(jnp.array(1.0), jnp.array([2.0, 4.0]), 2 * jnp.eye(2))
+      >>> solver = solvers.newton()
+      >>> coefficients, _ = solver.solve(model, jnp.eye(2), solver.init(2))
+      >>> print(coefficients)
+      [1. 2.]
+
+    References:
+      Cobb et al., 2024, arXiv:2408.10419, section 3 (FoMoH-KD).
+    """
+    shifts = np.concatenate([[0.0], jitter * growth ** np.arange(attempts)])
+
+    def solve(slope, curvature, gram):
+        del gram
+        eigenvalues, vectors = jnp.linalg.eigh(curvature)
+        shifted = eigenvalues + jnp.asarray(shifts, eigenvalues.dtype)[:, None]
+        size = jnp.abs(shifted)
+        regular = jnp.all(size > _rounding(size), axis=1)
+        chosen = shifted[jnp.argmax(regular)]
+        step = vectors @ ((vectors.T @ slope) / chosen)
+        return jnp.where(jnp.any(regular), step, slope)
+
+    return _stateless(solve)
+
+
+def saddle_free() -> Solver:
+    r"""Newton's step with the absolute value of the curvature.
+
+    .. math:: \kappa = B\, |\Lambda|^{-1} B^\top V^\top \nabla f, \qquad
+      B^\top V^\top V B = I, \quad B^\top V^\top H V B = \Lambda
+
+    Along negative curvature it goes downhill as far as Newton's step would go up. The
+    eigenvalues :math:`\Lambda` are taken in the metric :math:`V^\top V`, so that the
+    step depends on the hyperplane alone and not on the directions that span it. For one
+    direction it is FoMoH's :math:`\nabla f \cdot v / |v^\top H v|`. Where the curvature
+    is zero to rounding, the model has no minimum and the step is zero.
+
+    Returns:
+      A solver.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from fomoh_jax import QuadraticModel, solvers
+      >>> curvature = jnp.diag(jnp.array([2.0, -2.0]))
+      >>> model = QuadraticModel(jnp.array(1.0), jnp.array([2.0, 4.0]), curvature)
+      >>> solver = solvers.saddle_free()
+      >>> coefficients, _ = solver.solve(model, jnp.eye(2), solver.init(2))
+      >>> print(coefficients)
+      [1. 2.]
+
+    References:
+      Dauphin et al., *Identifying and attacking the saddle point problem in
+      high-dimensional non-convex optimization*, 2014, arXiv:1406.2572; Cobb et al.,
+      2024, arXiv:2408.10419, section 3 (FoMoH).
+    """
+
+    def solve(slope, curvature, gram):
+        eigenvalues, basis = _in_metric(curvature, gram)
+        size = jnp.abs(eigenvalues)
+        flat = size <= _rounding(size)
+        along = (basis.T @ slope) / jnp.where(flat, 1, size)
+        return basis @ jnp.where(flat, 0, along)
+
+    return _stateless(solve)
+
+
+def damped(damping: float = 1e-3) -> Solver:
+    r"""Levenberg's damped Newton step, always downhill.
+
+    .. math:: \kappa = (V^\top H V + \delta\, V^\top V)^{-1}\, V^\top \nabla f, \qquad
+      \delta = \mathrm{damping} + \max(0, -\lambda_{\min})
+
+    This is Newton's step for :math:`H + \delta I` on the hyperplane. The shift is
+    raised by the most negative eigenvalue :math:`\lambda_{\min}` of the curvature in
+    the metric :math:`V^\top V`, so that no eigenvalue is below ``damping``.
+
+    Args:
+      damping: positive, in units of the Hessian.
+
+    Returns:
+      A solver.
+
+    Raises:
+      ValueError: if ``damping`` is a number that is not positive.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from fomoh_jax import QuadraticModel, solvers
+      >>> model = QuadraticModel(jnp.array(1.0), jnp.array([2.0, 4.0]), 2 * jnp.eye(2))
+      >>> solver = solvers.damped(2.0)
+      >>> coefficients, _ = solver.solve(model, jnp.eye(2), solver.init(2))
+      >>> print(coefficients)
+      [0.5 1. ]
+
+    References:
+      Levenberg, *A method for the solution of certain non-linear problems in least
+      squares*, 1944.
+    """
+    if isinstance(damping, (int, float)) and not damping > 0:
+        raise ValueError(f"damping must be positive; got {damping}.")
+
+    def solve(slope, curvature, gram):
+        eigenvalues, basis = _in_metric(curvature, gram)
+        shift = damping + jnp.maximum(0, -jnp.min(eigenvalues))
+        return basis @ ((basis.T @ slope) / (eigenvalues + shift))
+
+    return _stateless(solve)
+
+
+def _rounding(size: jax.Array) -> jax.Array:
+    """What is zero to rounding beside the largest of the sizes, along the last axis."""
+    k = size.shape[-1]
+    largest = jnp.max(size, axis=-1, keepdims=True)
+    return k * jnp.finfo(size.dtype).eps * largest
+
+
+def _in_metric(curvature: jax.Array, gram: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """``λ, B`` with ``BᵀGB = I`` and ``BᵀCB = diag(λ)``.
+
+    Directions that depend on others to rounding are left out: their columns of ``B``
+    are zero.
+    """
+    lengths, axes = jnp.linalg.eigh(gram)
+    dependent = lengths <= _rounding(jnp.abs(lengths))
+    whitening = axes * jnp.where(
+        dependent, 0, 1 / jnp.sqrt(jnp.where(dependent, 1, lengths))
+    )
+    eigenvalues, rotation = jnp.linalg.eigh(whitening.T @ curvature @ whitening)
+    return eigenvalues, whitening @ rotation
+
+
+def _stateless(solve: Callable) -> Solver:
+    """A solver with no memory, and with a zero step where there is no finite one."""
+
+    def guarded(model, gram, state):
+        finite = jnp.isfinite(model.value)
+        for part in (model.slope, model.curvature, gram):
+            finite &= jnp.all(jnp.isfinite(part))
+        identity = jnp.eye(len(gram), dtype=gram.dtype)
+        coefficients = solve(
+            jnp.where(finite, model.slope, 0),
+            jnp.where(finite, model.curvature, identity),
+            jnp.where(finite, gram, identity),
+        )
+        finite &= jnp.all(jnp.isfinite(coefficients))
+        return jnp.where(finite, coefficients, 0), state
+
+    return Solver(lambda k: (), guarded)
