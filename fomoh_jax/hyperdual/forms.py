@@ -24,7 +24,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.tree_util import register_dataclass
+from jax.tree_util import register_dataclass, register_static
 
 from fomoh_jax.hyperdual.number import ZERO, Channel, Stack, Zero, add, scale
 
@@ -118,12 +118,17 @@ class Form(abc.ABC):
         return [Stack(array, axis) for array, axis in zip(arrays, out_axes)]
 
 
-@register_dataclass
+# Forms without arrays are static nodes, whose trees compare as the objects do. As
+# registered dataclasses the trees of Pairs(3) and Diagonal(3) would compare equal (jax
+# 0.10 to 0.12 at least), and jit would now and then hand one the program of the other.
+
+
+@register_static
 @dataclasses.dataclass(frozen=True)
 class FirstOrder(Form):
     """Tangents only: ``k`` directional derivatives and no second-order coefficient."""
 
-    k: int = dataclasses.field(metadata={"static": True})
+    k: int
 
     @property
     def q(self) -> int:
@@ -147,12 +152,12 @@ class FirstOrder(Form):
         return [ZERO] * len(out_axes)
 
 
-@register_dataclass
+@register_static
 @dataclasses.dataclass(frozen=True)
 class Diagonal(Form):
     """``v_iᵀ H v_i`` for each of ``k`` directions."""
 
-    k: int = dataclasses.field(metadata={"static": True})
+    k: int
 
     @property
     def q(self) -> int:
@@ -176,7 +181,7 @@ class Diagonal(Form):
         return Stack(2 * batched(a.array, b.array), axis)
 
 
-@register_dataclass
+@register_static
 @dataclasses.dataclass(frozen=True)
 class Cross(Form):
     """``v1ᵀ H v2`` of two directions: the classical hyper-dual number."""
@@ -194,12 +199,12 @@ class Cross(Form):
         return take(x, np.array([1]))
 
 
-@register_dataclass
+@register_static
 @dataclasses.dataclass(frozen=True)
 class Pairs(Form):
     """``v_iᵀ H v_j`` for every ``i <= j``: the whole curvature, each pair once."""
 
-    k: int = dataclasses.field(metadata={"static": True})
+    k: int
 
     @property
     def q(self) -> int:

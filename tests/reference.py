@@ -1,0 +1,92 @@
+"""What the library is compared with: ``jax.jvp`` of ``jax.jvp``."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import fomoh_jax
+
+RTOL = 1e-10
+# A derivative that is zero comes out as a difference of numbers of order one.
+ATOL = 1e-12
+
+
+def second_jvp(fun, primals, t1, t2):
+    """``(fun, ∂fun·t1, ∂fun·t2, t1ᵀ ∂²fun t2)`` by nesting ``jax.jvp``."""
+    first = lambda *xs: jax.jvp(fun, xs, t1)
+    (out, d1), (d2, d12) = jax.jvp(first, primals, t2)
+    return out, d1, d2, d12
+
+
+def nested_model(fun, primals, directions):
+    """Value, slope and curvature, every pair on its own."""
+
+    def pair(t1, t2):
+        return second_jvp(fun, primals, t1, t2)
+
+    columns = jax.vmap(pair, in_axes=(None, 0))
+    value, d1, _, d12 = jax.vmap(columns, in_axes=(0, None))(directions, directions)
+    first = lambda tree, depth: jax.tree.map(lambda x: x[(0,) * depth], tree)
+    slope = jax.tree.map(lambda x: x[:, 0], d1)
+    return fomoh_jax.QuadraticModel(first(value, 2), slope, d12)
+
+
+def random_directions(primals, k, seed=0):
+    """Gaussian directions like the primals."""
+    leaves, structure = jax.tree.flatten(primals)
+    keys = jax.random.split(jax.random.key(seed), len(leaves))
+    return structure.unflatten(
+        jax.random.normal(key, (k, *jnp.shape(x)), jnp.result_type(x))
+        for key, x in zip(keys, leaves)
+    )
+
+
+def assert_close(actual, expected, rtol=RTOL, atol=ATOL):
+    """Trees agree, each leaf to ``rtol`` of its largest element."""
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    for a, e in zip(jax.tree.leaves(actual), jax.tree.leaves(expected)):
+        a, e = np.asarray(a), np.asarray(e)
+        assert a.dtype == e.dtype and a.shape == e.shape
+        scale = np.max(np.abs(e), initial=0)
+        assert np.all(np.isfinite(e))
+        np.testing.assert_allclose(a, e, rtol=0, atol=atol + rtol * scale)
+
+
+def assert_symmetric(curvature):
+    """Equal to its transpose, bit for bit."""
+    for leaf in jax.tree.leaves(curvature):
+        np.testing.assert_array_equal(leaf, np.swapaxes(leaf, 0, 1))
+
+
+def assert_agrees_with_nested_jvp(fun, *primals, k=3, jit=True):
+    """Every transformation, on one function, in one compilation."""
+    directions = random_directions(primals, k)
+
+    def ours(primals, directions):
+        t1, t2 = (jax.tree.map(lambda x: x[i], directions) for i in (0, 1))
+        return (
+            fomoh_jax.quadratic_model(fun, primals, directions),
+            fomoh_jax.quadratic_model(fun, primals, directions, chunk_size=2),
+            fomoh_jax.directional_curvature(fun, primals, directions),
+            fomoh_jax.hyper_jvp(fun, primals, t1, t2),
+        )
+
+    def theirs(primals, directions):
+        t1, t2 = (jax.tree.map(lambda x: x[i], directions) for i in (0, 1))
+        model = nested_model(fun, primals, directions)
+        diagonal = jax.tree.map(lambda x: x[np.arange(k), np.arange(k)], model.curvature)
+        return model, model, (*model[:2], diagonal), second_jvp(fun, primals, t1, t2)
+
+    wrap = jax.jit if jit else lambda f: f
+    actual = wrap(ours)(primals, directions)
+    assert_close(actual, wrap(theirs)(primals, directions))
+    assert_symmetric(actual[0].curvature)
+    assert_symmetric(actual[1].curvature)
+
+
+@functools.cache
+def normal(*shape, seed=0):
+    """Standard normal numbers, float64."""
+    return jax.random.normal(jax.random.key(seed), shape)
