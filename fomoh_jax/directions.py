@@ -143,7 +143,7 @@ def incoming() -> Directions:
 
 
 def _random(k: int, sampler: Callable) -> Directions:
-    k = check_k(k)
+    k = check_size("k", k)
 
     def sample(key, params, updates):
         del updates
@@ -156,22 +156,22 @@ def _random(k: int, sampler: Callable) -> Directions:
     return Directions(k, sample)
 
 
-def check_k(k: Any) -> int:
-    """``k`` as a Python integer.
+def check_size(name: str, size: Any) -> int:
+    """A size as a Python integer.
 
     Raises:
       TypeError: if it is none, or is traced.
       ValueError: if it is less than 1.
     """
-    if isinstance(k, jax.Array):
+    if isinstance(size, jax.Array):
         raise TypeError(
-            "k must be a Python integer, because it is a shape; got an array. Under "
-            'optax.inject_hyperparams, pass static_args="k".'
+            f"{name} must be a Python integer, because it is a shape; got an array. "
+            f'Under optax.inject_hyperparams, name it in static_args="{name}".'
         )
     try:
-        k = operator.index(k)
+        size = operator.index(size)
     except TypeError:
-        raise TypeError(f"k must be a Python integer; got {k!r}.") from None
-    if k < 1:
-        raise ValueError(f"k, the number of directions, must be at least 1; got {k}.")
-    return k
+        raise TypeError(f"{name} must be a Python integer; got {size!r}.") from None
+    if size < 1:
+        raise ValueError(f"{name} must be at least 1; got {size}.")
+    return size

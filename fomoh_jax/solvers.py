@@ -40,7 +40,8 @@ def newton(jitter: float = 1e-3, growth: float = 10.0, attempts: int = 5) -> Sol
     first of ``jitter``, ``jitter * growth``, … that makes it regular; if ``attempts``
     of them do not, :math:`\kappa = V^\top \nabla f`. That is what the reference
     implementation does when an inversion raises; here the eigenvalues tell, so that it
-    works under ``jit``: a system is singular when an eigenvalue is zero to rounding,
+    works under ``jit``: a system is singular when, with the directions scaled to unit
+    length, an eigenvalue is zero to rounding,
     :math:`|\lambda| \le k\, \epsilon \max |\lambda|`.
 
     Where the curvature is negative this steps uphill, as Newton's method does.
@@ -48,11 +49,14 @@ def newton(jitter: float = 1e-3, growth: float = 10.0, attempts: int = 5) -> Sol
     Args:
       jitter: first value added to the eigenvalues of a singular system, in units of
         the curvature ``v_iᵀ H v_j``; positive.
-      growth: factor between attempts.
+      growth: factor between attempts, more than 1.
       attempts: number of values tried, at least 1.
 
     Returns:
       A solver.
+
+    Raises:
+      ValueError: if an argument is out of range.
 
     Example:
       >>> import jax.numpy as jnp
@@ -66,17 +70,29 @@ def newton(jitter: float = 1e-3, growth: float = 10.0, attempts: int = 5) -> Sol
     References:
       Cobb et al., 2024, arXiv:2408.10419, section 3 (FoMoH-KD).
     """
-    shifts = np.concatenate([[0.0], jitter * growth ** np.arange(attempts)])
+    if not (jitter > 0 and growth > 1 and attempts >= 1):
+        raise ValueError(
+            "newton needs jitter > 0, growth > 1 and attempts >= 1; got "
+            f"jitter={jitter}, growth={growth}, attempts={attempts}."
+        )
+    shifts = jitter * growth ** np.arange(attempts)
 
     def solve(slope, curvature, gram):
-        del gram
+        # Judged for directions of unit length: a short one is not a singular one.
+        unit = _unit(gram)
+        eigenvalues, vectors = jnp.linalg.eigh(unit[:, None] * curvature * unit)
+        size = jnp.abs(eigenvalues)
+        regular = jnp.all(size > _rounding(size))
+        along = vectors.T @ (unit * slope) / jnp.where(regular, eigenvalues, 1)
+        return jnp.where(regular, unit * (vectors @ along), jittered(slope, curvature))
+
+    def jittered(slope, curvature):
         eigenvalues, vectors = jnp.linalg.eigh(curvature)
         shifted = eigenvalues + jnp.asarray(shifts, eigenvalues.dtype)[:, None]
         size = jnp.abs(shifted)
         regular = jnp.all(size > _rounding(size), axis=1)
-        chosen = shifted[jnp.argmax(regular)]
-        step = vectors @ ((vectors.T @ slope) / chosen)
-        return jnp.where(jnp.any(regular), step, slope)
+        along = (vectors.T @ slope) / shifted[jnp.argmax(regular)]
+        return jnp.where(jnp.any(regular), vectors @ along, slope)
 
     return _stateless(solve)
 
@@ -154,7 +170,7 @@ def damped(damping: float = 1e-3) -> Solver:
       Levenberg, *A method for the solution of certain non-linear problems in least
       squares*, 1944.
     """
-    if isinstance(damping, (int, float)) and not damping > 0:
+    if not isinstance(damping, jax.Array) and not damping > 0:
         raise ValueError(f"damping must be positive; got {damping}.")
 
     def solve(slope, curvature, gram):
@@ -178,13 +194,23 @@ def _in_metric(curvature: jax.Array, gram: jax.Array) -> tuple[jax.Array, jax.Ar
     Directions that depend on others to rounding are left out: their columns of ``B``
     are zero.
     """
-    lengths, axes = jnp.linalg.eigh(gram)
+    unit = _unit(gram)
+    lengths, axes = jnp.linalg.eigh(unit[:, None] * gram * unit)
     dependent = lengths <= _rounding(jnp.abs(lengths))
-    whitening = axes * jnp.where(
-        dependent, 0, 1 / jnp.sqrt(jnp.where(dependent, 1, lengths))
-    )
+    inverse = jnp.where(dependent, 0, 1 / jnp.sqrt(jnp.where(dependent, 1, lengths)))
+    whitening = unit[:, None] * axes * inverse
     eigenvalues, rotation = jnp.linalg.eigh(whitening.T @ curvature @ whitening)
     return eigenvalues, whitening @ rotation
+
+
+def _unit(gram: jax.Array) -> jax.Array:
+    """What scales each direction to unit length; zero for a direction that is zero.
+
+    A gradient near convergence is thousands of times shorter than a random direction.
+    Unscaled it would pass for one that depends on the others.
+    """
+    lengths = jnp.diagonal(gram)
+    return jnp.where(lengths > 0, 1 / jnp.sqrt(jnp.where(lengths > 0, lengths, 1)), 0)
 
 
 def _stateless(solve: Callable) -> Solver:

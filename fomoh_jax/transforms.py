@@ -9,12 +9,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fomoh_jax.directions import Directions
+from fomoh_jax.directions import Directions, check_size
 from fomoh_jax.hyperdual import (
     QuadraticModel,
     directional_derivatives,
     quadratic_model,
 )
+from fomoh_jax.hyperdual.arguments import signature
 from fomoh_jax.solvers import Solver, newton
 
 
@@ -186,6 +187,8 @@ def scale_by_hyperplane(
       Cobb et al., 2024, arXiv:2408.10419, section 3 (FoMoH-KD).
     """
     solver = newton() if solver is None else solver
+    if chunk_size is not None:
+        chunk_size = check_size("chunk_size", chunk_size)
     k = directions.k
 
     def init_fn(params):
@@ -240,27 +243,35 @@ def _scalar_loss(
 
     def loss(params):
         out = value_fn(params, **keywords)
-        value, aux = out if has_aux else (out, None)
-        _check_scalar(value, has_aux)
-        return value, aux
+        if not has_aux:
+            _check_scalar(out, " If it returns (value, aux), set has_aux=True.")
+            return out, None
+        if not (isinstance(out, tuple) and len(out) == 2):
+            raise TypeError(
+                "with has_aux=True, value_fn must return a pair (value, aux); got "
+                f"{jax.tree.structure(out)}."
+            )
+        _check_scalar(out[0], "")
+        return out
 
     return loss
 
 
 def _keywords(value_fn: Callable, extra_args: dict[str, Any]) -> dict[str, Any]:
     """Those of a chain's extra arguments that ``value_fn`` has a parameter for."""
-    try:
-        parameters = inspect.signature(value_fn).parameters.values()
-    except (TypeError, ValueError):  # some builtins have none
+    own = signature(value_fn)
+    if own is None:  # some builtins do not say
         return extra_args
+    if any(p.kind is p.VAR_KEYWORD for p in own.parameters.values()):
+        own = inspect.signature(value_fn)  # a wrapper that passes everything on
+    parameters = list(own.parameters.values())[1:]
     if any(p.kind is p.VAR_KEYWORD for p in parameters):
         return extra_args
-    names = [p.name for p in parameters][1:]
+    names = [p.name for p in parameters if p.kind is not p.POSITIONAL_ONLY]
     return {name: extra_args[name] for name in names if name in extra_args}
 
 
-def _check_scalar(value: Any, has_aux: bool) -> None:
-    hint = "" if has_aux else " If it returns (value, aux), set has_aux=True."
+def _check_scalar(value: Any, hint: str) -> None:
     leaves = jax.tree.leaves(value)
     if len(leaves) != 1 or leaves[0] is not value:
         raise TypeError(
@@ -277,6 +288,8 @@ def _check_scalar(value: Any, has_aux: bool) -> None:
 
 def _solve_dtype(params: Any) -> Any:
     """At least float32, and the precision of the parameters if that is higher."""
+    if not jax.tree.leaves(params):
+        raise ValueError(f"params holds no array to optimise; got {params!r}.")
     dtype = jnp.dtype(jnp.float32)
     for path, leaf in jax.tree_util.tree_leaves_with_path(
         params, is_leaf=lambda x: isinstance(x, optax.MaskedNode)

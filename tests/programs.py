@@ -30,7 +30,9 @@ def cnn(params, images, labels):
     x = images
     for name in ("c1", "c2"):
         kernel, bias = params[name]
-        x = lax.conv_general_dilated(x, kernel, (1, 1), "VALID", dimension_numbers=numbers)
+        x = lax.conv_general_dilated(
+            x, kernel, (1, 1), "VALID", dimension_numbers=numbers
+        )
         x = max_pool(jax.nn.relu(x + bias))
     x = jax.nn.relu(x.reshape(len(x), -1) @ params["d1"])
     return softmax_cross_entropy(x @ params["d2"], labels)
@@ -84,7 +86,7 @@ def newton_root(a):
     """``x`` with ``x³ + x = a``, by Newton's iteration to convergence."""
 
     def unfinished(state):
-        x, step, count = state
+        _, step, count = state
         return (jnp.max(jnp.abs(step)) > 1e-14) & (count < 50)
 
     def iterate(state):

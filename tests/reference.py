@@ -76,7 +76,9 @@ def assert_agrees_with_nested_jvp(fun, *primals, k=3, jit=True):
     def theirs(primals, directions):
         t1, t2 = (jax.tree.map(lambda x: x[i], directions) for i in (0, 1))
         model = nested_model(fun, primals, directions)
-        diagonal = jax.tree.map(lambda x: x[np.arange(k), np.arange(k)], model.curvature)
+        diagonal = jax.tree.map(
+            lambda x: x[np.arange(k), np.arange(k)], model.curvature
+        )
         return model, model, (*model[:2], diagonal), second_jvp(fun, primals, t1, t2)
 
     wrap = jax.jit if jit else lambda f: f

@@ -25,17 +25,26 @@ def check_primals(fun: Callable, primals: Any) -> None:
             f"fun, as in jax.jvp; got {type(primals).__name__}. For a single "
             "argument write (x,)."
         )
-    try:
-        signature = inspect.signature(fun)
-    except (TypeError, ValueError):  # some builtins have none
+    parameters = signature(fun)
+    if parameters is None:
         return
     try:
-        signature.bind(*primals)
+        parameters.bind(*primals)
     except TypeError as error:
         raise TypeError(
             f"primals has {len(primals)} entries, which does not match the parameters "
-            f"{signature} of fun: {error}."
+            f"{parameters} of fun: {error}."
         ) from None
+
+
+def signature(fun: Callable) -> inspect.Signature | None:
+    """What a function itself takes, whatever it wraps; None if it does not say."""
+    while hasattr(fun, "__wrapped__") and not hasattr(fun, "__code__"):
+        fun = fun.__wrapped__  # jit and its like take what is inside
+    try:
+        return inspect.signature(fun, follow_wrapped=False)
+    except (TypeError, ValueError):  # some builtins have none
+        return None
 
 
 def read_directions(

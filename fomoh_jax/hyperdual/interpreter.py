@@ -4,10 +4,12 @@ All that it emits is ordinary JAX, so its result can be jitted, vmapped, differe
 and interpreted again.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any
 
+import jax
 from jax.extend import source_info_util
 from jax.extend.core import JaxprEqn, Literal, Var
 
@@ -15,6 +17,8 @@ from fomoh_jax.compat import open_jaxpr
 from fomoh_jax.hyperdual.forms import Form
 from fomoh_jax.hyperdual.number import HyperDual
 from fomoh_jax.hyperdual.registry import Operation, find_rule
+
+_BLAME = "fomoh_jax: in the hyper-dual rule"
 
 
 def interpret(jaxpr: Any, form: Form, args: Sequence[HyperDual]) -> list[HyperDual]:
@@ -43,6 +47,23 @@ def interpret(jaxpr: Any, form: Form, args: Sequence[HyperDual]) -> list[HyperDu
         for var in last_use.get(index, ()):
             del env[var]
     return [read(atom) for atom in jaxpr.outvars]
+
+
+@lru_cache(maxsize=512)
+def staged(jaxpr: Any, name: str, inline: Any = False) -> Callable:
+    """A jitted interpretation of a jaxpr, ``function(form, args) -> list of numbers``.
+
+    Cached, because JAX traces a jitted function once and gives every later call the
+    same jaxpr: a layer that is called many times, or the body of a loop whose fixed
+    point is sought, is interpreted once. Which channels are zero and where their axes
+    are is in the tree of the arguments, which jit itself tells apart.
+    """
+
+    def hyperdual(form: Form, args: list[HyperDual]) -> list[HyperDual]:
+        return interpret(jaxpr, form, args)
+
+    hyperdual.__name__ = hyperdual.__qualname__ = f"hyperdual_{name}"
+    return jax.jit(hyperdual, inline=inline)
 
 
 def _apply(eqn: JaxprEqn, form: Form, args: list[HyperDual]) -> Sequence[HyperDual]:
@@ -84,10 +105,11 @@ def _at_source_of(eqn: JaxprEqn) -> Iterator[None]:
         ):
             yield
     except Exception as error:
-        if not getattr(error, "__notes__", None):  # the innermost equation is to blame
+        notes = getattr(error, "__notes__", ())
+        if not any(note.startswith(_BLAME) for note in notes):  # innermost equation
             operands = ", ".join(str(v.aval) for v in eqn.invars)
             error.add_note(
-                f"fomoh_jax: in the hyper-dual rule of primitive "
+                f"{_BLAME} of primitive "
                 f"'{eqn.primitive.name}' on ({operands}), from "
                 f"{source_info_util.summarize(info)}"
             )

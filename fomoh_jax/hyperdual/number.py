@@ -96,9 +96,9 @@ def materialise(channel: Channel, like: Any, size: int, axis: int = 0) -> Stack:
     """The channel as a stack of ``size`` arrays shaped as ``like``, along ``axis``."""
     if isinstance(channel, Stack):
         return channel.moved(axis)
-    aval = jax.typeof(like)
-    shape = (*aval.shape[:axis], size, *aval.shape[axis:])
-    return Stack(lax.full(shape, 0, aval.dtype), axis)
+    # Made from the primal, the zeros have its sharding and its manual axes.
+    zeros = lax.broadcast(zeros_like_element(like), (size,))
+    return Stack(zeros).moved(axis)
 
 
 def spread(numbers: Sequence[HyperDual], shape: tuple[int, ...]) -> list[HyperDual]:
@@ -117,7 +117,7 @@ def spread(numbers: Sequence[HyperDual], shape: tuple[int, ...]) -> list[HyperDu
                 return ZERO
             array, axis = channel.array, channel.axis
             if array.ndim == 1:  # scalars
-                array = array.reshape(-1, *[1] * len(shape))
+                array = lax.expand_dims(array, range(1, len(shape) + 1))
             full = (*shape[:axis], array.shape[axis], *shape[axis:])
             return Stack(lax.broadcast_in_dim(array, full, range(len(full))), axis)
 
@@ -147,7 +147,7 @@ def scale(coefficient: jax.typing.ArrayLike, channel: Channel) -> Channel:
         return ZERO
     if jnp.ndim(coefficient):
         coefficient = jnp.expand_dims(coefficient, channel.axis)
-    return Stack(coefficient * channel.array, channel.axis)
+    return Stack(jnp.multiply(coefficient, channel.array), channel.axis)
 
 
 def apply_linear(

@@ -1,5 +1,6 @@
 """Second-order forward-mode transformations of functions."""
 
+import operator
 from collections.abc import Callable, Sequence
 from functools import wraps
 from typing import Any, NamedTuple
@@ -253,7 +254,7 @@ def hessian(
 
     @wraps(fun)
     def hessian_fun(*args, **kwargs):
-        chosen = [argnums] if isinstance(argnums, int) else list(argnums)
+        chosen = argnums if isinstance(argnums, Sequence) else [argnums]
         places = [_normalised(i, len(args)) for i in chosen]
         varied = tuple(args[i] for i in places)
         for i, arg in zip(places, varied):
@@ -268,7 +269,9 @@ def hessian(
         leaves, structure = jax.tree.flatten(varied)
         basis = structure.unflatten(_standard_basis(leaves))
         model = quadratic_model(function, varied, basis, chunk_size=chunk_size)
-        inner = jax.tree.structure(varied[0] if isinstance(argnums, int) else varied)
+        inner = jax.tree.structure(
+            varied if isinstance(argnums, Sequence) else varied[0]
+        )
         return jax.tree.map(
             lambda curvature: _blocks(curvature, leaves, inner), model.curvature
         )
@@ -338,17 +341,12 @@ def _in_chunks(
 
     def chunk(start):
         form = Rows(k, start + jnp.arange(chunk_size))
-        number, aux = _split(_evaluate(fun, form, primals, channels), has_aux)
-        rows = jax.tree.map(
+        number, _ = _split(_evaluate(fun, form, primals, channels), has_aux)
+        return jax.tree.map(
             lambda x: x.reshape(chunk_size, k, *x.shape[1:]),
             _coefficients(number, "seconds", form.q),
         )
-        model = QuadraticModel(
-            _primals(number), _coefficients(number, "tangents", k), rows
-        )
-        return model, _primals(aux)
 
-    models, auxes = lax.map(chunk, jnp.asarray(starts))
     # The last chunk overlaps the one before it where chunk_size does not divide k.
     owner = np.minimum(np.arange(k) // chunk_size, len(starts) - 1)
     within = np.arange(k) - starts[owner]
@@ -359,16 +357,16 @@ def _in_chunks(
         mask = upper.reshape(k, k, *[1] * (rows.ndim - 2))
         return jnp.where(mask, rows, jnp.swapaxes(rows, 0, 1))
 
-    first = lambda tree: jax.tree.map(lambda x: x[0], tree)
+    curvature = jax.tree.map(assemble, lax.map(chunk, jnp.asarray(starts)))
+    number, aux = _split(_evaluate(fun, FirstOrder(k), primals, channels), has_aux)
     model = QuadraticModel(
-        first(models.value),
-        first(models.slope),
-        jax.tree.map(assemble, models.curvature),
+        _primals(number), _coefficients(number, "tangents", k), curvature
     )
-    return (model, first(auxes)) if has_aux else model
+    return (model, _primals(aux)) if has_aux else model
 
 
 def _normalised(argnum: int, count: int) -> int:
+    argnum = operator.index(argnum)
     if not -count <= argnum < count:
         raise ValueError(
             f"argnums names argument {argnum}, but the function was called with "
@@ -401,11 +399,16 @@ def _standard_basis(leaves: list[Any]) -> list[jax.Array]:
 
 def _blocks(curvature: jax.Array, leaves: list[Any], structure: Any) -> Any:
     """``[D, D, *out]`` to a tree of trees of ``[*out, *a, *b]``."""
+    if curvature.dtype == jax.dtypes.float0:
+        raise TypeError("hessian needs a function whose outputs are real or complex.")
     matrix = jnp.moveaxis(curvature, (0, 1), (-2, -1))
     offsets = np.cumsum([jnp.size(leaf) for leaf in leaves])[:-1]
     return structure.unflatten(
         structure.unflatten(
-            block.reshape(*matrix.shape[:-2], *jnp.shape(a), *jnp.shape(b))
+            # As of a gradient, the dtype of a block is that of its first argument.
+            block.reshape(*matrix.shape[:-2], *jnp.shape(a), *jnp.shape(b)).astype(
+                jnp.result_type(a)
+            )
             for b, block in zip(leaves, jnp.split(rows, offsets, axis=-1))
         )
         for a, rows in zip(leaves, jnp.split(matrix, offsets, axis=-2))

@@ -1,5 +1,7 @@
 """The public transformations against ``jvp`` of ``jvp``."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -81,9 +83,7 @@ def test_none_holds_an_argument_or_a_part_of_one_fixed():
     assert_close(part, nested_model(lambda p: fun(p, x), (params,), (dense,)))
 
     nothing_first = fomoh_jax.hyper_jvp(fun, (params, x), (None, x), (None, x))
-    assert_close(
-        nothing_first[1], jax.jvp(lambda x: fun(params, x), (x,), (x,))[1]
-    )
+    assert_close(nothing_first[1], jax.jvp(lambda x: fun(params, x), (x,), (x,))[1])
 
 
 def test_integer_arguments_take_float0_or_none():
@@ -111,7 +111,9 @@ def test_integer_outputs_have_float0_derivatives_as_in_jax_jvp():
 
 
 def test_a_constant_function_has_zero_derivatives():
-    model = fomoh_jax.quadratic_model(lambda x: jnp.ones(2), (normal(3),), (normal(4, 3),))
+    model = fomoh_jax.quadratic_model(
+        lambda x: jnp.ones(2), (normal(3),), (normal(4, 3),)
+    )
     np.testing.assert_array_equal(model.slope, np.zeros((4, 2)))
     np.testing.assert_array_equal(model.curvature, np.zeros((4, 4, 2)))
 
@@ -238,7 +240,7 @@ def _model_at_full_size(name):
         sizes = (784, 100, 10)
         params = [
             (normal(a, b).astype("float32") / a**0.5, jnp.zeros(b, "float32"))
-            for a, b in zip(sizes, sizes[1:])
+            for a, b in itertools.pairwise(sizes)
         ]
 
         def apply(params, images):

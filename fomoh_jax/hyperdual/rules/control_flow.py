@@ -9,11 +9,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 
 from fomoh_jax.compat import scan_layout
 from fomoh_jax.hyperdual.forms import Form
-from fomoh_jax.hyperdual.interpreter import interpret
+from fomoh_jax.hyperdual.interpreter import interpret, staged
 from fomoh_jax.hyperdual.number import ZERO, Channel, HyperDual, Stack, materialise
 from fomoh_jax.hyperdual.registry import Operation, rule
 
@@ -45,15 +46,24 @@ def _widen(
 
 
 def _fixed_point(
-    body: Callable[[list[HyperDual]], list[HyperDual]],
+    body: Callable[..., list[HyperDual]],
     form: Form,
     init: list[HyperDual],
+    *slices: Any,
 ) -> Pattern:
-    """The channels that a carry ends up with, if ``body`` maps it to its successor."""
+    """The channels that a carry ends up with.
+
+    Args:
+      body: maps the carry, and what else it takes, to the next carry.
+      form: of the numbers.
+      init: the carry before the first turn.
+      *slices: what else the body takes, abstract.
+    """
     pattern = _pattern(init)
     while True:
-        after = jax.eval_shape(lambda: body(_widen(form, init, pattern)))
-        if (union := _union(pattern, _pattern(after))) == pattern:
+        widened = jax.eval_shape(lambda: _widen(form, init, pattern))
+        union = _union(pattern, _pattern(jax.eval_shape(body, widened, *slices)))
+        if union == pattern:
             return pattern
         pattern = union
 
@@ -74,9 +84,17 @@ def _moved(number: HyperDual, axis: int) -> HyperDual:
     return HyperDual(number.primal, *map(move, number.channels))
 
 
+def _abstract_slice(array: jax.Array) -> jax.ShapeDtypeStruct:
+    """One step of a scanned array."""
+    if not len(array):
+        return jax.ShapeDtypeStruct(array.shape[1:], array.dtype)
+    return jax.eval_shape(lambda x: x[0], array)
+
+
 @rule("scan")
 def _scan(form: Form, op: Operation, args: Sequence[HyperDual]) -> list[HyperDual]:
     layout = scan_layout(op.params, len(args), len(op.outputs))
+    interpreted = staged(op.params["jaxpr"], "scan")
     init = [args[i] for i in layout.carry]
     # Scanned arrays lead with time: the directions come second, and first in a slice.
     xs = [_moved(args[i], 1) for i in layout.xs]
@@ -87,12 +105,12 @@ def _scan(form: Form, op: Operation, args: Sequence[HyperDual]) -> list[HyperDua
             numbers[i] = number
         for i, number in zip(layout.xs, slices):
             numbers[i] = _relabelled(number, 0)
-        outs = interpret(op.params["jaxpr"], form, numbers)
+        outs = interpreted(form, numbers)
         ys = [_moved(outs[i], 0) for i in layout.ys]
         return [outs[i] for i in layout.carry_out], ys
 
-    first = jax.tree.map(lambda x: lax.full(x.shape[1:], 0, x.dtype), xs)
-    pattern = _fixed_point(lambda carry: turn(carry, first)[0], form, init)
+    slices = jax.tree.map(_abstract_slice, xs)
+    pattern = _fixed_point(lambda *state: turn(*state)[0], form, init, slices)
 
     def body(carry, slices):
         carry, ys = turn(carry, slices)
@@ -117,20 +135,52 @@ def _while(form: Form, op: Operation, args: Sequence[HyperDual]) -> list[HyperDu
     cond_consts = [HyperDual(arg.primal) for arg in args[:num_cond]]
     body_consts = list(args[num_cond : num_cond + num_body])
     init = list(args[num_cond + num_body :])
+    interpreted = staged(op.params["body_jaxpr"], "while")
 
     def turn(carry):
-        return interpret(op.params["body_jaxpr"], form, [*body_consts, *carry])
+        return interpreted(form, [*body_consts, *carry])
 
-    def condition(carry):
+    def unfinished(carry):
         numbers = [*cond_consts, *(HyperDual(n.primal) for n in carry)]
         return interpret(op.params["cond_jaxpr"], form, numbers)[0].primal
 
     pattern = _fixed_point(turn, form, init)
+
+    def body(carry):
+        after = _widen(form, turn(carry), pattern)
+        return _where(unfinished(carry), after, carry)
+
     return lax.while_loop(
-        condition,
-        lambda carry: _widen(form, turn(carry), pattern),
-        _widen(form, init, pattern),
+        lambda carry: jnp.any(unfinished(carry)), body, _widen(form, init, pattern)
     )
+
+
+def _where(
+    running: jax.Array, after: list[HyperDual], before: list[HyperDual]
+) -> list[HyperDual]:
+    """Where a batch of loops still runs, its next state; elsewhere the state it had.
+
+    ``vmap`` leaves a while equation with a predicate for each member of the batch.
+    """
+    if not jnp.ndim(running):
+        return after
+
+    def choose(new, old):
+        # Primals lead with the batch; behind it come the stacks of a channel's.
+        extra = (1,) * (jnp.ndim(new) - running.ndim)
+        return lax.select(
+            jnp.broadcast_to(running.reshape(*running.shape, *extra), jnp.shape(new)),
+            new,
+            old,
+        )
+
+    place = running.ndim
+    chosen = jax.tree.map(
+        choose,
+        [_moved(number, place) for number in after],
+        [_moved(number, place) for number in before],
+    )
+    return [_moved(number, 0) for number in chosen]
 
 
 @rule("cond")
@@ -138,7 +188,7 @@ def _cond(form: Form, op: Operation, args: Sequence[HyperDual]) -> list[HyperDua
     index, *operands = args
 
     def branch(jaxpr):
-        return lambda operands: interpret(jaxpr, form, operands)
+        return lambda operands: staged(jaxpr, "branch")(form, operands)
 
     branches = [branch(jaxpr) for jaxpr in op.params["branches"]]
     pattern = _union(*(_pattern(jax.eval_shape(b, operands)) for b in branches))
@@ -146,4 +196,12 @@ def _cond(form: Form, op: Operation, args: Sequence[HyperDual]) -> list[HyperDua
         index.primal,
         [lambda operands, b=b: _widen(form, b(operands), pattern) for b in branches],
         operands,
+    )
+
+
+@rule("get", "swap", "addupdate")
+def _mutable(form: Form, op: Operation, args: Sequence[HyperDual]):
+    raise NotImplementedError(
+        f"a mutable array (jax.new_ref) that varies cannot be carried through "
+        f"'{op.primitive.name}' yet; write the function with immutable arrays."
     )

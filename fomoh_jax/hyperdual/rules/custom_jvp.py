@@ -53,10 +53,11 @@ def _is_elementwise(jaxpr: Any, shape: tuple[int, ...]) -> bool:
     for eqn in jaxpr.eqns:
         if any(a.aval.shape not in (shape, ()) for a in (*eqn.invars, *eqn.outvars)):
             return False
-        inner = [eqn.params[name] for name in _INNER if name in eqn.params]
-        if not inner and eqn.primitive.name not in _elementwise_names():
-            return False
-        if not all(_is_elementwise(j, shape) for j in inner):
+        name = eqn.primitive.name
+        if name in _CALLS:
+            if not _is_elementwise(eqn.params[_CALLS[name]], shape):
+                return False
+        elif name not in _elementwise_names():
             return False
     return True
 
@@ -73,17 +74,25 @@ def _is_zero(jaxpr: Any) -> bool:
     return all(isinstance(v, Literal) and v.val == 0 for v in outs)
 
 
-_INNER = ("jaxpr", "call_jaxpr")
+# What is looked into, and under which parameter. A scan is not: shapes alone do not
+# tell a cumulative sum over scalars from a map.
+_CALLS = {
+    "closed_call": "call_jaxpr",
+    "custom_jvp_call": "call_jaxpr",
+    "custom_vjp_call": "call_jaxpr",
+    "jit": "jaxpr",
+    "remat2": "jaxpr",
+}
 
 _NO_DERIVATIVE = {
     *("and", "ceil", "eq", "floor", "ge", "gt", "is_finite", "le", "lt", "ne", "not"),
     *("or", "round", "sign", "stop_gradient", "xor"),
 }
-_LINEAR = {
+_OTHER_RULES = {
     *("add", "add_any", "broadcast_in_dim", "convert_element_type", "copy", "mul"),
     *("div", "neg", "select_n", "sub", "abs", "max", "min"),
 }
 
 
 def _elementwise_names() -> set[str]:
-    return _NO_DERIVATIVE | _LINEAR | set(names_with_rule(elementwise))
+    return _NO_DERIVATIVE | _OTHER_RULES | set(names_with_rule(elementwise))

@@ -1,0 +1,222 @@
+"""Calls, and the custom rules that users attach to them."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+import fomoh_jax
+from fomoh_jax.hyperdual.forms import Diagonal, Pairs
+from tests.reference import assert_agrees_with_nested_jvp, assert_close, normal
+
+
+@jax.custom_vjp
+def only_backward(x):
+    return jnp.sin(x) * x
+
+
+only_backward.defvjp(lambda x: (only_backward(x), x), lambda x, g: (g * 0,))
+
+
+def test_custom_vjp_is_seen_through_where_jvp_raises():
+    x, v = normal(3), normal(3, seed=1)
+    fun = lambda x: jnp.sum(only_backward(x) ** 2)
+    with pytest.raises(TypeError, match="custom_vjp"):
+        jax.jvp(fun, (x,), (v,))
+    expected = jax.hessian(lambda x: jnp.sum((jnp.sin(x) * x) ** 2))(x)
+    assert_close(fomoh_jax.hessian(fun)(x), expected)
+    assert_close(jax.jit(fomoh_jax.hessian(fun))(x), expected)
+
+
+def test_custom_vjp_with_nondiff_arguments_and_integer_residuals():
+    @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+    def power(n, x):
+        return x**n
+
+    power.defvjp(lambda n, x: (x**n, (x, jnp.arange(3))), lambda n, r, g: (g * r[0],))
+    x = normal(3)
+    fun = lambda x: jnp.sum(jax.jit(power, static_argnums=0)(3, x))
+    assert_close(fomoh_jax.hessian(fun)(x), jnp.diag(6 * x))
+
+
+@jax.custom_jvp
+def unusual(x):
+    return jnp.sin(x)
+
+
+unusual.defjvp(
+    lambda primals, tangents: (unusual(*primals), primals[0] ** 3 * tangents[0])
+)
+
+
+def test_an_unusual_custom_jvp_is_honoured_to_second_order():
+    x = normal(3)
+    assert_agrees_with_nested_jvp(lambda x: unusual(jnp.tanh(x)) * x, x)
+    # unusual' is x³ by decree, so unusual'' is 3x².
+    _, slope, curvature = fomoh_jax.directional_curvature(
+        unusual, (x,), (jnp.ones((1, 3)),)
+    )
+    assert_close(slope[0], x**3)
+    assert_close(curvature[0], 3 * x**2)
+
+
+def test_a_custom_jvp_that_mixes_elements_is_not_taken_for_elementwise():
+    @jax.custom_jvp
+    def looks_elementwise(x):
+        return jnp.sin(x)
+
+    @looks_elementwise.defjvp
+    def rule(primals, tangents):
+        (x,), (t,) = primals, tangents
+        return looks_elementwise(x), jnp.sum(jnp.cos(x) * t) * jnp.ones_like(x)
+
+    # v1ᵀ ∂(rule) v2 is symmetric here: Σ -sin(x) t1 t2.
+    assert_agrees_with_nested_jvp(lambda x: looks_elementwise(x) * x, normal(4))
+
+
+def test_custom_jvp_with_several_operands_and_nondiff_argnums():
+    @functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
+    def product(x, y, n):
+        return x * y**n
+
+    @product.defjvp
+    def rule(n, primals, tangents):
+        (x, y), (tx, ty) = primals, tangents
+        return product(x, y, n), tx * y**n + ty * x * n * y ** (n - 1)
+
+    fun = lambda x, y: product(jnp.tanh(x), y, 3) + product(x, 2.0, 2)
+    assert_agrees_with_nested_jvp(fun, normal(3), normal(3, seed=1))
+
+
+def test_custom_jvp_with_symbolic_zeros():
+    @jax.custom_jvp
+    def fun(x, y):
+        return jnp.sin(x) * y
+
+    def rule(primals, tangents):
+        (x, y), (tx, ty) = primals, tangents
+        out = 0.0
+        if not isinstance(tx, jax.custom_derivatives.SymbolicZero):
+            out += jnp.cos(x) * y * tx
+        if not isinstance(ty, jax.custom_derivatives.SymbolicZero):
+            out += jnp.sin(x) * ty
+        return fun(x, y), out
+
+    fun.defjvp(rule, symbolic_zeros=True)
+    assert_agrees_with_nested_jvp(lambda x: fun(x**2, 2.0) + fun(x, x), normal(3))
+
+
+def test_relu_costs_one_product_per_channel():
+    def flops(activation):
+        x, v = jnp.ones((64, 64)), jnp.ones((4, 64, 64))
+        model = lambda x, v: fomoh_jax.quadratic_model(
+            lambda x: activation(x), (x,), (v,)
+        )
+        return jax.jit(model).lower(x, v).compile().cost_analysis()["flops"]
+
+    # Four tangents, and the comparison, the selection and the maximum that relu is. Its
+    # ten seconds are known to be zero.
+    assert flops(jax.nn.relu) <= 7 * 64 * 64
+    assert flops(jnp.tanh) > 14 * 64 * 64
+
+
+def test_a_function_jitted_inside_is_interpreted_once():
+    count = 0
+
+    @jax.jit
+    def layer(x):
+        nonlocal count
+        count += 1
+        return jnp.tanh(x)
+
+    def deep(x):
+        for _ in range(10):
+            x = layer(x)
+        return x
+
+    jaxpr = jax.make_jaxpr(
+        lambda x: fomoh_jax.quadratic_model(deep, (x,), (jnp.eye(3),))
+    )(jnp.ones(3))
+    names = [
+        eqn.params["name"]
+        for eqn in jaxpr.eqns
+        if eqn.primitive.name == "jit" and "hyperdual" in eqn.params["name"]
+    ]
+    bodies = {
+        id(eqn.params["jaxpr"])
+        for eqn in jaxpr.eqns
+        if eqn.primitive.name == "jit" and "hyperdual" in eqn.params["name"]
+    }
+    assert count == 1
+    assert len(names) == 10
+    assert len(bodies) <= 2  # the first layer's input has no seconds yet
+
+
+def test_trees_of_different_forms_differ():
+    # Equal trees would let jit hand one form the program of another.
+    structures = [jax.tree.structure(form) for form in (Pairs(3), Diagonal(3))]
+    assert structures[0] != structures[1]
+    assert Pairs(3) == Pairs(3) and hash(Pairs(3)) == hash(Pairs(3))
+
+
+def test_checkpoint_with_a_policy():
+    policy = jax.checkpoint_policies.dots_saveable
+    fun = jax.checkpoint(lambda x: jnp.sin(x @ x), policy=policy)
+    x = normal(2, 2)
+    assert_agrees_with_nested_jvp(fun, x)
+    curvature = lambda x: fomoh_jax.hessian(lambda x: jnp.sum(fun(x)))(x).sum()
+    expected = lambda x: jax.hessian(lambda x: jnp.sum(jnp.sin(x @ x)))(x).sum()
+    assert_close(jax.grad(curvature)(x), jax.grad(expected)(x))
+
+
+def test_debug_callbacks_run_once_on_primals(capfd):
+    def fun(x):
+        jax.debug.print("x = {}", x)
+        return x**2
+
+    fomoh_jax.hyper_jvp(fun, (2.0,), (1.0,), (1.0,))
+    jax.effects_barrier()
+    assert capfd.readouterr().out == "x = 2.0\n"
+
+
+def test_names_and_source_lines_survive():
+    def fun(x):
+        with jax.named_scope("my_layer"):
+            return jnp.tanh(x)
+
+    text = (
+        jax.jit(lambda x: fomoh_jax.hyper_jvp(fun, (x,), (x,), (x,)))
+        .lower(jnp.ones(3))
+        .as_text(debug_info=True)
+    )
+    assert "my_layer" in text
+    assert np.array(text.count("test_calls.py")) > 0
+
+
+def test_a_custom_jvp_that_scans_over_scalars_is_not_taken_for_elementwise():
+    @jax.custom_jvp
+    def cumulative(x):
+        return lax.scan(lambda c, a: (c + a**2,) * 2, 0.0, x)[1]
+
+    @cumulative.defjvp
+    def rule(primals, tangents):
+        (x,), (t,) = primals, tangents
+        step = lambda c, a: (c + 2 * a[0] * a[1],) * 2
+        return cumulative(x), lax.scan(step, 0.0, (x, t))[1]
+
+    assert_agrees_with_nested_jvp(lambda x: cumulative(x) * x, normal(4))
+
+
+def test_custom_vmap_is_seen_through():
+    @jax.custom_batching.custom_vmap
+    def square(x):
+        return x**2
+
+    @square.def_vmap
+    def rule(axis_size, in_batched, x):
+        return x**2, in_batched[0]
+
+    assert_agrees_with_nested_jvp(lambda x: square(jnp.sin(x)), normal(3))

@@ -1,0 +1,76 @@
+"""What the interpreter does beside applying rules."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.extend.core import Primitive
+from jax.interpreters import batching, mlir
+
+import fomoh_jax
+from fomoh_jax.hyperdual import interpreter
+from tests.reference import assert_agrees_with_nested_jvp, normal
+
+V = (jnp.ones((2, 3)),)
+
+
+def test_a_primitive_without_derivative_is_named_with_its_source_line():
+    opaque = Primitive("opaque")
+    opaque.def_impl(lambda x: x)
+    opaque.def_abstract_eval(lambda x: x)
+
+    def fun(x):
+        return opaque.bind(x) * 2  # the line to blame
+
+    with pytest.raises(NotImplementedError) as caught:
+        fomoh_jax.quadratic_model(fun, (jnp.ones(3),), V)
+    text = str(caught.value) + "".join(caught.value.__notes__)
+    assert "'opaque' on (float64[3])" in text
+    assert "test_interpreter.py" in text and "fun" in text
+
+
+def test_a_primitive_of_the_user_with_a_jvp_goes_to_the_generic_rule():
+    # Named like one of JAX's, which it must not be mistaken for.
+    cube = Primitive("tanh")
+    cube.def_impl(lambda x: x**3)
+    cube.def_abstract_eval(lambda x: x)
+    mlir.register_lowering(cube, mlir.lower_fun(lambda x: x**3, False))
+    batching.defvectorized(cube)
+    jax.interpreters.ad.defjvp(cube, lambda t, x: 3 * x**2 * t)
+    assert_agrees_with_nested_jvp(lambda x: cube.bind(jnp.sin(x)), normal(3), jit=False)
+
+
+def test_pure_callback_without_derivative_gives_the_error_of_jax():
+    def fun(x):
+        return jax.pure_callback(np.sin, jax.ShapeDtypeStruct(x.shape, x.dtype), x)
+
+    with pytest.raises(ValueError, match="callback"):
+        fomoh_jax.quadratic_model(fun, (jnp.ones(3),), V)
+
+
+def test_intermediates_are_freed_when_nothing_reads_them_any_more():
+    alive = []
+
+    def fun(x):
+        for _ in range(6):
+            x = jnp.sin(x)
+        return x
+
+    jaxpr = jax.make_jaxpr(fun)(jnp.ones(3))
+    dead = interpreter._last_use(jaxpr.jaxpr)
+    for index, eqn in enumerate(jaxpr.jaxpr.eqns):
+        alive.extend(eqn.outvars)
+        for var in dead.get(index, ()):
+            if var in alive:
+                alive.remove(var)
+        assert len(alive) == 1
+
+
+def test_mutable_arrays_are_refused_by_name():
+    def fun(x):
+        ref = jax.new_ref(jnp.zeros_like(x))
+        ref[...] = x
+        return ref[...]
+
+    with pytest.raises(NotImplementedError, match=r"jax\.new_ref.*swap"):
+        fomoh_jax.quadratic_model(fun, (jnp.ones(3),), V)
