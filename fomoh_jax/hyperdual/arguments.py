@@ -37,7 +37,7 @@ def check_primals(fun: Callable, primals: Any) -> None:
         ) from None
 
 
-def signature(fun: Callable) -> inspect.Signature | None:
+def signature(fun: Any) -> inspect.Signature | None:
     """What a function itself takes, whatever it wraps; None if it does not say."""
     while hasattr(fun, "__wrapped__") and not hasattr(fun, "__code__"):
         fun = fun.__wrapped__  # jit and its like take what is inside

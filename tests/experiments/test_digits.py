@@ -1,0 +1,48 @@
+"""The main job, small."""
+
+import json
+
+import pytest
+
+from experiments import digits
+
+
+def run(tmp_path, capsys, **options):
+    digits.main(digits.Config(out=tmp_path, **options))
+    (folder,) = tmp_path.iterdir()
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return folder, [json.loads(line) for line in lines], capsys.readouterr()
+
+
+def test_it_writes_metrics_a_figure_and_a_table(tmp_path, capsys):
+    folder, records, printed = run(
+        tmp_path, capsys, k=4, steps=60, evaluate_every=30, seeds=2, milestone=45
+    )
+    assert {r["seed"] for r in records} == {0, 1}
+    assert [r["step"] for r in records if r["seed"] == 0] == [3, 30, 60]
+    assert records[-1]["train_loss"] < records[0]["batch_loss"]
+    assert records[-1]["batch_loss"] < records[0]["batch_loss"]
+    assert (folder / "curves.png").read_bytes()[:4] == b"\x89PNG"
+    assert json.loads((folder / "config.json").read_text())["k"] == 4
+    assert "fomoh_kd4" in printed.out and "±" in printed.out
+    assert "accuracy" in printed.err  # the progress bar
+
+
+def test_the_cnn_takes_a_step(tmp_path, capsys):
+    _, records, _ = run(
+        tmp_path, capsys, model="cnn", method="fomoh", batch_size=1000, steps=1
+    )
+    assert records[-1]["step"] == 4 and records[-1]["train_loss"] < 3
+
+
+def test_bad_options_are_explained(tmp_path, capsys):
+    with pytest.raises(SystemExit, match="--batch-size must be at most 4000"):
+        run(tmp_path, capsys, batch_size=5000)
+    with pytest.raises(SystemExit, match="--steps, --seeds and --k at least 1"):
+        run(tmp_path, capsys, k=0)
+
+
+@pytest.mark.slow
+def test_the_defaults_reach_85_percent(tmp_path, capsys):
+    _, records, _ = run(tmp_path, capsys)
+    assert records[-1]["test_accuracy"] >= 0.85

@@ -1,0 +1,31 @@
+"""Tables and figures."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+from experiments import plotting
+
+
+def test_a_table_is_markdown_with_aligned_columns():
+    text = plotting.table({"name": ["a", "longer"], "value": ["1.5", "10.25"]})
+    assert text.splitlines() == [
+        "| name   | value |",
+        "| ------ | ----: |",
+        "| a      |   1.5 |",
+        "| longer | 10.25 |",
+    ]
+
+
+def test_mean_and_deviation():
+    assert plotting.mean_and_deviation(np.array([1.0])) == "1.000"
+    assert plotting.mean_and_deviation(np.array([1.0, 3.0]), 1) == "2.0 ± 1.4"
+
+
+def test_seeds_are_drawn_faint_behind_their_mean():
+    _, axes = plt.subplots()
+    curves = np.array([[1.0, 10.0], [100.0, 1000.0]])
+    plotting.plot_seeds(axes, np.arange(2), curves, label="x", logarithmic=True)
+    mean, *seeds = axes.lines
+    np.testing.assert_allclose(mean.get_ydata(), [10.0, 100.0])
+    assert len(seeds) == 2 and all(s.get_alpha() < 0.5 for s in seeds)
+    plt.close()

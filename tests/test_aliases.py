@@ -1,0 +1,251 @@
+"""The optimisers, alone and composed with the rest of the ecosystem."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+import fomoh_jax
+from fomoh_jax import directions, solvers
+from tests.programs import mlp, rosenbrock
+from tests.reference import assert_close
+
+PARAMS = {"a": jnp.array([1.0, -2.0]), "b": jnp.array(0.5)}
+TARGET = jnp.array(2.0)
+
+ALIASES = {
+    "fgd": functools.partial(fomoh_jax.fgd, 0.05),
+    "fomoh": functools.partial(fomoh_jax.fomoh, 0.5),
+    "fomoh_kd": functools.partial(fomoh_jax.fomoh_kd, 2, 0.5),
+    "fomoh_bp": functools.partial(fomoh_jax.fomoh_bp, 0.5),
+}
+
+
+def loss(params, target):
+    return jnp.sum((params["a"] - target) ** 2) + jnp.cosh(params["b"])
+
+
+def run(tx, steps=60, params=PARAMS, state=None, use_grads=True):
+    """Losses of a run, and where it ended."""
+
+    @jax.jit
+    def step(params, state):
+        value, grads = jax.value_and_grad(loss)(params, TARGET)
+        updates, state = tx.update(
+            grads if use_grads else None, state, params, value_fn=loss, target=TARGET
+        )
+        return optax.apply_updates(params, updates), state, value
+
+    state = tx.init(params) if state is None else state
+    values = []
+    for _ in range(steps):
+        params, state, value = step(params, state)
+        values.append(float(value))
+    return values, params, state
+
+
+@pytest.mark.parametrize("name", ALIASES)
+def test_every_alias_minimises(name):
+    values, params, _ = run(ALIASES[name]())
+    assert values[-1] < 1 + 0.02 * (values[0] - 1)
+    assert jax.tree.structure(params) == jax.tree.structure(PARAMS)
+
+
+def test_fomoh_is_the_line_search_of_the_paper():
+    tx = fomoh_jax.fomoh(0.5, key=7)
+    state = tx.init(PARAMS)
+    _, sample_key = jax.random.split(optax.tree.get(state, "key"))
+    v = directions.gaussian(1).sample(sample_key, PARAMS, None)
+    f = lambda t: loss(jax.tree.map(lambda p, d: p + t * d[0], PARAMS, v), TARGET)
+    slope, curvature = jax.grad(f)(0.0), jax.grad(jax.grad(f))(0.0)
+    updates, _ = tx.update(None, state, PARAMS, value_fn=loss, target=TARGET)
+    expected = jax.tree.map(lambda d: -0.5 * slope / jnp.abs(curvature) * d[0], v)
+    assert_close(updates, expected)
+
+
+def test_fomoh_bp_searches_along_the_gradient():
+    grads = jax.grad(loss)(PARAMS, TARGET)
+    tx = fomoh_jax.fomoh_bp(1.0)
+    updates, _ = tx.update(grads, tx.init(PARAMS), PARAMS, value_fn=loss, target=TARGET)
+    _, hvp = jax.jvp(lambda p: jax.grad(loss)(p, TARGET), (PARAMS,), (grads,))
+    scale = optax.tree.vdot(grads, grads) / optax.tree.vdot(grads, hvp)
+    assert_close(updates, jax.tree.map(lambda g: -scale * g, grads))
+
+
+def test_fgd_is_the_directional_derivative_times_the_direction():
+    tx = fomoh_jax.fgd(0.1, key=3)
+    state = tx.init(PARAMS)
+    _, sample_key = jax.random.split(optax.tree.get(state, "key"))
+    v = directions.gaussian(1).sample(sample_key, PARAMS, None)
+    v = jax.tree.map(lambda d: d[0], v)
+    slope = optax.tree.vdot(jax.grad(loss)(PARAMS, TARGET), v)
+    updates, _ = tx.update(None, state, PARAMS, value_fn=loss, target=TARGET)
+    assert_close(updates, jax.tree.map(lambda d: -0.1 * slope * d, v))
+
+
+def test_fomoh_kd_with_k_equal_to_d_is_newton_s_method():
+    x = jnp.array([-1.2, 1.0, 0.3, 0.8])
+    tx = fomoh_jax.fomoh_kd(4, 1.0)
+    state = tx.init(x)
+    step = jax.jit(functools.partial(tx.update, value_fn=rosenbrock))
+    newton = x
+    for _ in range(6):
+        updates, state = step(None, state, x)
+        x = x + updates
+        newton = newton - jnp.linalg.solve(
+            jax.hessian(rosenbrock)(newton), jax.grad(rosenbrock)(newton)
+        )
+        np.testing.assert_allclose(x, newton, rtol=1e-8)
+
+
+@pytest.mark.parametrize("name", ALIASES)
+def test_composes_in_a_chain_with_decay_clipping_and_a_schedule(name):
+    make = {
+        "fgd": fomoh_jax.scale_by_forward_gradient(directions.gaussian(2)),
+        "fomoh": fomoh_jax.scale_by_hyperplane(
+            directions.gaussian(1), solvers.saddle_free()
+        ),
+        "fomoh_kd": fomoh_jax.scale_by_hyperplane(directions.rademacher(2)),
+        "fomoh_bp": fomoh_jax.scale_by_hyperplane(
+            directions.incoming() + directions.gaussian(1), solvers.damped()
+        ),
+    }
+    tx = optax.chain(
+        make[name],
+        optax.clip_by_global_norm(1.0),
+        optax.add_decayed_weights(1e-3),
+        optax.scale_by_learning_rate(optax.linear_schedule(0.5, 0.05, 50)),
+    )
+    values, _, _ = run(tx)
+    assert values[-1] < 1 + 0.1 * (values[0] - 1)
+
+
+def test_schedules_set_the_learning_rate():
+    schedule = optax.piecewise_constant_schedule(1.0, {1: 0.5})
+    tx, plain = fomoh_jax.fomoh_kd(3, schedule), fomoh_jax.fomoh_kd(3, 1.0)
+    states = tx.init(PARAMS), plain.init(PARAMS)
+    for factor in (1.0, 0.5):
+        updates, states = zip(
+            *(
+                t.update(None, s, PARAMS, value_fn=loss, target=TARGET)
+                for t, s in zip((tx, plain), states)
+            )
+        )
+        assert_close(updates[0], jax.tree.map(lambda u: factor * u, updates[1]))
+
+
+def test_a_line_search_along_adam_s_direction():
+    tx = optax.chain(
+        optax.scale_by_adam(),
+        fomoh_jax.scale_by_hyperplane(directions.incoming(), solvers.saddle_free()),
+        optax.scale_by_learning_rate(0.5),
+    )
+    values, _, _ = run(tx)
+    assert values[-1] < 1 + 1e-3 * (values[0] - 1)
+
+
+def test_under_inject_hyperparams():
+    tx = optax.inject_hyperparams(fomoh_jax.fomoh_kd, static_args="k")(
+        k=3, learning_rate=1.0
+    )
+    state = tx.init(PARAMS)
+    state.hyperparams["learning_rate"] = jnp.array(0.0)
+    updates, state = tx.update(None, state, PARAMS, value_fn=loss, target=TARGET)
+    assert_close(updates, jax.tree.map(jnp.zeros_like, PARAMS))
+    schedule = optax.constant_schedule(1.0)
+    for alias in (fomoh_jax.fgd, fomoh_jax.fomoh, fomoh_jax.fomoh_bp):
+        static = "k" if alias is fomoh_jax.fgd else ()
+        tx = optax.inject_hyperparams(alias, static_args=static)(schedule)
+        assert len(run(tx, steps=1)[0]) == 1
+    with pytest.raises(TypeError, match='static_args="k"'):
+        optax.inject_hyperparams(fomoh_jax.fomoh_kd)(2, 0.1).init(PARAMS)
+
+
+def test_around_and_inside_other_transformations():
+    # These look at the updates that come in, so they need a tree and not None.
+    zeros = jax.tree.map(jnp.zeros_like, PARAMS)
+    wrapped = optax.apply_if_finite(fomoh_jax.fomoh_kd(3, 1.0), 3)
+    state = wrapped.init(PARAMS)
+    updates, _ = wrapped.update(zeros, state, PARAMS, value_fn=loss, target=TARGET)
+    assert loss(optax.apply_updates(PARAMS, updates), TARGET) < loss(PARAMS, TARGET)
+
+    mask = {"a": False, "b": True}
+    tx = optax.chain(
+        fomoh_jax.fomoh_kd(2, 0.5), optax.masked(optax.set_to_zero(), mask)
+    )
+    _, params, _ = run(tx, use_grads=False)
+    assert params["b"] == PARAMS["b"]
+    np.testing.assert_allclose(params["a"], [2.0, 2.0], atol=0.1)
+
+
+def test_inside_the_optimizer_of_flax_nnx():
+    model = nnx.Linear(3, 1, rngs=nnx.Rngs(0), param_dtype=jnp.float64)
+    tx = fomoh_jax.fomoh_kd(k=4, learning_rate=1.0)
+    optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
+    x = jax.random.normal(jax.random.key(1), (16, 3))
+    y = x @ jnp.array([[1.0], [2.0], [3.0]]) + 0.5
+    graph = nnx.graphdef(model)
+
+    def value_fn(params):
+        return jnp.mean((nnx.merge(graph, params)(x) - y) ** 2)
+
+    @nnx.jit
+    def step(model, optimizer):
+        zeros = jax.tree.map(jnp.zeros_like, nnx.state(model, nnx.Param))
+        optimizer.update(model, zeros, value_fn=value_fn)
+
+    step(model, optimizer)  # one step of Newton's method on a quadratic
+    np.testing.assert_allclose(model.kernel[...], [[1.0], [2.0], [3.0]], rtol=1e-8)
+    np.testing.assert_allclose(model.bias[...], [0.5], rtol=1e-8)
+
+
+@pytest.mark.parametrize("name", ALIASES)
+def test_the_state_survives_a_round_trip_bit_for_bit(name):
+    tx = ALIASES[name]()
+    whole, params_whole, _ = run(tx, steps=8)
+    first, params, state = run(tx, steps=4)
+    leaves, structure = jax.tree.flatten((params, state))
+    assert all(isinstance(leaf, jax.Array) for leaf in leaves)
+
+    def through_numpy(leaf):  # as a checkpoint does
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            data = np.array(jax.random.key_data(leaf))
+            return jax.random.wrap_key_data(jnp.asarray(data))
+        return jnp.asarray(np.array(leaf))
+
+    params, state = structure.unflatten(map(through_numpy, leaves))
+    second, params, _ = run(tx, steps=4, params=params, state=state)
+    assert first + second == whole
+    for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(params_whole)):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("name", ["fgd", "fomoh", "fomoh_kd"])
+def test_the_same_key_is_the_same_run_and_another_is_another(name):
+    values = [run(ALIASES[name](key=key), steps=3)[0] for key in (1, 1, 2)]
+    assert values[0] == values[1] != values[2]
+
+
+def test_states_and_runs_vmap_over_keys():
+    _, (params, x) = mlp(jnp.tanh)
+    fun = mlp(jnp.tanh)[0]
+
+    def final(key):
+        tx = fomoh_jax.fomoh_kd(2, 0.5, key=key)
+
+        def step(carry, _):
+            params, state = carry
+            updates, state = tx.update(None, state, params, value_fn=fun, x=x)
+            return (optax.apply_updates(params, updates), state), None
+
+        (end, _), _ = jax.lax.scan(step, (params, tx.init(params)), length=3)
+        return fun(end, x)
+
+    keys = jax.random.split(jax.random.key(0), 3)
+    together = jax.jit(jax.vmap(final))(keys)
+    np.testing.assert_allclose(together[1], jax.jit(final)(keys[1]), rtol=1e-6)
+    assert len(set(np.asarray(together).tolist())) == 3

@@ -1,0 +1,243 @@
+"""The gradient transformations: what they return, keep, accept and refuse."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import fomoh_jax
+from fomoh_jax import directions, solvers
+from tests.programs import mlp, rosenbrock
+from tests.reference import assert_close, normal
+
+PARAMS = jnp.array([1.0, -2.0, 0.5])
+
+
+def quadratic(x, target=0.0):
+    return jnp.sum((x - target) ** 2)
+
+
+def fixed(vectors):
+    """A source that always gives the same directions."""
+    return directions.Directions(len(vectors), lambda key, params, updates: vectors)
+
+
+def test_the_identity_gives_newton_s_step():
+    tx = fomoh_jax.scale_by_hyperplane(fixed(jnp.eye(3)))
+    step, _ = tx.update(None, tx.init(PARAMS), PARAMS, value_fn=rosenbrock)
+    expected = jnp.linalg.solve(
+        jax.hessian(rosenbrock)(PARAMS), jax.grad(rosenbrock)(PARAMS)
+    )
+    np.testing.assert_allclose(step, expected, rtol=1e-8)
+
+
+def test_any_invertible_directions_give_newton_s_step():
+    loss, (params, x) = mlp(jnp.tanh)
+    flat, unflatten = jax.flatten_util.ravel_pytree(params)
+    on_flat = lambda p: loss(unflatten(p), x) + 0.1 * jnp.sum(p**2)
+    expected = jnp.linalg.solve(jax.hessian(on_flat)(flat), jax.grad(on_flat)(flat))
+    tx = fomoh_jax.scale_by_hyperplane(directions.gaussian(flat.size))
+    value_fn = lambda p: on_flat(jax.flatten_util.ravel_pytree(p)[0])
+    step, _ = jax.jit(functools.partial(tx.update, value_fn=value_fn))(
+        None, tx.init(params), params
+    )
+    actual = jax.flatten_util.ravel_pytree(step)[0]
+    error = jnp.linalg.norm(actual - expected) / jnp.linalg.norm(expected)
+    assert error < 1e-8
+
+
+def test_the_forward_gradient_averages_over_its_directions():
+    v = normal(4, 3)
+    tx = fomoh_jax.scale_by_forward_gradient(fixed(v))
+    step, state = tx.update(None, tx.init(PARAMS), PARAMS, value_fn=rosenbrock)
+    gradient = jax.grad(rosenbrock)(PARAMS)
+    np.testing.assert_allclose(step, v.T @ (v @ gradient) / 4, rtol=1e-10)
+    np.testing.assert_allclose(state.slope, v @ gradient, rtol=1e-10)
+
+
+def test_the_state_holds_the_model_of_the_evaluated_point():
+    v = normal(2, 3)
+    tx = fomoh_jax.scale_by_hyperplane(fixed(v))
+    step, state = tx.update(None, tx.init(PARAMS), PARAMS, value_fn=rosenbrock)
+    hessian = jax.hessian(rosenbrock)(PARAMS)
+    assert_close(state.model.value, rosenbrock(PARAMS))
+    assert_close(state.model.curvature, v @ hessian @ v.T)
+    np.testing.assert_allclose(v.T @ state.coefficients, step, rtol=1e-12)
+
+
+@pytest.mark.parametrize("chunk_size", [1, 2])
+def test_chunks_give_the_same_step(chunk_size):
+    make = functools.partial(fomoh_jax.scale_by_hyperplane, directions.gaussian(3))
+    steps = [
+        tx.update(None, tx.init(PARAMS), PARAMS, value_fn=rosenbrock)[0]
+        for tx in (make(), make(chunk_size=chunk_size))
+    ]
+    np.testing.assert_allclose(*steps, rtol=1e-8)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32", "float64"])
+def test_parameters_keep_their_dtype_and_the_system_is_solved_in_float32(dtype):
+    params = {"a": jnp.ones(3, dtype), "b": jnp.zeros((), dtype)}
+    loss = lambda p: jnp.sum(p["a"] ** 2) + (p["b"] - 1) ** 2
+    tx = fomoh_jax.fomoh_kd(k=4, learning_rate=1.0)
+    state = tx.init(params)
+    updates, state = jax.jit(functools.partial(tx.update, value_fn=loss))(
+        None, state, params
+    )
+    assert all(u.dtype == dtype for u in jax.tree.leaves(updates))
+    new = optax.apply_updates(params, updates)
+    assert all(p.dtype == dtype for p in jax.tree.leaves(new))
+    solved_in = "float64" if dtype == "float64" else "float32"
+    assert optax.tree.get(state, "coefficients").dtype == solved_in
+    assert optax.tree.get(state, "curvature").dtype == solved_in
+    assert loss(new) < 0.2 * loss(params)
+
+
+def test_value_fn_gets_what_it_names_and_not_what_others_need():
+    tx = fomoh_jax.fomoh_kd(3, 1.0)
+    state = tx.init(PARAMS)
+    target = jnp.array([1.0, 2.0, 3.0])
+
+    def keyword_only(x, *, target):
+        return quadratic(x, target)
+
+    def everything(x, **kwargs):
+        assert set(kwargs) == {"target", "other"}
+        return quadratic(x, kwargs["target"])
+
+    @functools.wraps(quadratic)
+    def wrapper(*args, **kwargs):
+        return quadratic(*args, **kwargs)
+
+    partial = functools.partial(quadratic)
+    for value_fn in (quadratic, keyword_only, everything, wrapper, partial):
+        updates, _ = tx.update(
+            None, state, PARAMS, value_fn=value_fn, target=target, other=1
+        )
+        np.testing.assert_allclose(PARAMS + updates, target, rtol=1e-8)
+
+
+def test_aux_of_the_evaluated_point_is_in_the_state():
+    def loss(x, scale):
+        return scale * quadratic(x), {"x": x, "n": 3}
+
+    struct = {"x": PARAMS, "n": jax.ShapeDtypeStruct((), int)}
+    for make in (fomoh_jax.fomoh, fomoh_jax.fgd):
+        tx = make(0.1, has_aux=True, aux_struct=struct)
+        state = tx.init(PARAMS)
+
+        def step(carry, _):
+            params, state = carry
+            updates, state = tx.update(None, state, params, value_fn=loss, scale=2.0)
+            aux = optax.tree.get(state, "aux")
+            return (optax.apply_updates(params, updates), state), aux["x"] - params
+
+        (_, state), difference = jax.lax.scan(step, (PARAMS, state), length=3)
+        np.testing.assert_array_equal(difference, 0)
+        assert optax.tree.get(state, "aux")["n"] == 3
+    bare = fomoh_jax.scale_by_hyperplane(directions.gaussian(1), has_aux=True)
+    state = bare.init(PARAMS)
+    assert state.aux is None
+    _, state = bare.update(None, state, PARAMS, value_fn=loss, scale=1.0)
+    assert_close(state.aux["x"], PARAMS)
+
+
+@pytest.mark.parametrize("bad", [jnp.nan, jnp.inf, -jnp.inf])
+@pytest.mark.parametrize("alias", ["fgd", "fomoh", "fomoh_kd", "fomoh_bp"])
+def test_a_non_finite_loss_gives_a_zero_step_and_a_usable_state(alias, bad):
+    make = getattr(fomoh_jax, alias)
+    tx = make(2, 1.0) if alias == "fomoh_kd" else make(1e-2)
+    loss = lambda x, offset: quadratic(x) * (1 + offset) + offset
+    update = jax.jit(functools.partial(tx.update, value_fn=loss))
+    grads = jax.grad(quadratic)(PARAMS)
+    updates, state = update(grads, tx.init(PARAMS), PARAMS, offset=bad)
+    np.testing.assert_array_equal(updates, 0)
+    updates, state = update(grads, state, PARAMS, offset=0.0)
+    assert np.all(np.isfinite(updates)) and np.any(updates != 0)
+    assert np.isfinite(optax.tree.get(state, "value"))
+
+
+def test_a_non_finite_incoming_update_gives_a_zero_step():
+    tx = fomoh_jax.fomoh_bp(1.0)
+    grads = PARAMS.at[0].set(jnp.nan)
+    updates, _ = tx.update(grads, tx.init(PARAMS), PARAMS, value_fn=quadratic)
+    np.testing.assert_array_equal(updates, 0)
+
+
+@pytest.mark.parametrize("solver", ["newton", "saddle_free", "damped"])
+@pytest.mark.parametrize("loss", [lambda x: jnp.sum(x), lambda x: 0.0 * jnp.sum(x)])
+def test_an_all_zero_hessian_gives_a_finite_step(solver, loss):
+    tx = fomoh_jax.fomoh_kd(2, 1.0, solver=getattr(solvers, solver)())
+    updates, state = tx.update(None, tx.init(PARAMS), PARAMS, value_fn=loss)
+    assert np.all(np.isfinite(updates))
+    assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(state)[1:])
+
+
+def test_more_directions_than_parameters_is_singular_and_finite():
+    for solver in (solvers.newton(), solvers.saddle_free(), solvers.damped()):
+        tx = fomoh_jax.fomoh_kd(5, 1.0, solver=solver)
+        updates, _ = tx.update(None, tx.init(PARAMS), PARAMS, value_fn=quadratic)
+        assert np.all(np.isfinite(updates))
+        assert quadratic(PARAMS + updates) < quadratic(PARAMS)
+
+
+def update(params=PARAMS, value_fn=quadratic, updates=None, tx=None, **kwargs):
+    tx = fomoh_jax.fomoh_kd(2, 1.0) if tx is None else tx
+    state = tx.init(PARAMS)
+    return tx.update(updates, state, params, value_fn=value_fn, **kwargs)
+
+
+def test_missing_params_and_value_fn_are_named():
+    with pytest.raises(ValueError, match="update needs the current params"):
+        update(params=None)
+    with pytest.raises(ValueError, match="the loss as value_fn"):
+        update(value_fn=None)
+
+
+def test_a_loss_that_is_no_real_scalar_is_refused():
+    with pytest.raises(TypeError, match=r"floating-point scalar; got shape \[3\]"):
+        update(value_fn=lambda x: x)
+    with pytest.raises(TypeError, match="dtype complex128"):
+        update(value_fn=lambda x: jnp.sum(x) * 1j)
+    with pytest.raises(TypeError, match="dtype int64"):
+        update(value_fn=lambda x: jnp.argmax(x))
+    with pytest.raises(TypeError, match="set has_aux=True"):
+        update(value_fn=lambda x: (jnp.sum(x), x))
+    with pytest.raises(TypeError, match="must return a pair"):
+        update(tx=fomoh_jax.fomoh(1.0, has_aux=True))
+
+
+def test_parameters_that_are_no_real_numbers_are_refused():
+    tx = fomoh_jax.fomoh_kd(2, 1.0)
+    with pytest.raises(TypeError, match=r"params\['n'\] has dtype int64"):
+        tx.init({"n": jnp.array(1), "x": PARAMS})
+    with pytest.raises(TypeError, match=r"params\['z'\] has dtype complex128"):
+        tx.init({"z": jnp.array(1j)})
+    with pytest.raises(ValueError, match="params holds no array"):
+        tx.init({})
+
+
+def test_masked_parameters_are_refused_with_a_way_out():
+    tx = optax.masked(fomoh_jax.fomoh_kd(2, 1.0), {"a": True, "b": False})
+    with pytest.raises(TypeError, match=r"params\['b'\] is masked out.*optax\.masked"):
+        tx.init({"a": PARAMS, "b": PARAMS})
+
+
+def test_sizes_are_checked_at_construction():
+    with pytest.raises(ValueError, match="k must be at least 1"):
+        fomoh_jax.fomoh_kd(0, 1.0)
+    with pytest.raises(ValueError, match="chunk_size must be at least 1"):
+        fomoh_jax.fomoh_kd(1, 1.0, chunk_size=0)
+
+
+def test_keys_may_be_seeds_typed_or_legacy():
+    for key in (3, jax.random.key(3), jax.random.PRNGKey(3), np.int32(3)):
+        tx = fomoh_jax.fomoh(1.0, key=key)
+        state = tx.init(PARAMS)
+        assert_close(
+            jax.random.key_data(optax.tree.get(state, "key")),
+            jax.random.key_data(jax.random.key(3)),
+        )
