@@ -13,9 +13,9 @@ def test_the_full_hyperplane_follows_newton():
     # Not too far out: where the Hessian is all but singular, rounding decides where
     # Newton's method itself goes.
     starts = 1 + 0.2 * normal(4, 5)
-    newton = rosenbrock.minimise(lambda key: rosenbrock.newton(), starts, 12)
+    newton = rosenbrock.minimise(lambda key: rosenbrock.newton(), starts, 16)
     plane = rosenbrock.minimise(
-        lambda key: fomoh_jax.fomoh_kd(5, 1.0, key=key), starts, 12
+        lambda key: fomoh_jax.fomoh_kd(5, 1.0, key=key), starts, 16
     )
     np.testing.assert_allclose(plane, newton, rtol=1e-6, atol=1e-20)
     assert np.all(plane[:, -1] < 1e-20)
