@@ -33,6 +33,9 @@ Indices = np.ndarray | jax.Array
 
 def take(stack: Stack, indices: Indices) -> Stack:
     """The arrays of a stack at ``indices``."""
+    size = stack.array.shape[stack.axis]
+    if isinstance(indices, np.ndarray) and np.array_equal(indices, np.arange(size)):
+        return stack
     at = stack.array.at[(slice(None),) * stack.axis + (indices,)]
     return Stack(at.get(mode="promise_in_bounds"), stack.axis)
 
@@ -46,6 +49,16 @@ def _outer(product: Callable, a: Stack, b: Stack, axis: int) -> jax.Array:
     """
     rows = jax.vmap(product, in_axes=(None, b.axis), out_axes=axis)
     return jax.vmap(rows, in_axes=(a.axis, None), out_axes=axis)(a.array, b.array)
+
+
+def _products(a: Stack, b: Stack) -> jax.Array:
+    """``a_i b_j``, elementwise, ``i`` at the axis that they share and ``j`` behind it.
+
+    Choosing the pairs after the product and not before it takes one gather in the place
+    of two, and that one of a product that XLA fuses into it: 4 times (jax 0.10) to 13
+    times (0.12) less time on the CPU for ten directions, and half the temporary memory.
+    """
+    return jnp.expand_dims(a.array, a.axis + 1) * jnp.expand_dims(b.array, b.axis)
 
 
 class Form(abc.ABC):
@@ -220,13 +233,35 @@ class Pairs(Form):
     def columns(self, x: Stack) -> Stack:
         return take(x, self.indices[1])
 
+    def square(self, x: Channel) -> Channel:
+        if isinstance(x, Zero):
+            return ZERO
+        i, j = self.indices
+        return take(self._table(_products(x, x), x.axis), i * self.k + j)
+
+    def cross(self, a: Channel, b: Channel) -> Channel:
+        if isinstance(a, Zero) or isinstance(b, Zero):
+            return ZERO
+        if a is b:
+            return scale(2, self.square(a))
+        axis = max(a.axis, b.axis)
+        return self._symmetric(_products(a.moved(axis), b.moved(axis)), axis)
+
     def bilinear(self, product, a, b, axis) -> Channel:
         if isinstance(a, Zero) or isinstance(b, Zero):
             return ZERO
-        array = _outer(product, a, b, axis)
-        shape = (*array.shape[:axis], self.k**2, *array.shape[axis + 2 :])
-        table = Stack(array.reshape(shape), axis)
-        i, j = self.indices
+        return self._symmetric(_outer(product, a, b, axis), axis)
+
+    def _table(self, products: jax.Array, axis: int) -> Stack:
+        """``[*, k, k, *]`` with ``k`` at ``axis`` as a stack of ``k²``."""
+        shape = products.shape
+        return Stack(
+            products.reshape(*shape[:axis], self.k**2, *shape[axis + 2 :]), axis
+        )
+
+    def _symmetric(self, products: jax.Array, axis: int) -> Channel:
+        """``p_ij + p_ji`` for ``i <= j``."""
+        table, (i, j) = self._table(products, axis), self.indices
         return add(take(table, i * self.k + j), take(table, j * self.k + i))
 
 
