@@ -163,7 +163,7 @@ def draw(config: Config, runs: list[list[dict[str, Any]]], path: Path) -> None:
     plotting.plot_seeds(left, steps, curve("test_loss"), label="test")
     plotting.plot_seeds(right, steps, curve("test_accuracy"), label="test")
     left.set(xlabel="step", ylabel="cross-entropy", yscale="log")
-    right.set(xlabel="step", ylabel="accuracy", ylim=(None, 1))
+    right.set(xlabel="step", ylabel="test accuracy", ylim=(None, 1))
     left.legend()
     left.grid(alpha=0.3, which="both")
     right.grid(alpha=0.3)

@@ -85,28 +85,24 @@ class Form(abc.ABC):
 
     def square(self, x: Channel) -> Channel:
         """``x_i x_j``, elementwise."""
-        if isinstance(x, Zero):
+        if not self.q or isinstance(x, Zero):
             return ZERO
-        return Stack(self.rows(x).array * self.columns(x).array, x.axis)
+        return self._square(x)
 
     def cross(self, a: Channel, b: Channel) -> Channel:
         """``a_i b_j + a_j b_i``, elementwise."""
-        if isinstance(a, Zero) or isinstance(b, Zero):
+        if not self.q or isinstance(a, Zero) or isinstance(b, Zero):
             return ZERO
         if a is b:
-            return scale(2, self.square(a))
+            return scale(2, self._square(a))
         axis = max(a.axis, b.axis)
-        a, b = a.moved(axis), b.moved(axis)
-        ij = self.rows(a).array * self.columns(b).array
-        return Stack(ij + self.columns(a).array * self.rows(b).array, axis)
+        return self._cross(a.moved(axis), b.moved(axis))
 
     def bilinear(self, product: Callable, a: Channel, b: Channel, axis: int) -> Channel:
         """``product(a_i, b_j) + product(a_j, b_i)``, stacked along ``axis``."""
-        if isinstance(a, Zero) or isinstance(b, Zero):
+        if not self.q or isinstance(a, Zero) or isinstance(b, Zero):
             return ZERO
-        batched = jax.vmap(product, in_axes=(a.axis, b.axis), out_axes=axis)
-        ij = batched(self.rows(a).array, self.columns(b).array)
-        return Stack(ij + batched(self.columns(a).array, self.rows(b).array), axis)
+        return self._bilinear(product, a, b, axis)
 
     def quadratic(
         self,
@@ -119,7 +115,7 @@ class Form(abc.ABC):
 
         ``zeros`` are the arguments in the place of zero channels.
         """
-        if all(isinstance(x, Zero) for x in xs):
+        if not self.q or all(isinstance(x, Zero) for x in xs):
             return [ZERO] * len(out_axes)
         axes = [x.axis if isinstance(x, Stack) else None for x in xs]
         pick = lambda side: [
@@ -129,6 +125,20 @@ class Form(abc.ABC):
             *pick(self.rows), *pick(self.columns)
         )
         return [Stack(array, axis) for array, axis in zip(arrays, out_axes)]
+
+    # What a form may do better than by its index pairs; ``a`` and ``b`` share an axis.
+
+    def _square(self, x: Stack) -> Channel:
+        return Stack(self.rows(x).array * self.columns(x).array, x.axis)
+
+    def _cross(self, a: Stack, b: Stack) -> Channel:
+        ij = self.rows(a).array * self.columns(b).array
+        return Stack(ij + self.columns(a).array * self.rows(b).array, a.axis)
+
+    def _bilinear(self, product: Callable, a: Stack, b: Stack, axis: int) -> Channel:
+        batched = jax.vmap(product, in_axes=(a.axis, b.axis), out_axes=axis)
+        ij = batched(self.rows(a).array, self.columns(b).array)
+        return Stack(ij + batched(self.columns(a).array, self.rows(b).array), axis)
 
 
 # Forms without arrays are static nodes, whose trees compare as the objects do. As
@@ -152,18 +162,6 @@ class FirstOrder(Form):
 
     columns = rows
 
-    def square(self, x: Channel) -> Channel:
-        return ZERO
-
-    def cross(self, a: Channel, b: Channel) -> Channel:
-        return ZERO
-
-    def bilinear(self, product, a, b, axis) -> Channel:
-        return ZERO
-
-    def quadratic(self, function, xs, zeros, out_axes) -> list[Channel]:
-        return [ZERO] * len(out_axes)
-
 
 @register_static
 @dataclasses.dataclass(frozen=True)
@@ -181,15 +179,10 @@ class Diagonal(Form):
 
     columns = rows
 
-    def cross(self, a: Channel, b: Channel) -> Channel:
-        if isinstance(a, Zero) or isinstance(b, Zero):
-            return ZERO
-        axis = max(a.axis, b.axis)
-        return Stack(2 * (a.moved(axis).array * b.moved(axis).array), axis)
+    def _cross(self, a: Stack, b: Stack) -> Channel:
+        return Stack(2 * (a.array * b.array), a.axis)
 
-    def bilinear(self, product, a, b, axis) -> Channel:
-        if isinstance(a, Zero) or isinstance(b, Zero):
-            return ZERO
+    def _bilinear(self, product: Callable, a: Stack, b: Stack, axis: int) -> Channel:
         batched = jax.vmap(product, in_axes=(a.axis, b.axis), out_axes=axis)
         return Stack(2 * batched(a.array, b.array), axis)
 
@@ -233,23 +226,14 @@ class Pairs(Form):
     def columns(self, x: Stack) -> Stack:
         return take(x, self.indices[1])
 
-    def square(self, x: Channel) -> Channel:
-        if isinstance(x, Zero):
-            return ZERO
+    def _square(self, x: Stack) -> Channel:
         i, j = self.indices
         return take(self._table(_products(x, x), x.axis), i * self.k + j)
 
-    def cross(self, a: Channel, b: Channel) -> Channel:
-        if isinstance(a, Zero) or isinstance(b, Zero):
-            return ZERO
-        if a is b:
-            return scale(2, self.square(a))
-        axis = max(a.axis, b.axis)
-        return self._symmetric(_products(a.moved(axis), b.moved(axis)), axis)
+    def _cross(self, a: Stack, b: Stack) -> Channel:
+        return self._symmetric(_products(a, b), a.axis)
 
-    def bilinear(self, product, a, b, axis) -> Channel:
-        if isinstance(a, Zero) or isinstance(b, Zero):
-            return ZERO
+    def _bilinear(self, product: Callable, a: Stack, b: Stack, axis: int) -> Channel:
         return self._symmetric(_outer(product, a, b, axis), axis)
 
     def _table(self, products: jax.Array, axis: int) -> Stack:
@@ -287,9 +271,7 @@ class Rows(Form):
     def columns(self, x: Stack) -> Stack:
         return take(x, np.tile(np.arange(self.k), len(self.selected)))
 
-    def bilinear(self, product, a, b, axis) -> Channel:
-        if isinstance(a, Zero) or isinstance(b, Zero):
-            return ZERO
+    def _bilinear(self, product: Callable, a: Stack, b: Stack, axis: int) -> Channel:
         ij = _outer(product, take(a, self.selected), b, axis)
         ji = _outer(product, a, take(b, self.selected), axis)
         array = ij + jnp.swapaxes(ji, axis, axis + 1)
