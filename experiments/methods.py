@@ -7,9 +7,9 @@ from experiments.training import Method
 
 NAMES = ("fgd", "fomoh", "fomoh_kd", "fomoh_bp", "sgd", "adam")
 
-# For softmax regression the one of a grid with the lowest test loss after 2,000 steps of
-# batch 1024 on the 5,000 digits. For the CNN ones that train it in a few hundred steps
-# of batch 256; fomoh's is that of the reference implementation at batch 2048.
+# For softmax regression the one of a grid with the lowest test loss after 2,000 steps
+# of batch 1024 on the 5,000 digits. For the CNN ones that train it in a few hundred
+# steps of batch 256; fomoh's is that of the reference implementation at batch 2048.
 LEARNING_RATES = {
     ("softmax", "fgd"): 1e-3,
     ("softmax", "fomoh"): 0.5,
