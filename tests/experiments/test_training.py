@@ -32,7 +32,7 @@ def test_the_models_have_the_sizes_of_the_paper():
 def test_every_method_trains(name):
     k = 4
     rate = methods.default_learning_rate("softmax", name, k)
-    method = methods.make_method(name, rate / 4 if name == "fgd" else rate, k)
+    method = methods.make_method(name, rate / 2 if name == "fgd" else rate, k)
     model, data = MODELS["softmax"], blobs()
     epoch = make_epoch(model, method, batch_size=16)
     runs = list(train(model, method, epoch, data, epochs=20, seed=0))
