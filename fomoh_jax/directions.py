@@ -6,7 +6,6 @@ the update that the chain hands in.
 """
 
 import dataclasses
-import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +13,8 @@ import chex
 import jax
 import jax.numpy as jnp
 import optax
+
+from fomoh_jax.hyperdual.arguments import check_size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,24 +155,3 @@ def _random(k: int, sampler: Callable) -> Directions:
         return optax.tree.random_like(key, shapes, sampler)
 
     return Directions(k, sample)
-
-
-def check_size(name: str, size: Any) -> int:
-    """A size as a Python integer.
-
-    Raises:
-      TypeError: if it is none, or is traced.
-      ValueError: if it is less than 1.
-    """
-    if isinstance(size, jax.Array):
-        raise TypeError(
-            f"{name} must be a Python integer, because it is a shape; got an array. "
-            f'Under optax.inject_hyperparams, name it in static_args="{name}".'
-        )
-    try:
-        size = operator.index(size)
-    except TypeError:
-        raise TypeError(f"{name} must be a Python integer; got {size!r}.") from None
-    if size < 1:
-        raise ValueError(f"{name} must be at least 1; got {size}.")
-    return size

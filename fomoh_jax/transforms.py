@@ -9,13 +9,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fomoh_jax.directions import Directions, check_size
+from fomoh_jax.directions import Directions
 from fomoh_jax.hyperdual import (
     QuadraticModel,
     directional_derivatives,
     quadratic_model,
 )
-from fomoh_jax.hyperdual.arguments import signature
+from fomoh_jax.hyperdual.arguments import check_size, signature
 from fomoh_jax.solvers import Solver, newton
 
 
@@ -339,7 +339,7 @@ def _as_key(key: chex.PRNGKey | int) -> chex.PRNGKey:
     if isinstance(key, jax.Array):
         if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
             return key
-        if jnp.shape(key) == (2,):
+        if key.ndim == 1:  # a legacy key: as many words as its implementation has
             return jax.random.wrap_key_data(key)
     return jax.random.key(key)
 

@@ -90,5 +90,6 @@ def assert_agrees_with_nested_jvp(fun, *primals, k=3, jit=True):
 
 @functools.cache
 def normal(*shape, seed=0):
-    """Standard normal numbers, float64."""
-    return jax.random.normal(jax.random.key(seed), shape)
+    """Standard normal numbers, float64; concrete also where called in a trace."""
+    with jax.ensure_compile_time_eval():
+        return jax.random.normal(jax.random.key(seed), shape)

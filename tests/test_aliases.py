@@ -103,7 +103,19 @@ def test_fomoh_kd_with_k_equal_to_d_is_newton_s_method():
 
 
 @pytest.mark.parametrize("name", ALIASES)
-def test_composes_in_a_chain_with_decay_clipping_and_a_schedule(name):
+def test_every_alias_in_a_chain_with_a_schedule_clipping_and_decay(name):
+    tx = optax.chain(
+        ALIASES[name](),
+        optax.scale_by_schedule(optax.linear_schedule(1.0, 0.2, 50)),
+        optax.clip_by_global_norm(1.0),
+        optax.add_decayed_weights(-1e-4),
+    )
+    values, _, _ = run(tx)
+    assert values[-1] < 1 + 0.2 * (values[0] - 1)
+
+
+@pytest.mark.parametrize("name", ALIASES)
+def test_the_building_blocks_in_a_chain_with_decay_clipping_and_a_schedule(name):
     make = {
         "fgd": fomoh_jax.scale_by_forward_gradient(directions.gaussian(2)),
         "fomoh": fomoh_jax.scale_by_hyperplane(
@@ -156,11 +168,12 @@ def test_under_inject_hyperparams():
     state.hyperparams["learning_rate"] = jnp.array(0.0)
     updates, state = tx.update(None, state, PARAMS, value_fn=loss, target=TARGET)
     assert_close(updates, jax.tree.map(jnp.zeros_like, PARAMS))
-    schedule = optax.constant_schedule(1.0)
     for alias in (fomoh_jax.fgd, fomoh_jax.fomoh, fomoh_jax.fomoh_bp):
         static = "k" if alias is fomoh_jax.fgd else ()
-        tx = optax.inject_hyperparams(alias, static_args=static)(schedule)
-        assert len(run(tx, steps=1)[0]) == 1
+        inject = optax.inject_hyperparams(alias, static_args=static)
+        plain = run(alias(0.05), steps=3)[0]
+        assert run(inject(0.05), steps=3)[0] == plain
+        assert run(inject(optax.constant_schedule(0.05)), steps=3)[0] == plain
     with pytest.raises(TypeError, match='static_args="k"'):
         optax.inject_hyperparams(fomoh_jax.fomoh_kd)(2, 0.1).init(PARAMS)
 
@@ -182,7 +195,25 @@ def test_around_and_inside_other_transformations():
     np.testing.assert_allclose(params["a"], [2.0, 2.0], atol=0.1)
 
 
-def test_inside_the_optimizer_of_flax_nnx():
+@pytest.mark.parametrize("name", ALIASES)
+def test_every_alias_inside_the_optimizer_of_flax_nnx(name):
+    model = nnx.Linear(2, 1, rngs=nnx.Rngs(0), param_dtype=jnp.float64)
+    optimizer = nnx.Optimizer(model, ALIASES[name](), wrt=nnx.Param)
+    x = jax.random.normal(jax.random.key(1), (16, 2))
+    graph = nnx.graphdef(model)
+    value_fn = lambda params: jnp.mean((nnx.merge(graph, params)(x) - 1) ** 2)
+
+    @nnx.jit
+    def step(model, optimizer):
+        value, grads = nnx.value_and_grad(lambda m: jnp.mean((m(x) - 1) ** 2))(model)
+        optimizer.update(model, grads, value_fn=value_fn)
+        return value
+
+    values = [step(model, optimizer) for _ in range(40)]
+    assert values[-1] < 0.3 * values[0]
+
+
+def test_a_step_of_newton_inside_the_optimizer_of_flax_nnx():
     model = nnx.Linear(3, 1, rngs=nnx.Rngs(0), param_dtype=jnp.float64)
     tx = fomoh_jax.fomoh_kd(k=4, learning_rate=1.0)
     optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)

@@ -4,6 +4,7 @@ Everything is checked here, at the call, so that no rule needs to doubt its oper
 """
 
 import inspect
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -45,6 +46,27 @@ def signature(fun: Any) -> inspect.Signature | None:
         return inspect.signature(fun, follow_wrapped=False)
     except (TypeError, ValueError):  # some builtins have none
         return None
+
+
+def check_size(name: str, size: Any) -> int:
+    """A size as a Python integer.
+
+    Raises:
+      TypeError: if it is none, or is traced.
+      ValueError: if it is less than 1.
+    """
+    if isinstance(size, jax.Array):
+        raise TypeError(
+            f"{name} must be a Python integer, because it is a shape; got an array. "
+            f'Under optax.inject_hyperparams, name it in static_args="{name}".'
+        )
+    try:
+        size = operator.index(size)
+    except TypeError:
+        raise TypeError(f"{name} must be a Python integer; got {size!r}.") from None
+    if size < 1:
+        raise ValueError(f"{name} must be at least 1; got {size}.")
+    return size
 
 
 def read_directions(

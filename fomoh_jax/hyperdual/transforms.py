@@ -11,7 +11,12 @@ import numpy as np
 from jax import lax
 
 from fomoh_jax.hyperdual import rules  # noqa: F401  (fills the table of rules)
-from fomoh_jax.hyperdual.arguments import check_primals, read_directions, read_tangents
+from fomoh_jax.hyperdual.arguments import (
+    check_primals,
+    check_size,
+    read_directions,
+    read_tangents,
+)
 from fomoh_jax.hyperdual.forms import Cross, Diagonal, FirstOrder, Form, Pairs, Rows
 from fomoh_jax.hyperdual.interpreter import interpret
 from fomoh_jax.hyperdual.number import Channel, HyperDual, is_inexact, materialise
@@ -121,9 +126,10 @@ def quadratic_model(
       with ``has_aux``, the pair ``(model, aux)``.
 
     Raises:
-      TypeError: if a structure or a dtype does not match the primals.
+      TypeError: if a structure or a dtype does not match the primals, or if
+        ``chunk_size`` is not a Python integer.
       ValueError: if a shape does not match, if the leaves disagree on ``k``, or if
-        ``chunk_size`` is not a positive integer.
+        ``chunk_size`` is not positive.
 
     Example:
       >>> import jax.numpy as jnp
@@ -144,10 +150,8 @@ def quadratic_model(
     """
     check_primals(fun, primals)
     k, channels = read_directions(primals, directions)
-    if chunk_size is not None and (not isinstance(chunk_size, int) or chunk_size < 1):
-        raise ValueError(
-            f"chunk_size must be None or an integer of at least 1; got {chunk_size!r}."
-        )
+    if chunk_size is not None:
+        chunk_size = check_size("chunk_size", chunk_size)
     if chunk_size is None or chunk_size >= k:
         number, aux = _split(_evaluate(fun, Pairs(k), primals, channels), has_aux)
         seconds = _coefficients(number, "seconds", Pairs(k).q)
@@ -241,7 +245,8 @@ def hessian(
       of shape ``[*out, *a, *b]``.
 
     Raises:
-      TypeError: if a differentiated argument is not of real floating-point numbers.
+      TypeError: if a differentiated argument or an output is not of real
+        floating-point numbers.
       ValueError: if ``argnums`` is out of range.
 
     Example:
@@ -399,8 +404,8 @@ def _standard_basis(leaves: list[Any]) -> list[jax.Array]:
 
 def _blocks(curvature: jax.Array, leaves: list[Any], structure: Any) -> Any:
     """``[D, D, *out]`` to a tree of trees of ``[*out, *a, *b]``."""
-    if curvature.dtype == jax.dtypes.float0:
-        raise TypeError("hessian needs a function whose outputs are real or complex.")
+    if not jnp.issubdtype(curvature.dtype, jnp.floating):
+        raise TypeError("hessian needs a function whose outputs are real numbers.")
     matrix = jnp.moveaxis(curvature, (0, 1), (-2, -1))
     offsets = np.cumsum([jnp.size(leaf) for leaf in leaves])[:-1]
     return structure.unflatten(

@@ -88,9 +88,17 @@ def test_a_direction_for_integers():
     fails(TypeError, r"\['b'\] has dtype float0, but its primal can vary", call)
 
 
-@pytest.mark.parametrize("chunk_size", [0, -1, 1.5, "2"])
-def test_chunk_size_that_is_no_positive_integer(chunk_size):
-    fails(ValueError, "chunk_size must be", lambda: model(chunk_size=chunk_size))
+@pytest.mark.parametrize("chunk_size", [0, -1])
+def test_chunk_size_that_is_not_positive(chunk_size):
+    match = "chunk_size must be at least 1; got"
+    fails(ValueError, match, lambda: model(chunk_size=chunk_size))
+
+
+@pytest.mark.parametrize("chunk_size", [1.5, "2"])
+def test_chunk_size_that_is_no_integer(chunk_size):
+    match = "chunk_size must be a Python integer; got"
+    fails(TypeError, match, lambda: model(chunk_size=chunk_size))
+    assert model(chunk_size=np.int64(2)).curvature.shape == (4, 4)
 
 
 def test_tangents_are_named_in_errors():
@@ -113,6 +121,8 @@ def test_hessian_of_what_has_none():
     fails(TypeError, "argument 0 has dtype complex128", complex_)
     integers = lambda: fomoh_jax.hessian(jnp.argmax)(jnp.ones(3))
     fails(TypeError, "outputs are real", integers)
+    imaginary = lambda: fomoh_jax.hessian(lambda x: x**2 * 1j)(1.0)
+    fails(TypeError, "outputs are real", imaginary)
     beyond = lambda: fomoh_jax.hessian(jnp.sin, argnums=1)(1.0)
     fails(ValueError, "argnums names argument 1", beyond)
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from fomoh_jax.compat import scan_layout
+from fomoh_jax.compat import open_jaxpr, scan_layout
 from fomoh_jax.hyperdual.forms import Form
 from fomoh_jax.hyperdual.interpreter import interpret, staged
 from fomoh_jax.hyperdual.number import ZERO, Channel, HyperDual, Stack, materialise
@@ -146,9 +146,12 @@ def _while(form: Form, op: Operation, args: Sequence[HyperDual]) -> list[HyperDu
 
     pattern = _fixed_point(turn, form, init)
 
+    # vmap leaves a while equation with a predicate for each member of the batch.
+    predicate = open_jaxpr(op.params["cond_jaxpr"])[0].outvars[0].aval
+
     def body(carry):
         after = _widen(form, turn(carry), pattern)
-        return _where(unfinished(carry), after, carry)
+        return _where(unfinished(carry), after, carry) if predicate.ndim else after
 
     return lax.while_loop(
         lambda carry: jnp.any(unfinished(carry)), body, _widen(form, init, pattern)
@@ -158,12 +161,7 @@ def _while(form: Form, op: Operation, args: Sequence[HyperDual]) -> list[HyperDu
 def _where(
     running: jax.Array, after: list[HyperDual], before: list[HyperDual]
 ) -> list[HyperDual]:
-    """Where a batch of loops still runs, its next state; elsewhere the state it had.
-
-    ``vmap`` leaves a while equation with a predicate for each member of the batch.
-    """
-    if not jnp.ndim(running):
-        return after
+    """Where a batch of loops still runs, its next state; elsewhere the state it had."""
 
     def choose(new, old):
         # Primals lead with the batch; behind it come the stacks of a channel's.

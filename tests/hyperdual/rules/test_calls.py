@@ -4,13 +4,17 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 from jax import lax
 
 import fomoh_jax
 from fomoh_jax.hyperdual.forms import Diagonal, Pairs
-from tests.reference import assert_agrees_with_nested_jvp, assert_close, normal
+from tests.reference import (
+    assert_agrees_with_nested_jvp,
+    assert_close,
+    normal,
+    second_jvp,
+)
 
 
 @jax.custom_vjp
@@ -89,6 +93,21 @@ def test_custom_jvp_with_several_operands_and_nondiff_argnums():
 
     fun = lambda x, y: product(jnp.tanh(x), y, 3) + product(x, 2.0, 2)
     assert_agrees_with_nested_jvp(fun, normal(3), normal(3, seed=1))
+
+
+@pytest.mark.parametrize("varied", [0, 1])
+def test_a_custom_jvp_that_is_the_derivative_of_nothing(varied):
+    @jax.custom_jvp
+    def product(x, y):
+        return x * y
+
+    @product.defjvp
+    def rule(primals, tangents):  # as if the other operand were constant
+        return product(*primals), tangents[varied] * primals[1 - varied] ** 2
+
+    x, y, v, w = (normal(2, seed=seed) for seed in range(4))
+    actual = fomoh_jax.hyper_jvp(product, (x, y), (v, w), (w, v))
+    assert_close(actual, second_jvp(product, (x, y), (v, w), (w, v)))
 
 
 def test_custom_jvp_with_symbolic_zeros():
@@ -193,7 +212,7 @@ def test_names_and_source_lines_survive():
         .as_text(debug_info=True)
     )
     assert "my_layer" in text
-    assert np.array(text.count("test_calls.py")) > 0
+    assert "test_calls.py" in text
 
 
 def test_a_custom_jvp_that_scans_over_scalars_is_not_taken_for_elementwise():

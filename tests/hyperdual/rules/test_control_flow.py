@@ -90,6 +90,22 @@ def test_while_with_a_trip_count_that_depends_on_the_primal():
     assert_close(jax.vmap(hessian)(many), jax.vmap(expected)(many))
 
 
+def test_the_predicate_of_a_while_loop_runs_as_often_as_in_jax(capfd):
+    def unfinished(state):
+        jax.debug.print("tested")
+        return state[0] < 2
+
+    def fun(x):
+        return lax.while_loop(unfinished, lambda s: (s[0] + 1, s[1] * x), (0, x))[1]
+
+    assert fun(3.0) == 27
+    jax.effects_barrier()
+    expected = capfd.readouterr().out
+    assert fomoh_jax.hyper_jvp(fun, (3.0,), (1.0,), (1.0,))[3] == 18
+    jax.effects_barrier()
+    assert capfd.readouterr().out == expected
+
+
 def test_fori_loop_and_map_and_associative_scan():
     fori = lambda x: lax.fori_loop(0, 4, lambda i, c: jnp.sin(c) * x[i % 3], x)
     assert_agrees_with_nested_jvp(fori, normal(3))

@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
 
-from tests.reference import assert_agrees_with_nested_jvp, normal
+import fomoh_jax
+from tests.reference import assert_agrees_with_nested_jvp, assert_close, normal
 
 # Every value of a program is a 3×3 matrix, so that anything composes with anything and
 # an eager evaluation compiles each operation once for all the programs.
@@ -99,6 +100,7 @@ def test_random_compositions_agree_with_nested_jvp(steps, constant_first, seed):
     x = normal(3, 3, seed=100 + seed)
     fun = lambda x: run(steps, constant_first, x)
     assert_agrees_with_nested_jvp(fun, x, k=2, jit=False)
+    assert_close(fomoh_jax.hessian(fun)(x), jax.jacfwd(jax.jacfwd(fun))(x))
 
 
 def test_the_operations_themselves_are_finite():
