@@ -121,6 +121,12 @@ def test_a_constant_function_has_zero_derivatives():
     np.testing.assert_array_equal(model.curvature, np.zeros((4, 4, 2)))
 
 
+def test_no_directions_give_an_empty_model():
+    model = fomoh_jax.quadratic_model(rosenbrock, (normal(3),), (jnp.zeros((0, 3)),))
+    assert model.value == rosenbrock(normal(3))
+    assert model.slope.shape == (0,) and model.curvature.shape == (0, 0)
+
+
 def test_scalars_and_python_numbers_are_primals():
     out, d1, d2, d12 = fomoh_jax.hyper_jvp(lambda x: x**3, (2.0,), (1.0,), (1.0,))
     assert (out, d1, d2, d12) == (8, 12, 12, 12)
