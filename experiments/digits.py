@@ -60,7 +60,10 @@ class Config:
 
 def main(config: Config) -> None:
     """Run all the seeds, and write what came out."""
-    data = load_small() if config.data == "small" else load_mnist(config.data_dir)
+    try:
+        data = load_small() if config.data == "small" else load_mnist(config.data_dir)
+    except RuntimeError as error:  # it says what to do; a traceback would hide it
+        raise SystemExit(str(error)) from None
     per_epoch = len(data.train.labels) // config.batch_size
     if per_epoch < 1 or min(config.steps, config.seeds, config.k) < 1:
         raise SystemExit(
