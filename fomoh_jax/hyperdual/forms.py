@@ -8,7 +8,8 @@ Every form here is a list of index pairs ``(i_q, j_q)``; coefficient ``q`` of a 
 ``x`` is its second derivative along the directions ``i_q`` and ``j_q``. With tangents
 ``x_i`` the rules need three products:
 
-- ``square(x)``: ``x_i x_j``, what a second derivative ``φ''(x)`` is multiplied with;
+- ``product(a, b)``: ``a_i b_j``, elementwise; of ``x`` with itself it is what a second
+  derivative ``φ''(x)`` is multiplied with;
 - ``cross(a, b)``: ``a_i b_j + a_j b_i``, elementwise;
 - ``bilinear(B, a, b)``: ``B(a_i, b_j) + B(a_j, b_i)`` for any bilinear ``B``;
 
@@ -83,18 +84,19 @@ class Form(abc.ABC):
     def columns(self, x: Stack) -> Stack:
         """The tangents along the second direction of each pair."""
 
-    def square(self, x: Channel) -> Channel:
-        """``x_i x_j``, elementwise."""
-        if not self.q or isinstance(x, Zero):
+    def product(self, a: Channel, b: Channel) -> Channel:
+        """``a_i b_j``, elementwise."""
+        if not self.q or isinstance(a, Zero) or isinstance(b, Zero):
             return ZERO
-        return self._square(x)
+        axis = max(a.axis, b.axis)
+        return self._product(a.moved(axis), b.moved(axis))
 
     def cross(self, a: Channel, b: Channel) -> Channel:
         """``a_i b_j + a_j b_i``, elementwise."""
         if not self.q or isinstance(a, Zero) or isinstance(b, Zero):
             return ZERO
         if a is b:
-            return scale(2, self._square(a))
+            return scale(2, self._product(a, a))
         axis = max(a.axis, b.axis)
         return self._cross(a.moved(axis), b.moved(axis))
 
@@ -128,8 +130,8 @@ class Form(abc.ABC):
 
     # What a form may do better than by its index pairs; ``a`` and ``b`` share an axis.
 
-    def _square(self, x: Stack) -> Channel:
-        return Stack(self.rows(x).array * self.columns(x).array, x.axis)
+    def _product(self, a: Stack, b: Stack) -> Channel:
+        return Stack(self.rows(a).array * self.columns(b).array, a.axis)
 
     def _cross(self, a: Stack, b: Stack) -> Channel:
         ij = self.rows(a).array * self.columns(b).array
@@ -226,9 +228,9 @@ class Pairs(Form):
     def columns(self, x: Stack) -> Stack:
         return take(x, self.indices[1])
 
-    def _square(self, x: Stack) -> Channel:
+    def _product(self, a: Stack, b: Stack) -> Channel:
         i, j = self.indices
-        return take(self._table(_products(x, x), x.axis), i * self.k + j)
+        return take(self._table(_products(a, b), a.axis), i * self.k + j)
 
     def _cross(self, a: Stack, b: Stack) -> Channel:
         return self._symmetric(_products(a, b), a.axis)

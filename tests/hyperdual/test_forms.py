@@ -26,7 +26,8 @@ def test_products_are_what_the_index_pairs_say(name, axis):
     read = lambda stack: stack.moved(0).array
     i, j = np.array(pairs).T
     assert form.q == len(pairs)
-    np.testing.assert_allclose(read(form.square(x)), a[i] * a[j])
+    np.testing.assert_allclose(read(form.product(x, x)), a[i] * a[j])
+    np.testing.assert_allclose(read(form.product(x, y)), a[i] * b[j])
     np.testing.assert_allclose(read(form.cross(x, y)), a[i] * b[j] + a[j] * b[i])
     np.testing.assert_allclose(read(form.cross(x, x)), 2 * a[i] * a[j])
     np.testing.assert_allclose(
@@ -41,7 +42,8 @@ def test_products_are_what_the_index_pairs_say(name, axis):
 def test_a_product_with_zero_is_zero_and_not_computed(name):
     form = FirstOrder(3) if name == "first_order" else FORMS[name][0]
     x = Stack(normal(form.k, 2))
-    assert form.square(ZERO) is ZERO
+    assert form.product(x, ZERO) is ZERO
+    assert form.product(ZERO, x) is ZERO
     assert form.cross(x, ZERO) is ZERO
     assert form.cross(ZERO, x) is ZERO
     assert form.bilinear(jnp.multiply, x, ZERO, 0) is ZERO
@@ -51,5 +53,5 @@ def test_a_product_with_zero_is_zero_and_not_computed(name):
 def test_first_order_carries_no_seconds():
     form, x = FirstOrder(2), Stack(normal(2, 3))
     assert form.q == 0
-    assert form.square(x) is ZERO and form.cross(x, x) is ZERO
+    assert form.product(x, x) is ZERO and form.cross(x, x) is ZERO
     assert form.bilinear(jnp.multiply, x, x, 0) is ZERO

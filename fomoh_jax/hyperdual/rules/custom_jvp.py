@@ -14,30 +14,65 @@ from jax.extend.core import Literal
 
 from fomoh_jax.compat import open_jaxpr
 from fomoh_jax.hyperdual.forms import Form
-from fomoh_jax.hyperdual.number import HyperDual
+from fomoh_jax.hyperdual.interpreter import interpret
+from fomoh_jax.hyperdual.number import HyperDual, add, scale
 from fomoh_jax.hyperdual.registry import Operation, names_with_rule, rule
 from fomoh_jax.hyperdual.rules.elementwise import elementwise, partial_derivative
-from fomoh_jax.hyperdual.rules.generic import differentiable_part, generic
+from fomoh_jax.hyperdual.rules.generic import differentiable_part, forward, generic
 
 
 @rule("custom_jvp_call")
 def _custom_jvp(form: Form, op: Operation, args: Sequence[HyperDual]):
     active, function = differentiable_part(op, args)
-    # The mixed derivatives of a rule with several operands need not be symmetric, since
-    # a rule may be the derivative of nothing. The elementwise family takes them to be.
-    if len(active) == 1 and len(op.outputs) == 1:
-        x = active[0].primal
-        if jnp.shape(x) == op.outputs[0].shape:
-            derivative = _second_derivative(function, x)
-            if _is_elementwise(derivative, jnp.shape(x)):
-                return elementwise(form, op, args, curved=not _is_zero(derivative))
+    shape = op.outputs[0].shape
+    if len(op.outputs) == 1 and all(jnp.shape(x.primal) == shape for x in active):
+        jaxpr = _derivatives(lambda *xs: function(*xs)[0][0], active, form.q > 0)
+        if _is_elementwise(jaxpr, shape):
+            return [_chain_rule(form, jaxpr, active)]
     return generic(form, op, args)
 
 
-def _second_derivative(function: Callable, x: Any) -> Any:
-    """The jaxpr of ``φ''`` of what may be an elementwise function."""
-    phi = lambda x: function(x)[0][0]
-    return jax.make_jaxpr(partial_derivative(partial_derivative(phi, 0), 0))(x)
+def _derivatives(function: Callable, active: Sequence[HyperDual], twice: bool) -> Any:
+    """The jaxpr of what may be an elementwise function with its partial derivatives.
+
+    Its results are ``φ``, the ``n`` derivatives ``φ_a`` that the user's rule gives, and
+    the ``n²`` derivatives ``φ_ab`` of ``φ_a`` by ``x_b``. They need not be symmetric: a
+    rule may be the derivative of nothing.
+    """
+    places = range(len(active))
+
+    def derivatives(*xs):
+        firsts, seconds = [], []
+        for a in places:
+            first = partial_derivative(function, a)
+            if not twice:
+                value, derivative = first(*xs)
+            for b in places if twice else ():
+                (value, derivative), (_, second) = partial_derivative(
+                    first, b, forward
+                )(*xs)
+                seconds.append(second)
+            firsts.append(derivative)
+        return [value, *firsts, *seconds]
+
+    return jax.make_jaxpr(derivatives)(*(number.primal for number in active))
+
+
+def _chain_rule(form: Form, jaxpr: Any, active: Sequence[HyperDual]) -> HyperDual:
+    """The elementwise chain rule, with the derivatives that the jaxpr computes."""
+    n = len(active)
+    constants = [HyperDual(number.primal) for number in active]
+    value, *derivatives = (out.primal for out in interpret(jaxpr, form, constants))
+    zeros = _zeros(jaxpr)[1 + n :]
+    tangents, seconds = [], []
+    for a, x in enumerate(active):
+        tangents.append(scale(derivatives[a], x.tangents))
+        seconds.append(scale(derivatives[a], x.seconds))
+        for b, y in enumerate(active if form.q else ()):
+            if not zeros[a * n + b]:
+                product = form.product(x.tangents, y.tangents)
+                seconds.append(scale(derivatives[n + a * n + b], product))
+    return HyperDual(value, add(*tangents), add(*seconds))
 
 
 def _is_elementwise(jaxpr: Any, shape: tuple[int, ...]) -> bool:
@@ -48,6 +83,8 @@ def _is_elementwise(jaxpr: Any, shape: tuple[int, ...]) -> bool:
     """
     jaxpr, _ = open_jaxpr(jaxpr)
     for eqn in jaxpr.eqns:
+        if not eqn.outvars:  # a callback: it looks on
+            continue
         if any(a.aval.shape not in (shape, ()) for a in (*eqn.invars, *eqn.outvars)):
             return False
         name = eqn.primitive.name
@@ -59,8 +96,8 @@ def _is_elementwise(jaxpr: Any, shape: tuple[int, ...]) -> bool:
     return True
 
 
-def _is_zero(jaxpr: Any) -> bool:
-    """Whether the result of a jaxpr is a zero that was written down as one."""
+def _zeros(jaxpr: Any) -> list[bool]:
+    """Which results of a jaxpr are a zero that was written down as one."""
     jaxpr, _ = open_jaxpr(jaxpr)
     fills = {
         eqn.outvars[0]: eqn.invars[0]
@@ -68,7 +105,7 @@ def _is_zero(jaxpr: Any) -> bool:
         if eqn.primitive.name == "broadcast_in_dim"
     }
     outs = [v if isinstance(v, Literal) else fills.get(v) for v in jaxpr.outvars]
-    return all(isinstance(v, Literal) and v.val == 0 for v in outs)
+    return [isinstance(v, Literal) and bool(v.val == 0) for v in outs]
 
 
 # What is looked into, and under which parameter. A scan is not: shapes alone do not

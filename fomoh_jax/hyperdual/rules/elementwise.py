@@ -13,19 +13,19 @@ import jax.numpy as jnp
 from jax import lax
 
 from fomoh_jax.hyperdual.forms import Form
-from fomoh_jax.hyperdual.number import HyperDual, add, scale, spread
+from fomoh_jax.hyperdual.number import HyperDual, Stack, add, scale, spread
 from fomoh_jax.hyperdual.registry import Operation, rule
 from fomoh_jax.hyperdual.rules.generic import differentiable_part, generic
 
 
-def partial_derivative(function: Callable, index: int) -> Callable:
-    """``∂φ/∂x_index`` of an elementwise function, itself an elementwise function."""
+def partial_derivative(function: Callable, index: int, jvp: Callable = jax.jvp):
+    """``(φ, ∂φ/∂x_index)`` of an elementwise function, itself elementwise."""
 
-    def derivative(*xs):
+    def value_and_derivative(*xs):
         along = lambda x: function(*xs[:index], x, *xs[index + 1 :])
-        return jax.jvp(along, (xs[index],), (lax.full_like(xs[index], 1),))[1]
+        return jvp(along, (xs[index],), (lax.full_like(xs[index], 1),))
 
-    return derivative
+    return value_and_derivative
 
 
 @rule(
@@ -55,22 +55,26 @@ def elementwise(
     places = [i for i, arg in enumerate(args) if not arg.is_constant]
     primals = [arg.primal for arg in active]
     phi: Callable[..., Any] = lambda *xs: function(*xs)[0][0]
-    slopes = [partial_derivative(phi, i) for i in range(len(active))]
+    curved = curved and form.q > 0
+    moving = [isinstance(arg.tangents, Stack) for arg in active]
 
-    tangents, seconds = [], []
+    value, tangents, seconds = None, [], []
+    slopes = [partial_derivative(phi, i) for i in range(len(active))]
     for i, (arg, slope) in enumerate(zip(active, slopes)):
-        first = slope(*primals)
+        if curved and moving[i] and places[i] not in linear_in:
+            twice = partial_derivative(slope, i)
+            (value, first), (_, second) = twice(*primals)
+            seconds.append(scale(second, form.product(arg.tangents, arg.tangents)))
+        else:
+            value, first = slope(*primals)
         tangents.append(scale(first, arg.tangents))
         seconds.append(scale(first, arg.seconds))
-        if curved and form.q and places[i] not in linear_in:
-            second = partial_derivative(slope, i)(*primals)
-            seconds.append(scale(second, form.square(arg.tangents)))
-    if curved and form.q:
-        for i, j in combinations(range(len(active)), 2):
-            mixed = partial_derivative(slopes[i], j)(*primals)
+    for i, j in combinations(range(len(active)), 2):
+        if curved and moving[i] and moving[j]:
+            _, (_, mixed) = partial_derivative(slopes[i], j)(*primals)
             product = form.cross(active[i].tangents, active[j].tangents)
             seconds.append(scale(mixed, product))
-    return [HyperDual(phi(*primals), add(*tangents), add(*seconds))]
+    return [HyperDual(value, add(*tangents), add(*seconds))]
 
 
 @rule("max", "min", "abs", "rem")
