@@ -15,7 +15,7 @@ from jax.extend.core import Literal
 from fomoh_jax.compat import open_jaxpr
 from fomoh_jax.hyperdual.forms import Form
 from fomoh_jax.hyperdual.interpreter import interpret
-from fomoh_jax.hyperdual.number import HyperDual, add, scale
+from fomoh_jax.hyperdual.number import HyperDual, add, is_inexact, scale
 from fomoh_jax.hyperdual.registry import Operation, names_with_rule, rule
 from fomoh_jax.hyperdual.rules.elementwise import elementwise, partial_derivative
 from fomoh_jax.hyperdual.rules.generic import differentiable_part, forward, generic
@@ -24,68 +24,76 @@ from fomoh_jax.hyperdual.rules.generic import differentiable_part, forward, gene
 @rule("custom_jvp_call")
 def _custom_jvp(form: Form, op: Operation, args: Sequence[HyperDual]):
     active, function = differentiable_part(op, args)
-    shape = op.outputs[0].shape
-    if len(op.outputs) == 1 and all(jnp.shape(x.primal) == shape for x in active):
-        jaxpr = _derivatives(lambda *xs: function(*xs)[0][0], active, form.q > 0)
-        if _is_elementwise(jaxpr, shape):
-            return [_chain_rule(form, jaxpr, active)]
+    shapes = {jnp.shape(x.primal) for x in active} | {out.shape for out in op.outputs}
+    if len(shapes) == 1 and all(map(is_inexact, op.outputs)):
+        jaxpr = _derivatives(lambda *xs: function(*xs)[0], active, form.q > 0)
+        if _is_elementwise(jaxpr, *shapes):
+            return _chain_rule(form, jaxpr, active, len(op.outputs))
     return generic(form, op, args)
 
 
 def _derivatives(function: Callable, active: Sequence[HyperDual], twice: bool) -> Any:
     """The jaxpr of what may be an elementwise function with its partial derivatives.
 
-    Its results are ``φ``, the ``n`` derivatives ``φ_a`` that the user's rule gives, and
-    the ``n²`` derivatives ``φ_ab`` of ``φ_a`` by ``x_b``. They need not be symmetric: a
-    rule may be the derivative of nothing.
+    Its results are ``φ``, the derivatives ``φ_a`` that the user's rule gives, and the
+    derivatives ``φ_ab`` of ``φ_a`` by ``x_b``. These need not be symmetric: a rule may
+    be the derivative of nothing.
     """
     places = range(len(active))
 
     def derivatives(*xs):
-        firsts, seconds = [], []
+        values, firsts, seconds = [], [], []
         for a in places:
             first = partial_derivative(function, a)
             if not twice:
-                value, derivative = first(*xs)
+                values, derivative = first(*xs)
             for b in places if twice else ():
-                (value, derivative), (_, second) = partial_derivative(
-                    first, b, forward
-                )(*xs)
-                seconds.append(second)
+                second = partial_derivative(first, b, forward)
+                (values, derivative), (_, bend) = second(*xs)
+                seconds.append(bend)
             firsts.append(derivative)
-        return [value, *firsts, *seconds]
+        return values, firsts, seconds
 
     return jax.make_jaxpr(derivatives)(*(number.primal for number in active))
 
 
-def _chain_rule(form: Form, jaxpr: Any, active: Sequence[HyperDual]) -> HyperDual:
+def _chain_rule(
+    form: Form, jaxpr: Any, active: Sequence[HyperDual], outputs: int
+) -> list[HyperDual]:
     """The elementwise chain rule, with the derivatives that the jaxpr computes."""
-    n = len(active)
     constants = [HyperDual(number.primal) for number in active]
-    value, *derivatives = (out.primal for out in interpret(jaxpr, form, constants))
-    zeros = _zeros(jaxpr)[1 + n :]
-    tangents, seconds = [], []
-    for a, x in enumerate(active):
-        tangents.append(scale(derivatives[a], x.tangents))
-        seconds.append(scale(derivatives[a], x.seconds))
-        for b, y in enumerate(active if form.q else ()):
-            if not zeros[a * n + b]:
-                product = form.product(x.tangents, y.tangents)
-                seconds.append(scale(derivatives[n + a * n + b], product))
-    return HyperDual(value, add(*tangents), add(*seconds))
+    results = [out.primal for out in interpret(jaxpr, form, constants)]
+    rows = lambda flat: [flat[i : i + outputs] for i in range(0, len(flat), outputs)]
+    n, zeros = len(active), rows(_zeros(jaxpr))
+    values, *derivatives = rows(results)
+
+    def number(out: int) -> HyperDual:
+        tangents, seconds = [], []
+        for a, x in enumerate(active):
+            tangents.append(scale(derivatives[a][out], x.tangents))
+            seconds.append(scale(derivatives[a][out], x.seconds))
+            for b, y in enumerate(active if form.q else ()):
+                place = n + a * n + b
+                if not zeros[1 + place][out]:
+                    product = form.product(x.tangents, y.tangents)
+                    seconds.append(scale(derivatives[place][out], product))
+        return HyperDual(values[out], add(*tangents), add(*seconds))
+
+    return list(map(number, range(outputs)))
 
 
 def _is_elementwise(jaxpr: Any, shape: tuple[int, ...]) -> bool:
     """Whether each element of the results depends on that element of the inputs alone.
 
     Sufficient and not necessary: every equation is elementwise and works on arrays of
-    that shape, or on scalars.
+    that shape, on scalars, or on the one tangent of :func:`forward`.
     """
     jaxpr, _ = open_jaxpr(jaxpr)
+    shapes = (shape, (), (1, *shape))
     for eqn in jaxpr.eqns:
         if not eqn.outvars:  # a callback: it looks on
             continue
-        if any(a.aval.shape not in (shape, ()) for a in (*eqn.invars, *eqn.outvars)):
+        if any(a.aval.shape not in shapes for a in (*eqn.invars, *eqn.outvars)):
             return False
         name = eqn.primitive.name
         if name in _CALLS:
@@ -124,7 +132,8 @@ _NO_DERIVATIVE = {
 }
 _OTHER_RULES = {
     *("add", "add_any", "broadcast_in_dim", "convert_element_type", "copy", "mul"),
-    *("div", "neg", "select_n", "sub", "abs", "max", "min"),
+    *("div", "neg", "select_n", "squeeze", "sub", "abs", "max", "min"),
+    *("bitcast_convert_type", "optimization_barrier", "polynomial"),
 }
 
 
