@@ -6,7 +6,7 @@ from fomoh_jax.compat import require_sound_jax as _require_sound_jax
 
 _require_sound_jax(_jax.__version__)
 
-from fomoh_jax import directions, solvers  # noqa: E402
+from fomoh_jax import directions, hyperdual, solvers  # noqa: E402
 from fomoh_jax.aliases import fgd, fomoh, fomoh_bp, fomoh_kd  # noqa: E402
 from fomoh_jax.hyperdual import (  # noqa: E402
     QuadraticModel,
@@ -14,6 +14,7 @@ from fomoh_jax.hyperdual import (  # noqa: E402
     hessian,
     hyper_jvp,
     quadratic_model,
+    register_rule,
 )
 from fomoh_jax.transforms import (  # noqa: E402
     ScaleByForwardGradientState,
@@ -36,7 +37,9 @@ __all__ = [
     "fomoh_kd",
     "hessian",
     "hyper_jvp",
+    "hyperdual",
     "quadratic_model",
+    "register_rule",
     "scale_by_forward_gradient",
     "scale_by_hyperplane",
     "solvers",

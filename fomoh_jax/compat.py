@@ -56,3 +56,9 @@ def scan_layout(params: dict[str, Any], num_in: int, num_out: int) -> ScanLayout
     consts, carry, xs = params["ft_in"].update(list(range(num_in))).unpack()
     carry_out, ys = params["ft_out"].update(list(range(num_out))).unpack()
     return ScanLayout(list(consts), list(carry), list(xs), list(carry_out), list(ys))
+
+
+def manual_axes(params: dict[str, Any]) -> frozenset[str]:
+    """The mesh axes that a shard_map equation maps over; jax 0.12 renamed them."""
+    name = "manual_axes" if "manual_axes" in params else "newly_manual_axes"
+    return params[name]

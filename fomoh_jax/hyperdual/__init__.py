@@ -1,5 +1,25 @@
-"""Hyper-dual numbers, their interpreter, and the transformations built on them."""
+"""Hyper-dual numbers, their interpreter, and the transformations built on them.
 
+Beside the transformations, which ``fomoh_jax`` offers by their names, this is what a
+rule for a primitive (:func:`fomoh_jax.register_rule`) is written with.
+"""
+
+from fomoh_jax.hyperdual.extension import register_rule
+from fomoh_jax.hyperdual.forms import Form
+from fomoh_jax.hyperdual.number import (
+    ZERO,
+    HyperDual,
+    Stack,
+    add,
+    apply_linear,
+    scale,
+)
+from fomoh_jax.hyperdual.registry import Operation
+from fomoh_jax.hyperdual.rules.bilinear import bilinear
+from fomoh_jax.hyperdual.rules.constant import constant
+from fomoh_jax.hyperdual.rules.elementwise import elementwise
+from fomoh_jax.hyperdual.rules.generic import generic
+from fomoh_jax.hyperdual.rules.linear import linear
 from fomoh_jax.hyperdual.transforms import (
     QuadraticModel,
     directional_curvature,
@@ -10,10 +30,24 @@ from fomoh_jax.hyperdual.transforms import (
 )
 
 __all__ = [
+    "ZERO",
+    "Form",
+    "HyperDual",
+    "Operation",
     "QuadraticModel",
+    "Stack",
+    "add",
+    "apply_linear",
+    "bilinear",
+    "constant",
     "directional_curvature",
     "directional_derivatives",
+    "elementwise",
+    "generic",
     "hessian",
     "hyper_jvp",
+    "linear",
     "quadratic_model",
+    "register_rule",
+    "scale",
 ]

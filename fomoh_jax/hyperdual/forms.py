@@ -27,7 +27,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import register_dataclass, register_static
 
-from fomoh_jax.hyperdual.number import ZERO, Channel, Stack, Zero, add, scale
+from fomoh_jax.hyperdual.number import (
+    ZERO,
+    Channel,
+    Stack,
+    Zero,
+    add,
+    scale,
+    vectorise,
+)
 
 Indices = np.ndarray | jax.Array
 
@@ -48,8 +56,8 @@ def _outer(product: Callable, a: Stack, b: Stack, axis: int) -> jax.Array:
     convolution folds the stack into its batch or its output features instead of
     becoming a batch of small products, which is what is slow on a CPU.
     """
-    rows = jax.vmap(product, in_axes=(None, b.axis), out_axes=axis)
-    return jax.vmap(rows, in_axes=(a.axis, None), out_axes=axis)(a.array, b.array)
+    rows = vectorise(product, in_axes=(None, b.axis), out_axes=axis)
+    return vectorise(rows, in_axes=(a.axis, None), out_axes=axis)(a.array, b.array)
 
 
 def _products(a: Stack, b: Stack) -> jax.Array:
@@ -123,7 +131,7 @@ class Form(abc.ABC):
         pick = lambda side: [
             side(x).array if isinstance(x, Stack) else z for x, z in zip(xs, zeros)
         ]
-        arrays = jax.vmap(function, axes + axes, list(out_axes))(
+        arrays = vectorise(function, axes + axes, list(out_axes))(
             *pick(self.rows), *pick(self.columns)
         )
         return [Stack(array, axis) for array, axis in zip(arrays, out_axes)]
@@ -138,7 +146,7 @@ class Form(abc.ABC):
         return Stack(ij + self.columns(a).array * self.rows(b).array, a.axis)
 
     def _bilinear(self, product: Callable, a: Stack, b: Stack, axis: int) -> Channel:
-        batched = jax.vmap(product, in_axes=(a.axis, b.axis), out_axes=axis)
+        batched = vectorise(product, in_axes=(a.axis, b.axis), out_axes=axis)
         ij = batched(self.rows(a).array, self.columns(b).array)
         return Stack(ij + batched(self.columns(a).array, self.rows(b).array), axis)
 
@@ -185,7 +193,7 @@ class Diagonal(Form):
         return Stack(2 * (a.array * b.array), a.axis)
 
     def _bilinear(self, product: Callable, a: Stack, b: Stack, axis: int) -> Channel:
-        batched = jax.vmap(product, in_axes=(a.axis, b.axis), out_axes=axis)
+        batched = vectorise(product, in_axes=(a.axis, b.axis), out_axes=axis)
         return Stack(2 * batched(a.array, b.array), axis)
 
 

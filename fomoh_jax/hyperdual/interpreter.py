@@ -12,6 +12,7 @@ from typing import Any
 import jax
 from jax.extend import source_info_util
 from jax.extend.core import JaxprEqn, Literal, Var
+from jax.ref import AbstractRef
 
 from fomoh_jax.compat import open_jaxpr
 from fomoh_jax.hyperdual.forms import Form
@@ -68,7 +69,9 @@ def staged(jaxpr: Any, name: str, inline: Any = False) -> Callable:
 
 def _apply(eqn: JaxprEqn, form: Form, args: list[HyperDual]) -> Sequence[HyperDual]:
     op = Operation(eqn.primitive, eqn.params, [var.aval for var in eqn.outvars])
-    if all(arg.is_constant for arg in args):
+    # What is kept in a mutable array may begin to vary after it was made.
+    lasting = not any(isinstance(var.aval, AbstractRef) for var in eqn.outvars)
+    if lasting and all(arg.is_constant for arg in args):
         return [HyperDual(out) for out in op(*(arg.primal for arg in args))]
     return find_rule(eqn.primitive)(form, op, args)
 

@@ -81,6 +81,24 @@ class HyperDual:
         return self.tangents, self.seconds
 
 
+# For each of several numbers, whether it has tangents and whether it has seconds.
+Pattern = list[tuple[bool, ...]]
+
+
+def pattern_of(numbers: Sequence[HyperDual]) -> Pattern:
+    """Which channels the numbers have."""
+    return [tuple(isinstance(c, Stack) for c in n.channels) for n in numbers]
+
+
+def moved(number: HyperDual, axis: int) -> HyperDual:
+    """The same number with its stacking axes at ``axis``."""
+
+    def move(channel: Channel) -> Channel:
+        return channel.moved(axis) if isinstance(channel, Stack) else ZERO
+
+    return HyperDual(number.primal, *map(move, number.channels))
+
+
 def is_inexact(x: Any) -> bool:
     """Whether an array or an abstract value can carry a derivative."""
     dtype = x.dtype if hasattr(x, "dtype") else jax.typeof(x).dtype
@@ -171,5 +189,33 @@ def apply_linear(
         return [ZERO] * len(out_axes)
     operands = [c.array if isinstance(c, Stack) else z for c, z in zip(channels, zeros)]
     in_axes = [c.axis if isinstance(c, Stack) else None for c in channels]
-    arrays = jax.vmap(fn, in_axes, list(out_axes))(*operands)
+    arrays = vectorise(fn, in_axes, list(out_axes))(*operands)
     return [Stack(array, axis) for array, axis in zip(arrays, out_axes)]
+
+
+def vectorise(fn: Callable, in_axes: Any, out_axes: Any) -> Callable:
+    """``jax.vmap``, or a loop where JAX has no batching rule for what is inside."""
+
+    def vectorised(*operands):
+        try:
+            return jax.vmap(fn, in_axes, out_axes)(*operands)
+        except NotImplementedError:
+            return _one_by_one(fn, in_axes, out_axes, operands)
+
+    return vectorised
+
+
+def _one_by_one(fn: Callable, in_axes: Any, out_axes: Any, operands: Any) -> Any:
+    stacked = [i for i, axis in enumerate(in_axes) if axis is not None]
+    slices = [jnp.moveaxis(operands[i], in_axes[i], 0) for i in stacked]
+
+    def step(slices):
+        full = list(operands)
+        for i, x in zip(stacked, slices):
+            full[i] = x
+        return fn(*full)
+
+    results = lax.map(step, slices)
+    if isinstance(out_axes, int):
+        return jnp.moveaxis(results, 0, out_axes)
+    return [jnp.moveaxis(x, 0, axis) for x, axis in zip(results, out_axes)]

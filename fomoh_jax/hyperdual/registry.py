@@ -61,6 +61,11 @@ def rule(*names: str) -> Callable[[R], R]:
     return register
 
 
+def rule_for(primitive: Primitive, function: Rule) -> None:
+    """Register a rule for one primitive."""
+    _RULES[primitive] = function
+
+
 def find_rule(primitive: Primitive) -> Rule:
     """The rule for a primitive: its own, or else the generic one."""
     return _RULES.get(primitive) or _RULES.get(primitive.name) or _RULES[GENERIC]

@@ -6,7 +6,11 @@ from fomoh_jax.hyperdual.rules import (  # noqa: F401
     constant,
     control_flow,
     custom_jvp,
+    decomposed,
     elementwise,
     generic,
+    implicit,
     linear,
+    mutable,
+    shard_map,
 )

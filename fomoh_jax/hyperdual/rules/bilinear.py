@@ -30,20 +30,27 @@ def _mul(form: Form, op: Operation, args: Sequence[HyperDual]):
 
 
 def bilinear(
-    form: Form, op: Operation, args: Sequence[HyperDual], axis: int
+    form: Form, op: Operation, args: Sequence[HyperDual], axis: int = 0
 ) -> list[HyperDual]:
-    """The product rule, twice, with the stacking axis of every term at ``axis``."""
-    a, b = args
-    (primal,) = op(a.primal, b.primal)
+    """The product rule, twice, with the stacking axis of every term at ``axis``.
+
+    Operands after the first two are not differentiated.
+    """
+    a, b, *rest = args
+    fixed = [number.primal for number in rest]
 
     def product(x, y):
-        return op(x, y)[0]
+        return op(x, y, *fixed)[0]
+
+    primal = product(a.primal, b.primal)
 
     def left(channel):
-        return apply_linear(lambda x: op(x, b.primal), [channel], [None], [axis])[0]
+        function = lambda x: [product(x, b.primal)]
+        return apply_linear(function, [channel], [None], [axis])[0]
 
     def right(channel):
-        return apply_linear(lambda y: op(a.primal, y), [channel], [None], [axis])[0]
+        function = lambda y: [product(a.primal, y)]
+        return apply_linear(function, [channel], [None], [axis])[0]
 
     return [
         HyperDual(
@@ -75,3 +82,8 @@ def _conv(form: Form, op: Operation, args: Sequence[HyperDual]):
     # (a stacked kernel); the batch dimension is where most of them come from.
     numbers: lax.ConvDimensionNumbers = op.params["dimension_numbers"]
     return bilinear(form, op, args, axis=numbers.out_spec[0])
+
+
+@rule("ragged_dot_general")
+def _ragged_dot(form: Form, op: Operation, args: Sequence[HyperDual]):
+    return bilinear(form, op, args)

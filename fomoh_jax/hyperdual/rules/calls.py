@@ -27,13 +27,21 @@ def _remat(form: Form, op: Operation, args: Sequence[HyperDual]) -> list[HyperDu
     )(form, list(args))
 
 
-@rule("call", "closed_call", "core_call", "custom_vjp_call")
+# Under which parameter an equation keeps the program that it calls. A custom_vjp is
+# seen through, since its backward rule says nothing of a forward pass; nor does a
+# batching rule (custom_vmap), or a partitioning one, say anything of derivatives.
+_INNER = {
+    "call": "call_jaxpr",
+    "closed_call": "call_jaxpr",
+    "composite": "jaxpr",
+    "core_call": "call_jaxpr",
+    "custom_partitioning": "call",
+    "custom_vjp_call": "call_jaxpr",
+    "custom_vmap_call": "call",
+    "xla_metadata_call": "jaxpr",
+}
+
+
+@rule(*_INNER)
 def _inline(form: Form, op: Operation, args: Sequence[HyperDual]) -> list[HyperDual]:
-    # A custom_vjp is seen through: its backward rule says nothing of a forward pass.
-    return interpret(op.params["call_jaxpr"], form, args)
-
-
-@rule("custom_vmap_call")
-def _custom_vmap(form: Form, op: Operation, args: Sequence[HyperDual]):
-    # Nor does a batching rule say anything of derivatives.
-    return interpret(op.params["call"], form, args)
+    return interpret(op.params[_INNER[op.primitive.name]], form, args)

@@ -15,15 +15,17 @@ from jax import lax
 from fomoh_jax.compat import open_jaxpr, scan_layout
 from fomoh_jax.hyperdual.forms import Form
 from fomoh_jax.hyperdual.interpreter import interpret, staged
-from fomoh_jax.hyperdual.number import ZERO, Channel, HyperDual, Stack, materialise
+from fomoh_jax.hyperdual.number import (
+    ZERO,
+    Channel,
+    HyperDual,
+    Pattern,
+    Stack,
+    materialise,
+    moved,
+    pattern_of,
+)
 from fomoh_jax.hyperdual.registry import Operation, rule
-
-# For each number, whether it has tangents and whether it has seconds.
-Pattern = list[tuple[bool, ...]]
-
-
-def _pattern(numbers: Sequence[HyperDual]) -> Pattern:
-    return [tuple(isinstance(c, Stack) for c in n.channels) for n in numbers]
 
 
 def _union(*patterns: Pattern) -> Pattern:
@@ -59,10 +61,10 @@ def _fixed_point(
       init: the carry before the first turn.
       *slices: what else the body takes, abstract.
     """
-    pattern = _pattern(init)
+    pattern = pattern_of(init)
     while True:
         widened = jax.eval_shape(lambda: _widen(form, init, pattern))
-        union = _union(pattern, _pattern(jax.eval_shape(body, widened, *slices)))
+        union = _union(pattern, pattern_of(jax.eval_shape(body, widened, *slices)))
         if union == pattern:
             return pattern
         pattern = union
@@ -75,13 +77,6 @@ def _relabelled(number: HyperDual, axis: int) -> HyperDual:
         return Stack(channel.array, axis) if isinstance(channel, Stack) else ZERO
 
     return HyperDual(number.primal, *map(relabel, number.channels))
-
-
-def _moved(number: HyperDual, axis: int) -> HyperDual:
-    def move(channel: Channel) -> Channel:
-        return channel.moved(axis) if isinstance(channel, Stack) else ZERO
-
-    return HyperDual(number.primal, *map(move, number.channels))
 
 
 def _abstract_slice(array: jax.Array) -> jax.ShapeDtypeStruct:
@@ -97,7 +92,7 @@ def _scan(form: Form, op: Operation, args: Sequence[HyperDual]) -> list[HyperDua
     interpreted = staged(op.params["jaxpr"], "scan")
     init = [args[i] for i in layout.carry]
     # Scanned arrays lead with time: the directions come second, and first in a slice.
-    xs = [_moved(args[i], 1) for i in layout.xs]
+    xs = [moved(args[i], 1) for i in layout.xs]
 
     def turn(carry, slices):
         numbers = list(args)
@@ -106,7 +101,7 @@ def _scan(form: Form, op: Operation, args: Sequence[HyperDual]) -> list[HyperDua
         for i, number in zip(layout.xs, slices):
             numbers[i] = _relabelled(number, 0)
         outs = interpreted(form, numbers)
-        ys = [_moved(outs[i], 0) for i in layout.ys]
+        ys = [moved(outs[i], 0) for i in layout.ys]
         return [outs[i] for i in layout.carry_out], ys
 
     slices = jax.tree.map(_abstract_slice, xs)
@@ -175,10 +170,10 @@ def _where(
     place = running.ndim
     chosen = jax.tree.map(
         choose,
-        [_moved(number, place) for number in after],
-        [_moved(number, place) for number in before],
+        [moved(number, place) for number in after],
+        [moved(number, place) for number in before],
     )
-    return [_moved(number, 0) for number in chosen]
+    return [moved(number, 0) for number in chosen]
 
 
 @rule("cond")
@@ -189,17 +184,9 @@ def _cond(form: Form, op: Operation, args: Sequence[HyperDual]) -> list[HyperDua
         return lambda operands: staged(jaxpr, "branch")(form, operands)
 
     branches = [branch(jaxpr) for jaxpr in op.params["branches"]]
-    pattern = _union(*(_pattern(jax.eval_shape(b, operands)) for b in branches))
+    pattern = _union(*(pattern_of(jax.eval_shape(b, operands)) for b in branches))
     return lax.switch(
         index.primal,
         [lambda operands, b=b: _widen(form, b(operands), pattern) for b in branches],
         operands,
-    )
-
-
-@rule("get", "swap", "addupdate")
-def _mutable(form: Form, op: Operation, args: Sequence[HyperDual]):
-    raise NotImplementedError(
-        f"a mutable array (jax.new_ref) that varies cannot be carried through "
-        f"'{op.primitive.name}' yet; write the function with immutable arrays."
     )

@@ -39,20 +39,17 @@ def _derivatives(function: Callable, active: Sequence[HyperDual], twice: bool) -
     derivatives ``φ_ab`` of ``φ_a`` by ``x_b``. These need not be symmetric: a rule may
     be the derivative of nothing.
     """
-    places = range(len(active))
 
     def derivatives(*xs):
-        values, firsts, seconds = [], [], []
-        for a in places:
-            first = partial_derivative(function, a)
-            if not twice:
-                values, derivative = first(*xs)
-            for b in places if twice else ():
-                second = partial_derivative(first, b, forward)
-                (values, derivative), (_, bend) = second(*xs)
-                seconds.append(bend)
-            firsts.append(derivative)
-        return values, firsts, seconds
+        slopes = [partial_derivative(function, a) for a in range(len(xs))]
+        if not twice:
+            pairs = [slope(*xs) for slope in slopes]
+            return pairs[0][0], [first for _, first in pairs]
+        second = lambda a, b: partial_derivative(slopes[a], b, forward)(*xs)
+        table = [[second(a, b) for b in range(len(xs))] for a in range(len(xs))]
+        (values, _), _ = table[0][0]
+        firsts = [row[0][0][1] for row in table]
+        return values, firsts, [bend for row in table for _, (_, bend) in row]
 
     return jax.make_jaxpr(derivatives)(*(number.primal for number in active))
 

@@ -34,7 +34,7 @@ def partial_derivative(function: Callable, index: int, jvp: Callable = jax.jvp):
     *("exp2", "expm1", "igamma", "igammac", "integer_pow", "lgamma", "log", "log1p"),
     *("log2", "logistic", "one_minus_square", "polygamma", "pow", "rsqrt", "sin"),
     *("sinh", "sqrt", "square", "tan", "tanh", "zeta"),
-    "regularized_incomplete_beta",
+    *("polynomial", "regularized_incomplete_beta"),
 )
 def elementwise(
     form: Form,

@@ -19,6 +19,7 @@ from fomoh_jax.hyperdual.number import (
     add,
     apply_linear,
     is_inexact,
+    spread,
     zeros_like_element,
 )
 from fomoh_jax.hyperdual.registry import GENERIC, Operation, rule
@@ -111,18 +112,10 @@ def generic(
 
 
 @rule(
-    "clamp",
-    "reduce_max",
-    "reduce_min",
-    "reduce_window_max",
-    "reduce_window_min",
-    "cummax",
-    "cummin",
-    "sort",
+    *("approx_top_k", "cummax", "cummin", "reduce_max", "reduce_min"),
+    *("reduce_window_max", "reduce_window_min", "scatter", "scatter-max"),
+    *("scatter-min", "select_and_gather_add", "select_and_scatter_add", "sort"),
     "top_k",
-    "approx_top_k",
-    "select_and_gather_add",
-    "scatter",
     "gather",  # linear, but out of bounds its tangent is 0 where its value may be NaN
 )
 def piecewise_linear(
@@ -130,3 +123,8 @@ def piecewise_linear(
 ) -> list[HyperDual]:
     """Selections: the linear map that the primal selects, with JAX's choice at ties."""
     return generic(form, op, args, curved=False)
+
+
+@rule("clamp")
+def _clamp(form: Form, op: Operation, args: Sequence[HyperDual]):
+    return piecewise_linear(form, op, spread(args, op.outputs[0].shape))

@@ -1,0 +1,173 @@
+"""Programs that no one here wrote: other people's libraries under our transformations.
+
+The packages are the optional extra ``ecosystem``; a test is skipped where its package is
+absent, and CI has them all.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import fomoh_jax
+from tests.reference import (
+    assert_agrees_with_nested_jvp,
+    assert_close,
+    normal,
+    random_directions,
+)
+
+
+def as_double(tree):
+    """Floating-point leaves in float64."""
+    wide = lambda x: (
+        x.astype(jnp.float64) if jnp.issubdtype(x.dtype, jnp.floating) else x
+    )
+    return jax.tree.map(wide, tree)
+
+
+def test_flax_nnx_transformer_block_with_dropout_and_layer_norm():
+    nnx = pytest.importorskip("flax.nnx", reason="flax is not installed")
+
+    class Block(nnx.Module):
+        def __init__(self, rngs):
+            self.norm1 = nnx.LayerNorm(8, rngs=rngs)
+            self.attention = nnx.MultiHeadAttention(
+                num_heads=2,
+                in_features=8,
+                dropout_rate=0.1,
+                deterministic=False,
+                decode=False,
+                rngs=rngs,
+            )
+            self.norm2 = nnx.LayerNorm(8, rngs=rngs)
+            self.wide = nnx.Linear(8, 16, rngs=rngs)
+            self.narrow = nnx.Linear(16, 8, rngs=rngs)
+            self.dropout = nnx.Dropout(0.2, rngs=rngs)
+
+        def __call__(self, x):
+            x = x + self.dropout(self.attention(self.norm1(x)))
+            return x + self.dropout(self.narrow(nnx.gelu(self.wide(self.norm2(x)))))
+
+    block = Block(nnx.Rngs(params=0, dropout=1))
+    graph, params, rest = nnx.split(block, nnx.Param, ...)
+    x = normal(2, 3, 8)
+
+    def loss(params):
+        return jnp.mean(nnx.merge(graph, params, rest, copy=True)(x) ** 2)
+
+    assert_agrees_with_nested_jvp(loss, as_double(params), k=2)
+
+
+def test_flax_linen_residual_block_with_batch_norm_in_evaluation_mode():
+    nn = pytest.importorskip("flax.linen", reason="flax is not installed")
+
+    class Block(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            y = nn.Conv(4, (3, 3), strides=(2, 2), use_bias=False)(x)
+            y = nn.relu(nn.BatchNorm(use_running_average=True)(y))
+            y = nn.Conv(4, (3, 3), use_bias=False)(y)
+            y = nn.BatchNorm(use_running_average=True)(y)
+            shortcut = nn.Conv(4, (1, 1), strides=(2, 2), use_bias=False)(x)
+            return nn.relu(y + nn.BatchNorm(use_running_average=True)(shortcut))
+
+    model, x = Block(), normal(2, 6, 6, 3)
+    variables = as_double(model.init(jax.random.key(0), x))
+
+    def loss(params):
+        out = model.apply({**variables, "params": params}, x)
+        return jnp.mean(out**2) + jnp.sum(nn.avg_pool(out, (2, 2)))
+
+    assert_agrees_with_nested_jvp(loss, variables["params"], k=2)
+
+
+def test_equinox_mlp():
+    eqx = pytest.importorskip("equinox", reason="equinox is not installed")
+    mlp = eqx.nn.MLP(3, 2, 5, 2, activation=jax.nn.softplus, key=jax.random.key(0))
+    params, static = eqx.partition(mlp, eqx.is_inexact_array)
+    x = normal(4, 3)
+
+    def loss(params):
+        return jnp.mean(jax.vmap(eqx.combine(params, static))(x) ** 2)
+
+    assert_agrees_with_nested_jvp(loss, as_double(params), k=2)
+
+
+def pendulum_loss(diffrax, adjoint):
+    """A loss of the solution of a damped pendulum, by its two parameters."""
+
+    def field(t, y, args):
+        angle, speed = y
+        damping, stiffness = args
+        return jnp.array([speed, -damping * speed - stiffness * jnp.sin(angle)])
+
+    def loss(parameters):
+        solution = diffrax.diffeqsolve(
+            diffrax.ODETerm(field),
+            diffrax.Tsit5(),
+            t0=0.0,
+            t1=2.0,
+            dt0=0.1,
+            y0=jnp.array([1.0, 0.0]),
+            args=parameters,
+            stepsize_controller=diffrax.PIDController(rtol=1e-6, atol=1e-8),
+            adjoint=adjoint,
+        )
+        return jnp.sum(solution.ys**2)
+
+    return loss, jnp.array([0.3, 1.5])
+
+
+def test_diffrax_with_an_adaptive_step_and_its_default_adjoint():
+    diffrax = pytest.importorskip("diffrax", reason="diffrax is not installed")
+    loss, parameters = pendulum_loss(diffrax, diffrax.RecursiveCheckpointAdjoint())
+    with pytest.raises(Exception, match="forward-mode|custom_vjp"):
+        jax.hessian(loss)(parameters)
+    hessian = jax.jit(fomoh_jax.hessian(loss))(parameters)
+    # Its adjoint for forward mode runs the same steps and is differentiable by JAX.
+    same, _ = pendulum_loss(diffrax, diffrax.ForwardMode())
+    assert_close(hessian, jax.jit(jax.jacfwd(jax.jacfwd(same)))(parameters), rtol=1e-9)
+
+
+def test_optimistix_root():
+    optimistix = pytest.importorskip("optimistix", reason="optimistix is not installed")
+
+    def root(a):
+        solver = optimistix.Newton(rtol=1e-12, atol=1e-12)
+        function = lambda y, a: y + 0.5 * jnp.sin(y) * a[0] - a
+        return optimistix.root_find(function, solver, jnp.zeros(2), a).value
+
+    a = jnp.array([0.7, -0.3])
+    model = fomoh_jax.quadratic_model(root, (a,), (jnp.eye(2),))
+    expected = jax.jit(jax.jacfwd(jax.jacfwd(root)))(a)
+    assert_close(jnp.moveaxis(model.curvature, (0, 1), (1, 2)), expected, rtol=1e-9)
+
+
+def test_numpyro_log_density():
+    numpyro = pytest.importorskip("numpyro", reason="numpyro is not installed")
+    import numpyro.distributions as dist
+    from numpyro.infer.util import log_density
+
+    x = normal(6, 2)
+    counts = jnp.array([0, 3, 1, 2, 5, 1])
+
+    def model():
+        scale = numpyro.sample("scale", dist.Gamma(2.0, 1.0))
+        weights = numpyro.sample("weights", dist.StudentT(3.0, 0.0, scale).expand([2]))
+        mixing = numpyro.sample("mixing", dist.Dirichlet(jnp.ones(3)))
+        rate = jnp.exp(x @ weights) + mixing[0]
+        numpyro.sample("counts", dist.Poisson(rate), obs=counts)
+
+    def density(values):
+        return log_density(model, (), {}, values)[0]
+
+    values = {
+        "scale": jnp.array(1.3),
+        "weights": jnp.array([0.2, -0.4]),
+        "mixing": jnp.array([0.2, 0.5, 0.3]),
+    }
+    directions = random_directions((values,), 3)
+    ours = jax.jit(lambda v: fomoh_jax.quadratic_model(density, (values,), v))
+    assert np.all(np.isfinite(ours(directions).curvature))
+    assert_agrees_with_nested_jvp(density, values, k=2)
