@@ -27,6 +27,12 @@ def open_jaxpr(jaxpr: Any) -> tuple[Any, Sequence[Any]]:
     return getattr(jaxpr, "jaxpr", jaxpr), getattr(jaxpr, "consts", ())
 
 
+def called_jaxpr(params: dict[str, Any]) -> Any:
+    """The program that an equation calls; its parameter has several names."""
+    names = ("call_jaxpr", "call", "jaxpr")
+    return next(params[name] for name in names if name in params)
+
+
 class ScanLayout(NamedTuple):
     """Positions of the operands and results of a scan equation."""
 

@@ -49,6 +49,8 @@ def assert_close(actual, expected, rtol=RTOL, atol=ATOL):
     for a, e in zip(jax.tree.leaves(actual), jax.tree.leaves(expected)):
         a, e = np.asarray(a), np.asarray(e)
         assert a.dtype == e.dtype and a.shape == e.shape
+        if e.dtype == jax.dtypes.float0:  # no derivative, and no value
+            continue
         scale = np.max(np.abs(e), initial=0)
         assert np.all(np.isfinite(e))
         np.testing.assert_allclose(a, e, rtol=0, atol=atol + rtol * scale)
@@ -57,7 +59,8 @@ def assert_close(actual, expected, rtol=RTOL, atol=ATOL):
 def assert_symmetric(curvature):
     """Equal to its transpose, bit for bit."""
     for leaf in jax.tree.leaves(curvature):
-        np.testing.assert_array_equal(leaf, np.swapaxes(leaf, 0, 1))
+        if leaf.dtype != jax.dtypes.float0:
+            np.testing.assert_array_equal(leaf, np.swapaxes(leaf, 0, 1))
 
 
 def assert_agrees_with_nested_jvp(fun, *primals, k=3, jit=True):
@@ -86,6 +89,16 @@ def assert_agrees_with_nested_jvp(fun, *primals, k=3, jit=True):
     assert_close(actual, wrap(theirs)(primals, directions))
     assert_symmetric(actual[0].curvature)
     assert_symmetric(actual[1].curvature)
+
+
+def assert_hyper_jvp_agrees(fun, *primals):
+    """The classical hyper-dual number alone: a tenth of the time of all of them."""
+    v, w = (
+        jax.tree.map(lambda x: x[0], random_directions(primals, 1, seed))
+        for seed in (0, 1)
+    )
+    ours = jax.jit(lambda *a: fomoh_jax.hyper_jvp(fun, *a))(primals, v, w)
+    assert_close(ours, jax.jit(lambda *a: second_jvp(fun, *a))(primals, v, w))
 
 
 @functools.cache

@@ -85,7 +85,8 @@ def hyper_jvp(
     number = _evaluate(fun, Cross(), primals, channels)
     first = _coefficients(number, "tangents", 2)
     second = _coefficients(number, "seconds", 1)
-    pick = lambda tree, i: jax.tree.map(lambda x: x[i], tree)
+    # An element of a NumPy array, which float0 has, would be no array any more.
+    pick = lambda tree, i: jax.tree.map(lambda x: x[i, ...], tree)
     return _primals(number), pick(first, 0), pick(first, 1), pick(second, 0)
 
 

@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import lax
+from jax.experimental import io_callback
 from jax.extend.core import Primitive
 from jax.interpreters import batching, mlir
 
@@ -66,11 +68,42 @@ def test_intermediates_are_freed_when_nothing_reads_them_any_more():
         assert len(alive) == 1
 
 
-def test_mutable_arrays_are_refused_by_name():
-    def fun(x):
-        ref = jax.new_ref(jnp.zeros_like(x))
-        ref[...] = x
-        return ref[...]
+def test_callbacks_run_once_on_primals_and_in_order():
+    seen = []
 
-    with pytest.raises(NotImplementedError, match=r"jax\.new_ref.*swap"):
-        fomoh_jax.quadratic_model(fun, (jnp.ones(3),), V)
+    def watched(x):
+        before = lambda x: seen.append(("before", float(x)))
+        after = lambda x: seen.append(("after", float(x)))
+        io_callback(before, None, x, ordered=True)
+        jax.debug.callback(after, x**2, ordered=True)
+        return x**2
+
+    def fun(x):
+        def step(carry, _):
+            return watched(carry), None
+
+        return lax.cond(x > 0, watched, lambda x: x, lax.scan(step, x, length=2)[0])
+
+    expected = [
+        (name, value)
+        for x in (2.0, 4.0, 16.0)
+        for name, value in (("before", x), ("after", x**2))
+    ]
+    for wrap in (lambda f: f, jax.jit):
+        seen.clear()
+        out = wrap(lambda x: fomoh_jax.hyper_jvp(fun, (x,), (1.0,), (1.0,)))(2.0)
+        jax.effects_barrier()
+        assert seen == expected
+        assert out[3] == 8 * 7 * 2.0**6
+
+
+def test_what_an_io_callback_returns_has_no_derivative():
+    def fun(x):
+        return io_callback(np.sin, jax.ShapeDtypeStruct(x.shape, x.dtype), x)
+
+    with pytest.raises(ValueError, match="IO callbacks do not support JVP"):
+        fomoh_jax.hessian(fun)(jnp.ones(3))
+    count = lambda x: io_callback(
+        lambda x: np.int32(4), jax.ShapeDtypeStruct((), "int32"), x
+    )
+    assert fomoh_jax.hessian(lambda x: x**2 * count(x))(3.0) == 8.0

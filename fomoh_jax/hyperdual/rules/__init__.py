@@ -12,5 +12,6 @@ from fomoh_jax.hyperdual.rules import (  # noqa: F401
     implicit,
     linear,
     mutable,
+    selection,
     shard_map,
 )

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import jax
 
+from fomoh_jax.compat import called_jaxpr
 from fomoh_jax.hyperdual.forms import Form
 from fomoh_jax.hyperdual.interpreter import interpret, staged
 from fomoh_jax.hyperdual.number import HyperDual
@@ -27,21 +28,11 @@ def _remat(form: Form, op: Operation, args: Sequence[HyperDual]) -> list[HyperDu
     )(form, list(args))
 
 
-# Under which parameter an equation keeps the program that it calls. A custom_vjp is
-# seen through, since its backward rule says nothing of a forward pass; nor does a
-# batching rule (custom_vmap), or a partitioning one, say anything of derivatives.
-_INNER = {
-    "call": "call_jaxpr",
-    "closed_call": "call_jaxpr",
-    "composite": "jaxpr",
-    "core_call": "call_jaxpr",
-    "custom_partitioning": "call",
-    "custom_vjp_call": "call_jaxpr",
-    "custom_vmap_call": "call",
-    "xla_metadata_call": "jaxpr",
-}
-
-
-@rule(*_INNER)
+@rule(
+    *("call", "closed_call", "composite", "core_call", "custom_partitioning"),
+    *("custom_vjp_call", "custom_vmap_call", "xla_metadata_call"),
+)
 def _inline(form: Form, op: Operation, args: Sequence[HyperDual]) -> list[HyperDual]:
-    return interpret(op.params[_INNER[op.primitive.name]], form, args)
+    # A custom_vjp is seen through: its backward rule says nothing of a forward pass.
+    # Nor does a rule for batching or partitioning say anything of derivatives.
+    return interpret(called_jaxpr(op.params), form, args)

@@ -19,7 +19,6 @@ from fomoh_jax.hyperdual.number import (
     add,
     apply_linear,
     is_inexact,
-    spread,
     zeros_like_element,
 )
 from fomoh_jax.hyperdual.registry import GENERIC, Operation, rule
@@ -109,22 +108,3 @@ def generic(
     inexact = iter(map(HyperDual, outs, tangents, seconds))
     others = iter(map(HyperDual, rest))
     return [next(inexact if is_inexact(out) else others) for out in op.outputs]
-
-
-@rule(
-    *("approx_top_k", "cummax", "cummin", "reduce_max", "reduce_min"),
-    *("reduce_window_max", "reduce_window_min", "scatter", "scatter-max"),
-    *("scatter-min", "select_and_gather_add", "select_and_scatter_add", "sort"),
-    "top_k",
-    "gather",  # linear, but out of bounds its tangent is 0 where its value may be NaN
-)
-def piecewise_linear(
-    form: Form, op: Operation, args: Sequence[HyperDual]
-) -> list[HyperDual]:
-    """Selections: the linear map that the primal selects, with JAX's choice at ties."""
-    return generic(form, op, args, curved=False)
-
-
-@rule("clamp")
-def _clamp(form: Form, op: Operation, args: Sequence[HyperDual]):
-    return piecewise_linear(form, op, spread(args, op.outputs[0].shape))

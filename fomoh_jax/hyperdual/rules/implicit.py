@@ -1,14 +1,17 @@
-"""Linear solves: the derivative of ``A x = b``, and not of how it was solved.
+"""Solves and factorisations: the derivative of the equation that they solve.
 
 With ``x = A⁻¹ b``, order by order,
 
 - ``x_t = A⁻¹ (b_t - A_t x)``,
 - ``x_s = A⁻¹ (b_s - A_s x - form(A_t, x_t))``,
 
-so every coefficient is one more solve with the same matrix.
+so every coefficient is one more solve with the same matrix. A factorisation is alike,
+``L U = A`` gives ``(L, U)_s`` as it gives ``(L, U)_t``: with ``A_s - form(L_t, U_t)``
+in the place of ``A_t``.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -61,37 +64,40 @@ def _split(op: Operation, args: Sequence[HyperDual]):
     return list(args[:first]), list(args[first:total]), list(args[total:])
 
 
-def _implicit(form: Form, op: Operation, args: Sequence[HyperDual], product):
-    """``(A, b) -> x`` with ``product(A, x) = b``, where ``op`` gives its derivative.
+def _implicit(
+    form: Form,
+    op: Operation,
+    args: Sequence[HyperDual],
+    bend: Callable[[Channel], Channel],
+) -> list[HyperDual]:
+    """``y`` with ``product(args[:-1], y) = args[-1]``, where JAX knows its derivative.
 
-    The derivative of the solve, as JAX knows it, is ``x_t`` of ``(A_t, b_t)``, and so
-    ``x_s`` of ``(A_s, b_s - form(A_t, x_t))``.
+    Args:
+      bend: the second-order terms of the product in first-order coefficients, from
+        those of ``y``.
     """
     primals = [arg.primal for arg in args]
     zeros = [zeros_like_element(x) for x in primals]
-    x, pushforward = jax.linearize(lambda *xs: op(*xs)[0], *primals)
+
+    def function(*xs):
+        first, *rest = op(*xs)
+        return first, rest
+
+    y, pushforward, rest = jax.linearize(function, *primals, has_aux=True)
     push = lambda channels: apply_linear(
         lambda *ts: [pushforward(*ts)], channels, zeros, [0]
     )[0]
     tangents = push([arg.tangents for arg in args])
-    *matrix, b = args
-    bent = [
-        form.bilinear(product(i), n.tangents, tangents, 0) for i, n in enumerate(matrix)
-    ]
-    seconds = push(
-        [*(n.seconds for n in matrix), add(b.seconds, scale(-1, add(*bent)))]
-    )
-    return [HyperDual(x, tangents, seconds)]
+    *others, last = (arg.seconds for arg in args)
+    seconds = push([*others, add(last, scale(-1, bend(tangents)))])
+    return [HyperDual(y, tangents, seconds), *map(HyperDual, rest)]
 
 
 @rule("triangular_solve")
 def _triangular_solve(form: Form, op: Operation, args: Sequence[HyperDual]):
-    params = op.params
-
-    def product(_):
-        return lambda a, x: _triangular_product(a, x, **params)
-
-    return _implicit(form, op, args, product)
+    product = partial(_triangular_product, **op.params)
+    bend = lambda x: form.bilinear(product, args[0].tangents, x, 0)
+    return _implicit(form, op, args, bend)
 
 
 def _triangular_product(
@@ -108,10 +114,19 @@ def _triangular_product(
 @rule("tridiagonal_solve")
 def _tridiagonal_solve(form: Form, op: Operation, args: Sequence[HyperDual]):
     # The three diagonals act on the rows above, at, and below.
-    def product(place):
-        return lambda d, x: d[..., None] * _shifted(x, 1 - place)
+    def bend(x: Channel) -> Channel:
+        return add(
+            *(
+                form.bilinear(partial(_diagonal_product, by), diagonal.tangents, x, 0)
+                for by, diagonal in zip((1, 0, -1), args)
+            )
+        )
 
-    return _implicit(form, op, args, product)
+    return _implicit(form, op, args, bend)
+
+
+def _diagonal_product(by, diagonal, x):
+    return diagonal[..., None] * _shifted(x, by)
 
 
 def _shifted(x, by):
@@ -121,3 +136,22 @@ def _shifted(x, by):
         jnp.zeros((), x.dtype),
         [(0, 0, 0)] * (x.ndim - 2) + [(by, -by, 0), (0, 0, 0)],
     )
+
+
+@rule("lu")
+def _lu(form: Form, op: Operation, args: Sequence[HyperDual]):
+    *_, permutation = op(args[0].primal)
+    back = jnp.argsort(permutation)[..., None]
+
+    def product(x, y):
+        rank = min(x.shape[-2:])
+        product = jnp.tril(x[..., :rank], -1) @ jnp.triu(y[..., :rank, :])
+        return jnp.take_along_axis(product, back, axis=-2)
+
+    return _implicit(form, op, args, lambda x: form.bilinear(product, x, x, 0))
+
+
+@rule("cholesky")
+def _cholesky(form: Form, op: Operation, args: Sequence[HyperDual]):
+    product = lambda x, y: jnp.tril(x) @ jnp.conj(jnp.swapaxes(jnp.tril(y), -1, -2))
+    return _implicit(form, op, args, lambda x: form.bilinear(product, x, x, 0))

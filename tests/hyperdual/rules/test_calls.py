@@ -3,15 +3,18 @@
 import functools
 
 import jax
+import jax.experimental.custom_partitioning as custom_partitioning
 import jax.numpy as jnp
 import pytest
 from jax import lax
 
 import fomoh_jax
 from fomoh_jax.hyperdual.forms import Diagonal, Pairs
+from fomoh_jax.hyperdual.rules import custom_jvp
 from tests.reference import (
     assert_agrees_with_nested_jvp,
     assert_close,
+    assert_hyper_jvp_agrees,
     normal,
     second_jvp,
 )
@@ -126,6 +129,152 @@ def test_custom_jvp_with_symbolic_zeros():
 
     fun.defjvp(rule, symbolic_zeros=True)
     assert_agrees_with_nested_jvp(lambda x: fun(x**2, 2.0) + fun(x, x), normal(3))
+
+
+def honest_and_opaque(function):
+    """A function, and the same one as a custom_vjp with a backward rule of nonsense."""
+    opaque = jax.custom_vjp(function)
+    opaque.defvjp(lambda *xs: (function(*xs), xs), lambda xs, g: (g * 0,) * len(xs))
+    return function, opaque
+
+
+def test_a_custom_vjp_inside_a_custom_jvp_rule_is_seen_through():
+    def with_slope(slope):
+        @jax.custom_jvp
+        def fun(x, y):
+            return jnp.sin(x) * y
+
+        @fun.defjvp
+        def rule(primals, tangents):
+            (x, y), (tx, ty) = primals, tangents
+            return fun(x, y), slope(x, y) * tx + jnp.sin(x) * ty
+
+        return fun
+
+    honest, opaque = honest_and_opaque(lambda x, y: jnp.cos(x) * y)
+    primals, v, w = ((normal(3, seed=i), normal(3, seed=i + 1)) for i in (0, 2, 4))
+    expected = second_jvp(with_slope(honest), primals, v, w)
+    assert_close(fomoh_jax.hyper_jvp(with_slope(opaque), primals, v, w), expected)
+    mixing = lambda slope: lambda x: with_slope(slope)(x, jnp.cumsum(x))[::-1]
+    ours = fomoh_jax.hessian(mixing(opaque))(normal(3))
+    assert_close(ours, jax.jacfwd(jax.jacfwd(mixing(honest)))(normal(3)))
+
+
+def test_a_custom_vjp_inside_a_custom_jvp_rule_that_is_not_elementwise():
+    def with_slope(slope):
+        @jax.custom_jvp
+        def fun(x):
+            return jnp.cumsum(jnp.sin(x))
+
+        @fun.defjvp
+        def rule(primals, tangents):
+            return fun(*primals), jnp.cumsum(slope(*primals) * tangents[0])
+
+        return fun
+
+    honest, opaque = honest_and_opaque(jnp.cos)
+    ours = fomoh_jax.hessian(with_slope(opaque))(normal(3))
+    assert_close(ours, jax.jacfwd(jax.jacfwd(with_slope(honest)))(normal(3)))
+
+
+def test_custom_vjps_nested_in_each_other_and_in_loops():
+    honest, opaque = honest_and_opaque(lambda x: jnp.sin(x) * x)
+    outer_honest = lambda x: honest(honest(x) + x)
+    _, outer_opaque = honest_and_opaque(lambda x: opaque(opaque(x) + x))
+
+    def looped(function):
+        step = lambda c, y: (function(c) * y, function(y))
+        return lambda x: jnp.sum(lax.scan(step, x[0], x)[1]) + function(x[1])
+
+    x = normal(3)
+    expected = jax.hessian(looped(outer_honest))(x)
+    assert_close(fomoh_jax.hessian(looped(outer_opaque))(x), expected)
+
+
+def test_a_custom_jvp_that_closes_over_traced_values():
+    @functools.partial(jax.jit, static_argnums=0)
+    def derivatives(jvp, scale, x):
+        @jax.custom_jvp
+        def fun(x):
+            return jnp.sin(x) * scale
+
+        fun.defjvp(lambda p, t: (fun(*p), scale * p[0] ** 3 * t[0]))
+        return jvp(lambda x: fun(x * scale), (x,), (x,), (x**2,))
+
+    ours, theirs = (
+        derivatives(jvp, 2.0, normal(3)) for jvp in (fomoh_jax.hyper_jvp, second_jvp)
+    )
+    assert_close(ours, theirs)
+
+
+def test_elementwise_custom_rules_are_not_left_to_the_generic_rule(monkeypatch):
+    left = []
+    generic = custom_jvp.generic
+    monkeypatch.setattr(
+        custom_jvp, "generic", lambda *args: left.append(args) or generic(*args)
+    )
+    nn, special = jax.nn, jax.scipy.special
+    for function in (nn.relu, nn.gelu, nn.silu, nn.softplus, nn.log_sigmoid, nn.elu):
+        assert_hyper_jvp_agrees(lambda x: function(x) * x, normal(3))
+    for function in (jnp.logaddexp, jnp.hypot, special.xlogy, special.xlog1py):
+        fun = lambda x: function(x**2, 1 + x**2)
+        assert_hyper_jvp_agrees(fun, normal(3))
+    for function in (nn.logsumexp, lambda x: jnp.sinc(x), special.ndtri):
+        fun = lambda x: function(nn.sigmoid(x))
+        assert_hyper_jvp_agrees(fun, normal(3))
+    assert not left
+
+
+def test_logaddexp_costs_no_more_than_its_family():
+    def flops(function):
+        x, v = jnp.ones((64, 64)), jnp.ones((4, 64, 64))
+        model = lambda x, v: fomoh_jax.quadratic_model(
+            lambda x: function(x, 2 * x), (x,), (v,)
+        )
+        return jax.jit(model).lower(x, v).compile().cost_analysis()["flops"]
+
+    # Two operands, so three products with a second derivative for each of ten pairs.
+    assert flops(jnp.logaddexp) <= 1.3 * flops(jnp.arctan2)
+
+
+def test_a_callback_inside_an_elementwise_custom_rule_runs_once():
+    seen = []
+
+    @jax.custom_jvp
+    def fun(x):
+        jax.debug.callback(seen.append, x)
+        return jnp.sin(x)
+
+    fun.defjvp(lambda p, t: (fun(*p), jnp.cos(p[0]) * t[0]))
+    fomoh_jax.hessian(fun)(0.5)
+    jax.effects_barrier()
+    assert seen == [0.5]
+
+
+def test_composites_and_custom_partitioning_are_seen_through():
+    plain = lambda x: jnp.sin(x) * x
+    composite = lax.composite(lambda x: plain(x), name="my.op")
+    partitioned = custom_partitioning.custom_partitioning(lambda x: plain(x))
+    partitioned.def_partition(
+        partition=lambda mesh, args, result: None,
+        infer_sharding_from_operands=lambda mesh, args, result: None,
+        sharding_rule="i -> i",
+    )
+    expected = jax.jacfwd(jax.jacfwd(plain))(normal(3))
+    for fun in (composite, partitioned):  # of neither does JAX know a derivative
+        assert_close(fomoh_jax.hessian(lambda x: fun(x))(normal(3)), expected)
+
+
+def test_ragged_dot_which_jax_cannot_batch():
+    def fun(a, b):
+        return lax.ragged_dot(jnp.sin(a), b, jnp.array([2, 1], jnp.int32))
+
+    primals, v, w = ((normal(3, 4, seed=i), normal(2, 4, 2, seed=i)) for i in (0, 2, 4))
+    expected = second_jvp(fun, primals, v, w)
+    assert_close(fomoh_jax.hyper_jvp(fun, primals, v, w), expected)
+    both = jax.tree.map(lambda a, b: jnp.stack([a, b]), v, w)
+    model = fomoh_jax.quadratic_model(fun, primals, both)
+    assert_close(model.curvature[0, 1], expected[3])
 
 
 def test_relu_costs_one_product_per_channel():

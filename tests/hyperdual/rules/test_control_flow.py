@@ -1,7 +1,10 @@
 """Loops and branches with the extra channels beside the primal."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
+import pytest
 from jax import lax
 
 import fomoh_jax
@@ -128,20 +131,60 @@ def test_switch_whose_branches_differ_in_which_channels_are_zero():
         assert_agrees_with_nested_jvp(fun, normal(2))
 
 
-def test_custom_root_and_linear_solve():
-    matrix = normal(3, 3, seed=4) + 4 * jnp.eye(3)
-
+@pytest.mark.parametrize("shape", [(), (2,)])
+def test_custom_root(shape):
     def root(a):
-        newton = lambda f, x: lax.fori_loop(0, 30, lambda _, x: x - f(x) / 4, x)
-        solve = lambda g, y: y / g(jnp.ones(()))
-        return lax.custom_root(lambda x: x**3 / 3 + x - a, 0.0, newton, solve)
+        newton = lambda f, x: lax.fori_loop(0, 40, lambda _, x: x - f(x) / 4, x)
+        solve = lambda g, y: y / g(jnp.ones(shape))
+        function = lambda x: x**3 / 3 + x - jnp.sin(a)
+        return lax.custom_root(function, jnp.zeros(shape), newton, solve)
 
-    assert_agrees_with_nested_jvp(lambda a: root(jnp.sin(a)), jnp.array(0.3))
-    solve = lambda matvec, b: jnp.linalg.solve(matrix, b)
-    assert_agrees_with_nested_jvp(
-        lambda b: lax.custom_linear_solve(lambda x: matrix @ x, jnp.sin(b), solve),
-        normal(3),
-    )
+    assert_agrees_with_nested_jvp(root, 0.3 * normal(*shape))
+
+
+def test_while_with_constants_in_the_condition_and_the_body():
+    def fun(x, bound):
+        unfinished = lambda s: jnp.sum(s[0] ** 2) < bound**2
+        grow = lambda s: (s[0] * (1 + x**2) + bound, s[1] * jnp.sin(x), s[2] + s[1])
+        return lax.while_loop(unfinished, grow, (x, bound * x, jnp.zeros(2)))
+
+    assert_agrees_with_nested_jvp(fun, 0.3 * normal(2), jnp.array(2.5))
+
+
+def test_while_whose_carry_begins_to_vary_one_turn_at_a_time():
+    def fun(x):
+        turn = lambda s: (s[0] + 1, x * jnp.sin(x), s[1] * x, s[2] + s[1])
+        zeros = jnp.zeros(2)
+        return lax.while_loop(lambda s: s[0] < 4, turn, (0, zeros, zeros, zeros))[1:]
+
+    assert_agrees_with_nested_jvp(fun, normal(2))
+
+
+def test_checkpoint_of_a_scan_with_names_and_a_policy():
+    from jax.ad_checkpoint import checkpoint_name
+
+    policy = jax.checkpoint_policies.save_only_these_names("kept")
+
+    def fun(x):
+        @functools.partial(jax.checkpoint, policy=policy)
+        def step(carry, y):
+            carry = checkpoint_name(jnp.sin(carry * y), "kept")
+            return carry, jnp.cos(carry)
+
+        return lax.scan(step, x[0], x)
+
+    assert_agrees_with_nested_jvp(fun, normal(4))
+    assert_agrees_with_nested_jvp(jax.grad(lambda x: jnp.sum(fun(x)[1])), normal(4))
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("unroll", [1, 3, True])
+def test_scan_of_any_direction_and_unrolling(reverse, unroll):
+    def fun(x, w):
+        step = lambda c, y: (jnp.sin(c) * w + y, (c * y, w))
+        return lax.scan(step, w, x, reverse=reverse, unroll=unroll)
+
+    assert_agrees_with_nested_jvp(fun, normal(4), jnp.array(0.3))
 
 
 def test_while_whose_predicate_vmap_has_batched():
@@ -152,30 +195,6 @@ def test_while_whose_predicate_vmap_has_batched():
         return jax.vmap(square)(x)
 
     assert_agrees_with_nested_jvp(fun, jnp.array([1.5, 3.0, 20.0]))
-
-
-def test_loops_and_branches_inside_shard_map():
-    mesh = jax.make_mesh((1,), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
-    split = jax.sharding.PartitionSpec("d")
-
-    def fun(x):
-        scanned = lax.scan(lambda c, y: (c * y, c + x), jnp.ones_like(x), x)[1]
-        looped = lax.while_loop(
-            lambda s: s[1] < 3, lambda s: (s[0] * x, s[1] + 1), (jnp.ones_like(x), 0)
-        )[0]
-        return scanned.sum(0) + lax.cond(x[0] > 9, jnp.ones_like, jnp.sin, x) + looped
-
-    def model(x, v):
-        return fomoh_jax.quadratic_model(fun, (x,), (v,)).curvature
-
-    mapped = jax.shard_map(
-        model,
-        mesh=mesh,
-        in_specs=(split, jax.sharding.PartitionSpec(None, "d")),
-        out_specs=jax.sharding.PartitionSpec(None, None, "d"),
-    )
-    x, v = normal(3), normal(2, 3)
-    assert_close(jax.jit(mapped)(x, v), model(x, v))
 
 
 def test_scan_over_keys():
