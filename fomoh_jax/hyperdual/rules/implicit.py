@@ -149,9 +149,3 @@ def _lu(form: Form, op: Operation, args: Sequence[HyperDual]):
         return jnp.take_along_axis(product, back, axis=-2)
 
     return _implicit(form, op, args, lambda x: form.bilinear(product, x, x, 0))
-
-
-@rule("cholesky")
-def _cholesky(form: Form, op: Operation, args: Sequence[HyperDual]):
-    product = lambda x, y: jnp.tril(x) @ jnp.conj(jnp.swapaxes(jnp.tril(y), -1, -2))
-    return _implicit(form, op, args, lambda x: form.bilinear(product, x, x, 0))

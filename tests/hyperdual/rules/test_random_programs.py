@@ -1,4 +1,10 @@
-"""Random compositions of primitives against ``jvp`` of ``jvp``."""
+"""Random compositions of primitives against ``jvp`` of ``jvp``.
+
+``FOMOH_PROGRAMS=2000 pytest tests/hyperdual/rules/test_random_programs.py`` draws more
+of them than the 200 of the default run.
+"""
+
+import os
 
 import jax
 import jax.numpy as jnp
@@ -8,11 +14,20 @@ from hypothesis import strategies as st
 from jax import lax
 
 import fomoh_jax
-from tests.reference import assert_agrees_with_nested_jvp, assert_close, normal
+from tests.reference import assert_close, normal, second_jvp
 
-# Every value of a program is a 3×3 matrix, so that anything composes with anything and
-# an eager evaluation compiles each operation once for all the programs.
+PROGRAMS = int(os.environ.get("FOMOH_PROGRAMS", "200"))
+
+# Four shapes that broadcast against each other, so that anything composes with anything
+# and an eager evaluation compiles each operation a few times for all the programs.
+SHAPES = ((3, 3), (3,), (1, 3), ())
 MATRIX = normal(3, 3, seed=3)
+
+
+def square(x):
+    """Any value as a matrix, for operations that need one."""
+    return jnp.broadcast_to(x, (3, 3)) * (1 + MATRIX)
+
 
 UNARY = {
     "sin": jnp.sin,
@@ -24,85 +39,145 @@ UNARY = {
     "relu": jax.nn.relu,
     "gelu": jax.nn.gelu,
     "erf": lax.erf,
+    "lgamma": lambda x: lax.lgamma(2 + jnp.tanh(x)),
     "cube": lambda x: jnp.tanh(x) ** 3,
     "reciprocal": lambda x: 1 / (2 + x**2),
     "negative": jnp.negative,
-    "transpose": jnp.transpose,
-    "flip": lambda x: jnp.flip(x, 0),
-    "cumsum": lambda x: jnp.cumsum(x, axis=1),
-    "cumprod": lambda x: jnp.cumprod(jnp.tanh(x), axis=0),
-    "sort": lambda x: jnp.sort(x, axis=1),
-    "softmax": lambda x: jax.nn.softmax(x, axis=1),
-    "logsumexp": lambda x: x - jax.nn.logsumexp(x, axis=0),
-    "mean": lambda x: x - jnp.mean(x, axis=0, keepdims=True),
-    "max": lambda x: x * jnp.max(x, axis=1, keepdims=True),
-    "gather": lambda x: x[jnp.array([2, 0, 2])],
-    "scatter_add": lambda x: x.at[jnp.array([0, 0, 1])].add(jnp.sin(x)),
-    "scatter": lambda x: x.at[1].set(x[0] ** 2),
+    "abs": jnp.abs,
+    "sum": jnp.sum,
+    "mean": lambda x: x - jnp.mean(x, keepdims=True),
+    "cast": lambda x: x.astype("float32").astype("float64") * 0 + x,
+    "stop_gradient": lambda x: x * lax.stop_gradient(jnp.cos(x)),
+    "integers": lambda x: x * jnp.round(2 * x).astype(int),
     "clip": lambda x: jnp.clip(x, -0.7, 0.7) * x,
     "reduce_prod": lambda x: x * jnp.prod(jnp.tanh(x)),
-    "stop_gradient": lambda x: x * lax.stop_gradient(jnp.cos(x)),
+    "complex": lambda x: jnp.real(jnp.exp(1j * x) * (x + 2j)),
     "jit": jax.jit(lambda x: jnp.sin(x) * x),
-    "checkpoint": jax.checkpoint(lambda x: jnp.cos(x) @ x),
-    "scan": lambda x: lax.scan(
-        lambda c, row: (jnp.sin(c) * row, c + row), jnp.ones(3), x
-    )[1],
+    "checkpoint": jax.checkpoint(lambda x: jnp.cos(x) * jnp.sum(x)),
+    "vmap": lambda x: jax.vmap(lambda row: row * jnp.sum(row))(jnp.atleast_1d(x)),
+    "grad": lambda x: jax.grad(lambda x: jnp.sum(jnp.tanh(x) * jnp.sum(x)))(x),
+    "fori": lambda x: lax.fori_loop(0, 2, lambda i, c: jnp.sin(c) * x + i, x * 0),
     "while": lambda x: lax.while_loop(
         lambda s: s[0] < 2, lambda s: (s[0] + 1, jnp.sin(s[1]) * x), (0, x)
     )[1],
-    "cond": lambda x: lax.cond(x[0, 0] > 0, jnp.sin, lambda x: x * MATRIX, x),
-    "solve": lambda x: jnp.linalg.solve(4 * jnp.eye(3) + jnp.tanh(x), MATRIX),
-    "inverse": lambda x: jnp.linalg.inv(4 * jnp.eye(3) + jnp.tanh(x)),
+    "cond": lambda x: lax.cond(jnp.sum(x) > 0, jnp.sin, lambda x: jnp.ones_like(x), x),
+    "switch": lambda x: lax.switch(
+        jnp.int32(jnp.sum(x) > 0), [lambda x: x**2, lambda x: x * 0 + 1.0], x
+    ),
+    # Those that need a matrix.
+    "transpose": lambda x: square(x).T,
+    "flip": lambda x: jnp.flip(square(x), 0),
+    "cumsum": lambda x: jnp.cumsum(square(x), axis=1),
+    "cumprod": lambda x: jnp.cumprod(jnp.tanh(square(x)), axis=0),
+    "sort": lambda x: jnp.sort(square(x), axis=1),
+    "top_k": lambda x: lax.top_k(square(x), 3)[0],
+    "softmax": lambda x: jax.nn.softmax(square(x), axis=1),
+    "logsumexp": lambda x: jax.nn.logsumexp(square(x), axis=0),
+    "max": lambda x: jnp.max(square(x), axis=1, keepdims=True) * square(x),
+    "row": lambda x: square(x)[1],
+    "gather": lambda x: square(x)[jnp.array([2, 0, 2])],
+    "scatter_add": lambda x: square(x).at[jnp.array([0, 0, 1])].add(jnp.sin(square(x))),
+    "scatter": lambda x: square(x).at[1].set(square(x)[0] ** 2),
+    "dynamic_slice": lambda x: lax.dynamic_slice(square(x), (1, 0), (1, 3)),
+    "pad": lambda x: jnp.pad(square(x), 1)[1:4, :3],
+    "conv": lambda x: lax.conv_general_dilated(
+        square(x)[None, None], square(x)[None, None, :2, :2], (1, 1), "SAME"
+    )[0, 0],
+    "pool": lambda x: lax.reduce_window(
+        square(x), -jnp.inf, lax.max, (2, 2), (1, 1), "SAME"
+    ),
+    "einsum": lambda x: jnp.einsum("ij,kj->ik", jnp.tanh(square(x)), MATRIX),
+    "scan": lambda x: lax.scan(
+        lambda c, row: (jnp.sin(c) * row, c + row), jnp.ones(3), square(x)
+    )[1],
+    "scan_back": lambda x: lax.scan(
+        lambda c, row: (c * jnp.tanh(row), c), x, square(x)[:2, 0], reverse=True
+    )[0],
+    "solve": lambda x: jnp.linalg.solve(4 * jnp.eye(3) + jnp.tanh(square(x)), MATRIX),
+    "inverse": lambda x: jnp.linalg.inv(4 * jnp.eye(3) + jnp.tanh(square(x))),
+    "cholesky": lambda x: jnp.linalg.cholesky(
+        4 * jnp.eye(3) + jnp.tanh(square(x)) @ jnp.tanh(square(x)).T
+    ),
 }
 
 BINARY = {
     "add": jnp.add,
     "sub": jnp.subtract,
     "mul": jnp.multiply,
-    "matmul": lambda x, y: jnp.tanh(x) @ y,
     "div": lambda x, y: x / (2 + y**2),
     "max": jnp.maximum,
     "min": jnp.minimum,
     "atan2": lambda x, y: jnp.arctan2(x, 1 + y**2),
     "pow": lambda x, y: (1 + x**2) ** jnp.tanh(y),
-    "where": lambda x, y: jnp.where(MATRIX > 0, x, y),
-    "outer": lambda x, y: jnp.einsum("i,j->ij", x[0], y[:, 1]),
     "logaddexp": jnp.logaddexp,
-    "concatenate": lambda x, y: jnp.concatenate([x[:1], y[1:]]),
+    "where": lambda x, y: jnp.where(MATRIX > 0, x, y),
+    "matmul": lambda x, y: jnp.tanh(square(x)) @ square(y),
+    "dot": lambda x, y: jnp.tanh(square(x)) @ square(y)[0],
+    "outer": lambda x, y: jnp.outer(square(x)[0], square(y)[:, 1]),
+    "concatenate": lambda x, y: jnp.concatenate([square(x)[:1], square(y)[1:]]),
+    "while_of_two": lambda x, y: lax.while_loop(
+        lambda s: s[0] < 2,
+        lambda s: (s[0] + 1, s[2], s[1] * x),
+        (0, square(x), square(y) * x),
+    )[2],
 }
 
 
 @st.composite
 def programs(draw):
-    """A list of steps ``(operation, operands)``; operands count back, 0 is the last."""
+    """Steps ``(name, operation, operands)``; operands count back, 0 is the last."""
     steps = []
     for _ in range(draw(st.integers(1, 6))):
         table = draw(st.sampled_from([UNARY, UNARY, BINARY]))
         name = draw(st.sampled_from(sorted(table)))
         arity = 1 if table is UNARY else 2
-        steps.append((name, table[name], draw(st.tuples(*[st.integers(0, 3)] * arity))))
+        steps.append((name, table[name], draw(st.tuples(*[st.integers(0, 4)] * arity))))
     return steps
 
 
-def run(steps, constant_first, x):
-    # One operand has no tangents, so that the zero patterns of channels vary too.
-    values = [MATRIX, x] if constant_first else [x, MATRIX]
+def run(steps, *inputs):
+    values = list(inputs)
     for _, operation, operands in steps:
-        values.append(operation(*(values[-1 - i % len(values)] for i in operands)))
+        value = operation(*(values[-1 - i % len(values)] for i in operands))
         # Bounded, so that no value drowns the others' derivatives in rounding.
-        values[-1] = values[-1] / (1 + 0.1 * lax.stop_gradient(jnp.abs(values[-1])))
-    return values[-1]
+        values.append(value / (1 + 0.1 * lax.stop_gradient(jnp.abs(value))))
+    return values[-1], jnp.sum(values[-1]) * jnp.sum(values[-2])
 
 
-@settings(max_examples=200)
-@given(programs(), st.booleans(), st.integers(0, 50))
-def test_random_compositions_agree_with_nested_jvp(steps, constant_first, seed):
-    x = normal(3, 3, seed=100 + seed)
-    fun = lambda x: run(steps, constant_first, x)
-    assert_agrees_with_nested_jvp(fun, x, k=2, jit=False)
-    assert_close(fomoh_jax.hessian(fun)(x), jax.jacfwd(jax.jacfwd(fun))(x))
+@settings(max_examples=PROGRAMS)
+@given(
+    programs(),
+    st.permutations(SHAPES),
+    st.lists(st.booleans(), min_size=4, max_size=4).filter(any),
+    st.integers(0, 50),
+)
+def test_random_compositions_agree_with_nested_jvp(steps, shapes, varied, seed):
+    inputs = [normal(*shape, seed=100 + seed + i) for i, shape in enumerate(shapes)]
+    # Inputs that are held fixed, in every pattern, make the channels' zeros vary.
+    directions = [
+        normal(2, *shape, seed=200 + i) if vary else None
+        for i, (shape, vary) in enumerate(zip(shapes, varied))
+    ]
+    fun = lambda *xs: run(steps, *xs)
+    model = fomoh_jax.quadratic_model(fun, inputs, directions)
+    dense = [
+        jnp.zeros((2, *x.shape)) if v is None else v for x, v in zip(inputs, directions)
+    ]
+    along = [tuple(v[i] for v in dense) for i in range(2)]
+    for i, j in ((0, 1), (0, 0), (1, 1)):
+        value, *slopes, bend = second_jvp(fun, tuple(inputs), along[i], along[j])
+        at = lambda tree, *index: jax.tree.map(lambda x: x[index], tree)
+        ours = (at(model.slope, i), at(model.slope, j), at(model.curvature, i, j))
+        assert_close((model.value, *ours), (value, *slopes, bend))
+    diagonal = fomoh_jax.directional_curvature(fun, inputs, directions)[2]
+    chosen = jax.tree.map(lambda c: c[np.arange(2), np.arange(2)], model.curvature)
+    assert_close(diagonal, chosen)
 
 
 def test_the_operations_themselves_are_finite():
-    for operation in UNARY.values():
-        assert np.all(np.isfinite(operation(MATRIX)))
+    for shape in SHAPES:
+        x = normal(*shape, seed=5)
+        for operation in UNARY.values():
+            assert np.all(np.isfinite(operation(x)))
+        for operation in BINARY.values():
+            assert np.all(np.isfinite(operation(x, x + 1)))
