@@ -8,6 +8,13 @@ from tests import coverage
 GROUPS = coverage.groups()
 FEW = 2
 
+# Groups with cases that jax, one version or the other, does not differentiate twice.
+NOT_ALL_TWICE = {
+    *("clamp", "eig", "igamma", "igammac", "nextafter", "reduce", "reduce_max"),
+    *("reduce_min", "reduce_window_add", "reduce_window_max", "reduce_window_min"),
+    *("reduce_window_mul", "regularized_incomplete_beta", "scatter_mul", "svd"),
+}
+
 
 def outcomes(group, count):
     ran = [coverage.run(case) for case in coverage.choose(GROUPS[group], count)]
@@ -16,7 +23,8 @@ def outcomes(group, count):
 
 @pytest.mark.parametrize("group", GROUPS)
 def test_a_few_cases_of_every_group_agree_with_nested_jvp(group):
-    outcomes(group, FEW)
+    kinds = {outcome.kind for outcome in outcomes(group, FEW)}
+    assert kinds <= {"agrees"} or group in NOT_ALL_TWICE
 
 
 @pytest.mark.slow
@@ -33,8 +41,14 @@ def test_a_dozen_cases_of_every_group_are_as_the_table_says(group):
         assert coverage.row(group, ran) in section.splitlines()
 
 
-def test_every_group_that_jax_differentiates_is_in_the_table():
-    table = coverage.TABLE.read_text()
-    for section in table.split("\n## ")[1:]:
+def test_the_table_has_a_line_for_every_group_of_floating_point_numbers():
+    sections = coverage.TABLE.read_text().split("\n## ")[1:]
+    assert len(sections) >= 2
+    integers = {"and", "not", "or", "xor", "iota", "iota_2x32_shape", "reduce_and"}
+    integers |= {"population_count", "random_randint", "random_split", "reduce_or"}
+    integers |= {"random_uniform", "rng_bit_generator", "shift_left"}
+    integers |= {"shift_right_arithmetic", "shift_right_logical"}
+    for section in sections:
         named = {line.split(" | ")[0][2:] for line in section.splitlines()}
-        assert {"tanh", "dot_general", "svd", "custom_linear_solve"} <= named
+        if section.startswith(f"jax {jax.__version__}\n"):
+            assert set(GROUPS) - integers <= named

@@ -22,13 +22,16 @@ from fomoh_jax.hyperdual.registry import Operation, find_rule
 _BLAME = "fomoh_jax: in the hyper-dual rule"
 
 
-def interpret(jaxpr: Any, form: Form, args: Sequence[HyperDual]) -> list[HyperDual]:
+def interpret(
+    jaxpr: Any, form: Form, args: Sequence[HyperDual], *, effects: bool = True
+) -> list[HyperDual]:
     """Evaluate a jaxpr, open or closed, on hyper-dual numbers.
 
     Args:
       jaxpr: what ``jax.make_jaxpr`` returns, or the jaxpr inside an equation.
       form: which second-order coefficients the numbers carry.
       args: one number for each input of the jaxpr.
+      effects: whether to run equations for their effects alone.
 
     Returns:
       One number for each output.
@@ -40,8 +43,9 @@ def interpret(jaxpr: Any, form: Form, args: Sequence[HyperDual]) -> list[HyperDu
     def read(atom: Any) -> HyperDual:
         return HyperDual(atom.val) if isinstance(atom, Literal) else env[atom]
 
-    last_use = _last_use(jaxpr)
-    for index, eqn in enumerate(jaxpr.eqns):
+    equations = jaxpr.eqns if effects else _needed(jaxpr)
+    last_use = _last_use(equations, jaxpr.outvars)
+    for index, eqn in enumerate(equations):
         with _at_source_of(eqn):
             outs = _apply(eqn, form, [read(atom) for atom in eqn.invars])
         env.update(zip(eqn.outvars, outs))
@@ -76,15 +80,27 @@ def _apply(eqn: JaxprEqn, form: Form, args: list[HyperDual]) -> Sequence[HyperDu
     return find_rule(eqn.primitive)(form, op, args)
 
 
-def _last_use(jaxpr: Any) -> dict[int, list[Var]]:
+def _needed(jaxpr: Any) -> list[JaxprEqn]:
+    """The equations that the results depend on."""
+    needed = set(filter(_is_var, jaxpr.outvars))
+    equations = []
+    for eqn in reversed(jaxpr.eqns):
+        if not needed.isdisjoint(eqn.outvars):
+            needed.update(filter(_is_var, eqn.invars))
+            equations.append(eqn)
+    return equations[::-1]
+
+
+def _last_use(equations: Sequence[Any], results: Sequence[Any]) -> dict[int, list[Var]]:
     """For each equation, the variables that nothing after it reads.
 
     Without it an eager evaluation would keep every intermediate of the program.
     """
     last: dict[Var, int] = {}
-    for index, eqn in enumerate(jaxpr.eqns):
-        last.update((v, index) for v in (*eqn.invars, *eqn.outvars) if _is_var(v))
-    for var in filter(_is_var, jaxpr.outvars):
+    for index, eqn in enumerate(equations):
+        variables = filter(_is_var, (*eqn.invars, *eqn.outvars))
+        last.update((var, index) for var in variables)
+    for var in filter(_is_var, results):
         last.pop(var, None)
     dead: dict[int, list[Var]] = {}
     for var, index in last.items():

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import jax
 from jax.extend.core import Primitive, primitives
+from jax.interpreters import ad
 
 from fomoh_jax.hyperdual.forms import Form
 from fomoh_jax.hyperdual.number import HyperDual
@@ -68,7 +69,18 @@ def rule_for(primitive: Primitive, function: Rule) -> None:
 
 def find_rule(primitive: Primitive) -> Rule:
     """The rule for a primitive: its own, or else the generic one."""
-    return _RULES.get(primitive) or _RULES.get(primitive.name) or _RULES[GENERIC]
+    by_name = _RULES.get(primitive.name) if _is_of_jax(primitive) else None
+    return _RULES.get(primitive) or by_name or _RULES[GENERIC]
+
+
+def _is_of_jax(primitive: Primitive) -> bool:
+    """Whether JAX made the primitive, as far as its functions tell.
+
+    A user's own may have the name of one that JAX keeps private.
+    """
+    functions = [primitive.impl, ad.primitive_jvps.get(primitive)]
+    modules = [getattr(getattr(f, "func", f), "__module__", "jax") for f in functions]
+    return all(str(module).partition(".")[0] in ("jax", "None") for module in modules)
 
 
 def names_with_rule(function: Rule) -> list[str]:

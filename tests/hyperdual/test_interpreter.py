@@ -59,7 +59,7 @@ def test_intermediates_are_freed_when_nothing_reads_them_any_more():
         return x
 
     jaxpr = jax.make_jaxpr(fun)(jnp.ones(3))
-    dead = interpreter._last_use(jaxpr.jaxpr)
+    dead = interpreter._last_use(jaxpr.jaxpr.eqns, jaxpr.jaxpr.outvars)
     for index, eqn in enumerate(jaxpr.jaxpr.eqns):
         alive.extend(eqn.outvars)
         for var in dead.get(index, ()):

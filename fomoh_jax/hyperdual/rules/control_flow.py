@@ -185,8 +185,11 @@ def _cond(form: Form, op: Operation, args: Sequence[HyperDual]) -> list[HyperDua
 
     branches = [branch(jaxpr) for jaxpr in op.params["branches"]]
     pattern = _union(*(pattern_of(jax.eval_shape(b, operands)) for b in branches))
-    return lax.switch(
-        index.primal,
-        [lambda operands, b=b: _widen(form, b(operands), pattern) for b in branches],
-        operands,
-    )
+    alike = [lambda operands, b=b: _widen(form, b(operands), pattern) for b in branches]
+    platforms = op.params.get("branches_platforms")
+    if platforms is None:
+        return lax.switch(index.primal, alike, operands)
+    # lax.platform_dependent: the compiler picks, and may be unable to lower the others.
+    each = {name: b for names, b in zip(platforms, alike) for name in names or ()}
+    default = [b for names, b in zip(platforms, alike) if names is None]
+    return lax.platform_dependent(operands, default=(*default, None)[0], **each)

@@ -1,8 +1,12 @@
 """Custom JVP rules: the user's word, honoured to second order.
 
-The call is differentiated, never the function inside it. Most of these rules (relu,
-softplus, a guarded square root) are elementwise, and then the elementwise family is far
-cheaper than the generic rule: one product with ``φ'`` per channel.
+The call is differentiated, never the function inside it, and by the rule's tangent
+alone: ``y_i`` is what the rule says along ``v_i``, for every direction. (Nested
+``jax.jvp`` takes one of its two slopes from the primal that the rule returns, and so
+forgets the word of a straight-through estimator whose rule returns ``jnp.round(x)`` and
+not a call of itself.) Most of these rules (relu, softplus, a guarded square root) are
+elementwise, and then the elementwise family is far cheaper than the generic rule: one
+product with ``φ'`` per channel.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,10 +28,12 @@ from fomoh_jax.hyperdual.rules.generic import differentiable_part, forward, gene
 @rule("custom_jvp_call")
 def _custom_jvp(form: Form, op: Operation, args: Sequence[HyperDual]):
     active, function = differentiable_part(op, args)
-    shapes = {jnp.shape(x.primal) for x in active} | {out.shape for out in op.outputs}
-    if len(shapes) == 1 and all(map(is_inexact, op.outputs)):
+    # A rule that changes the dtype rounds its tangents on the way.
+    kinds = {(jnp.shape(x.primal), jnp.result_type(x.primal)) for x in active}
+    kinds |= {(out.shape, out.dtype) for out in op.outputs}
+    if len(kinds) == 1 and is_inexact(op.outputs[0]):
         jaxpr = _derivatives(lambda *xs: function(*xs)[0], active, form.q > 0)
-        if _is_elementwise(jaxpr, *shapes):
+        if _is_elementwise(jaxpr, op.outputs[0].shape):
             return _chain_rule(form, jaxpr, active, len(op.outputs))
     return generic(form, op, args)
 

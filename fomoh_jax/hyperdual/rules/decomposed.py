@@ -5,6 +5,7 @@ it needs no rule of its own, and every node of the tree shares its tangents amon
 the pairs of directions.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -47,7 +48,7 @@ def _reduce_prod(form: Form, op: Operation, args: Sequence[HyperDual]):
 def _product(x: Any, axes: Sequence[int]) -> Any:
     """The product over some axes, by halves."""
     x = jnp.moveaxis(x, axes, range(len(axes)))
-    x = x.reshape(-1, *x.shape[len(axes) :])
+    x = x.reshape(math.prod(x.shape[: len(axes)]), *x.shape[len(axes) :])
     while len(x) > 1:
         half = len(x) // 2
         rest = x[2 * half :]

@@ -52,6 +52,8 @@ def elementwise(
     """
     args = spread(args, op.outputs[0].shape)
     active, function = differentiable_part(op, args)
+    if any(jnp.result_type(x.primal) != op.outputs[0].dtype for x in active):
+        return generic(form, op, args)
     places = [i for i, arg in enumerate(args) if not arg.is_constant]
     primals = [arg.primal for arg in active]
     phi: Callable[..., Any] = lambda *xs: function(*xs)[0][0]

@@ -25,13 +25,20 @@ from fomoh_jax.hyperdual.registry import GENERIC, Operation, rule
 
 
 def forward(
-    function: Callable, primals: Sequence[Any], tangents: Sequence[Any]
+    function: Callable,
+    primals: Sequence[Any],
+    tangents: Sequence[Any],
+    *,
+    effects: bool = True,
 ) -> tuple[Any, Any]:
-    """``jax.jvp`` by this interpreter, which a ``custom_vjp`` inside does not stop."""
+    """``jax.jvp`` by this interpreter, which a ``custom_vjp`` inside does not stop.
+
+    Without ``effects``, what the results do not need is left out, callbacks included.
+    """
     jaxpr, shapes = jax.make_jaxpr(function, return_shape=True)(*primals)
     one = lambda tangent: Stack(lax.expand_dims(tangent, (0,)))
     numbers = [HyperDual(x, one(t)) for x, t in zip(primals, tangents)]
-    outs = interpret(jaxpr, FirstOrder(1), numbers)
+    outs = interpret(jaxpr, FirstOrder(1), numbers, effects=effects)
 
     def derivative(number: HyperDual):
         if isinstance(number.tangents, Zero):
@@ -84,8 +91,18 @@ def generic(
     """
     active, function = differentiable_part(op, args)
     primals = [arg.primal for arg in active]
+    values = lambda *xs: function(*xs)[0]
+    along = lambda u: lambda *xs: jax.jvp(values, xs, tuple(u))[1]
+    try:
+        outs, pushforward, rest = jax.linearize(function, *primals, has_aux=True)
+        in_halves = True
+    except ValueError:
+        # JAX makes value and tangents of some primitives in one operation, which has no
+        # two halves (reduce_window); jax.jvp needs none.
+        outs, rest = function(*primals)
+        pushforward = lambda *u: along(u)(*primals)
+        in_halves = False
     zeros = [zeros_like_element(x) for x in primals]
-    outs, pushforward, rest = jax.linearize(function, *primals, has_aux=True)
 
     tangents_in = [arg.tangents for arg in active]
     seconds_in = [arg.seconds for arg in active]
@@ -96,11 +113,12 @@ def generic(
 
         def second_derivative(*directions):
             u, v = directions[: len(primals)], directions[len(primals) :]
-
-            def along_u(*xs):
-                return jax.jvp(lambda *x: function(*x)[0], xs, u)[1]
-
-            return forward(along_u, primals, v)[1]
+            if in_halves:
+                return forward(along(u), primals, v, effects=False)[1]
+            # And that operation wants to know that its tangents may vary too.
+            both = lambda *xs: along(xs[len(primals) :])(*xs[: len(primals)])
+            still = map(zeros_like_element, u)
+            return forward(both, (*primals, *u), (*v, *still), effects=False)[1]
 
         bent = form.quadratic(second_derivative, tangents_in, zeros, axes)
         seconds = [add(s, b) for s, b in zip(seconds, bent)]

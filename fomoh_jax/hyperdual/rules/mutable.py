@@ -24,12 +24,10 @@ def _dense(form: Form, number: HyperDual) -> HyperDual:
     """The number with every channel that the form carries."""
     if not is_inexact(number.primal):
         return number
-    sizes = (form.k, form.q)
-    channels = [
-        materialise(channel, number.primal, size) if size else ZERO
-        for channel, size in zip(number.channels, sizes)
-    ]
-    return HyperDual(number.primal, *channels)
+    dense = lambda channel, size: materialise(channel, number.primal, size)
+    tangents = dense(number.tangents, form.k)
+    seconds = dense(number.seconds, form.q) if form.q else ZERO
+    return HyperDual(number.primal, tangents, seconds)
 
 
 @rule("new_ref")
