@@ -39,8 +39,8 @@ LEFT_TO_THE_GENERIC_RULE = {
     "qr": "like eigh, by the orthogonality of Q",
     "random_gamma": "one operand is a key; its derivative is a loop for each sample",
     "reduce": "what it reduces with is any program of the user's",
-    "reduce_window_add": "only a reduce_window from another start than zero; so are max "
-    "and min, and mul, which has no primitive of its own",
+    "reduce_window_add": "only a reduce_window from another start than zero; so are "
+    "max and min, and mul, which has no primitive of its own",
     "reduce_window_max": "as reduce_window_add",
     "reduce_window_min": "as reduce_window_add",
     "reduce_window_mul": "as reduce_window_add",

@@ -237,6 +237,54 @@ def test_logaddexp_costs_no_more_than_its_family():
     assert flops(jnp.logaddexp) <= 1.3 * flops(jnp.arctan2)
 
 
+def test_a_custom_rule_that_narrows_the_dtype_rounds_its_tangents():
+    @jax.custom_jvp
+    def narrow(x):
+        return x.astype(jnp.bfloat16)
+
+    narrow.defjvp(lambda p, t: (narrow(*p), t[0].astype(jnp.bfloat16)))
+    wide = lambda x: (narrow(x) * narrow(x)).astype("float64") * x
+    x, v, w = normal(3), normal(3, seed=1), normal(3, seed=2)
+    for fun in (narrow, wide):
+        ours = fomoh_jax.hyper_jvp(fun, (x,), (v,), (w,))
+        theirs = second_jvp(fun, (x,), (v,), (w,))
+        assert [a.dtype for a in ours] == [a.dtype for a in theirs]
+        for a, e in zip(ours, theirs):
+            assert jnp.allclose(a, e, rtol=0.02, atol=0.02)
+    carry = jnp.ones((), jnp.bfloat16)
+    looped = lambda x: lax.scan(lambda c, y: (narrow(y) * c, None), carry, x)[0]
+    assert fomoh_jax.hessian(looped)(x).shape == (3, 3)
+
+
+@pytest.mark.parametrize("itself", [True, False])
+def test_the_word_of_a_straight_through_estimator_is_kept(itself):
+    @jax.custom_jvp
+    def rounded(x):
+        return jnp.round(x)
+
+    rounded.defjvp(lambda p, t: ((rounded if itself else jnp.round)(*p), t[0]))
+    x = normal(3)
+    # Of Σ r², with r' = 1 by decree, also where the rule does not call itself, so that
+    # nested jvp would take one of the two slopes from jnp.round.
+    hessian = fomoh_jax.hessian(lambda x: jnp.sum(rounded(3 * x) ** 2))(x)
+    assert_close(hessian, 18 * jnp.eye(3))
+
+
+def test_a_callback_inside_a_custom_rule_that_is_not_elementwise_runs_once():
+    seen = []
+
+    @jax.custom_jvp
+    def fun(x):
+        jax.debug.callback(lambda x: seen.append(float(x)), jnp.sum(x))
+        return jnp.cumsum(x) ** 2
+
+    fun.defjvp(lambda p, t: (fun(*p), 2 * jnp.cumsum(p[0]) * jnp.cumsum(t[0])))
+    hessian = fomoh_jax.hessian(lambda x: jnp.sum(fun(x)))(jnp.ones(3))
+    jax.effects_barrier()
+    assert seen == [3.0]
+    assert_close(hessian, jnp.array([[6.0, 4, 2], [4, 4, 2], [2, 2, 2]]))
+
+
 def test_a_callback_inside_an_elementwise_custom_rule_runs_once():
     seen = []
 

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 from jax import lax
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
 
 import fomoh_jax
 from fomoh_jax.hyperdual import interpreter
@@ -140,6 +142,21 @@ def test_custom_root(shape):
         return lax.custom_root(function, jnp.zeros(shape), newton, solve)
 
     assert_agrees_with_nested_jvp(root, 0.3 * normal(*shape))
+
+
+def test_branches_by_platform_stay_with_their_platform():
+    elsewhere = Primitive("nothing_lowers_this_on_a_cpu")
+    elsewhere.def_abstract_eval(lambda x: x)
+    ad.deflinear(elsewhere, lambda t: [elsewhere.bind(t)])
+    batching.defvectorized(elsewhere)
+    branches = {"cpu": jnp.sin, "tpu": elsewhere.bind}
+    mlir.register_lowering(elsewhere, mlir.lower_fun(jnp.cos, False), platform="tpu")
+    mlir.register_lowering(elsewhere, mlir.lower_fun(jnp.cos, False), platform="cuda")
+    for default in (None, elsewhere.bind):
+        fun = lambda x: lax.platform_dependent(x, default=default, **branches)
+        hessian = fomoh_jax.hessian(lambda x: jnp.sum(fun(x)))
+        for wrap in (lambda f: f, jax.jit):
+            assert_close(wrap(hessian)(normal(3)), jnp.diag(-jnp.sin(normal(3))))
 
 
 def test_while_with_constants_in_the_condition_and_the_body():

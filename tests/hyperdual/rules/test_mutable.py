@@ -64,6 +64,16 @@ def test_in_loops_branches_and_calls():
     assert_same_model(mutable, immutable, normal(3))
 
 
+def test_with_no_directions():
+    def mutable(x):
+        ref = jax.new_ref(jnp.zeros_like(x))
+        ref[...] = jnp.sin(x)
+        return ref[...]
+
+    model = fomoh_jax.quadratic_model(mutable, (normal(3),), (jnp.zeros((0, 3)),))
+    assert model.curvature.shape == (0, 0, 3)
+
+
 def test_an_empty_array_that_is_filled_and_freed():
     def mutable(x):
         ref = jax.empty_ref(jax.ShapeDtypeStruct(x.shape, x.dtype))
