@@ -93,6 +93,7 @@ def _is_elementwise(jaxpr: Any, shape: tuple[int, ...]) -> bool:
     """
     jaxpr, _ = open_jaxpr(jaxpr)
     shapes = (shape, (), (1, *shape))
+    names = _elementwise_names()
     for eqn in jaxpr.eqns:
         if not eqn.outvars:  # a callback: it looks on
             continue
@@ -102,7 +103,7 @@ def _is_elementwise(jaxpr: Any, shape: tuple[int, ...]) -> bool:
         if name in _CALLS:
             if not _is_elementwise(eqn.params[_CALLS[name]], shape):
                 return False
-        elif name not in _elementwise_names():
+        elif name not in names:
             return False
     return True
 
