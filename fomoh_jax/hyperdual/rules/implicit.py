@@ -68,13 +68,13 @@ def _implicit(
     form: Form,
     op: Operation,
     args: Sequence[HyperDual],
-    bend: Callable[[Channel], Channel],
+    bend: Callable[..., Channel],
 ) -> list[HyperDual]:
     """``y`` with ``product(args[:-1], y) = args[-1]``, where JAX knows its derivative.
 
     Args:
       bend: the second-order terms of the product in first-order coefficients, from
-        those of ``y``.
+        those of ``y`` and the other results of the operation.
     """
     primals = [arg.primal for arg in args]
     zeros = [zeros_like_element(x) for x in primals]
@@ -89,7 +89,7 @@ def _implicit(
     )[0]
     tangents = push([arg.tangents for arg in args])
     *others, last = (arg.seconds for arg in args)
-    seconds = push([*others, add(last, scale(-1, bend(tangents)))])
+    seconds = push([*others, add(last, scale(-1, bend(tangents, *rest)))])
     return [HyperDual(y, tangents, seconds), *map(HyperDual, rest)]
 
 
@@ -140,12 +140,14 @@ def _shifted(x, by):
 
 @rule("lu")
 def _lu(form: Form, op: Operation, args: Sequence[HyperDual]):
-    *_, permutation = op(args[0].primal)
-    back = jnp.argsort(permutation)[..., None]
+    def bend(x: Channel, pivots, permutation) -> Channel:
+        back = jnp.argsort(permutation)[..., None]
 
-    def product(x, y):
-        rank = min(x.shape[-2:])
-        product = jnp.tril(x[..., :rank], -1) @ jnp.triu(y[..., :rank, :])
-        return jnp.take_along_axis(product, back, axis=-2)
+        def product(x, y):
+            rank = min(x.shape[-2:])
+            product = jnp.tril(x[..., :rank], -1) @ jnp.triu(y[..., :rank, :])
+            return jnp.take_along_axis(product, back, axis=-2)
 
-    return _implicit(form, op, args, lambda x: form.bilinear(product, x, x, 0))
+        return form.bilinear(product, x, x, 0)
+
+    return _implicit(form, op, args, bend)
