@@ -25,6 +25,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.tree_util import register_dataclass, register_static
 
 from fomoh_jax.hyperdual.number import (
@@ -33,6 +34,7 @@ from fomoh_jax.hyperdual.number import (
     Stack,
     Zero,
     add,
+    alike,
     scale,
     vectorise,
 )
@@ -40,34 +42,42 @@ from fomoh_jax.hyperdual.number import (
 Indices = np.ndarray | jax.Array
 
 
-def take(stack: Stack, indices: Indices) -> Stack:
-    """The arrays of a stack at ``indices``."""
+def take(stack: Stack, places: Indices) -> jax.Array:
+    """The arrays of a stack at ``places``, along its axis."""
     size = stack.array.shape[stack.axis]
-    if isinstance(indices, np.ndarray) and np.array_equal(indices, np.arange(size)):
-        return stack
-    at = stack.array.at[(slice(None),) * stack.axis + (indices,)]
-    return Stack(at.get(mode="promise_in_bounds"), stack.axis)
+    if isinstance(places, np.ndarray) and np.array_equal(places, np.arange(size)):
+        return stack.array
+    at = stack.array.at[(slice(None),) * stack.axis + (places,)]
+    return at.get(mode="promise_in_bounds")
 
 
-def _outer(product: Callable, a: Stack, b: Stack, axis: int) -> jax.Array:
-    """``product(a_i, b_j)`` with ``i`` at ``axis`` and ``j`` right after it.
+@dataclasses.dataclass(frozen=True)
+class Bilinear:
+    """A bilinear function of two arrays, and ways to evaluate it on stacks of them.
 
-    Each vmap sees one stacked operand at a time, so that a matrix product or a
-    convolution folds the stack into its batch or its output features instead of
-    becoming a batch of small products, which is what is slow on a CPU.
+    Attributes:
+      function: ``B(x, y)``.
+      paired: ``B(x_q, y_q)`` of two stacks of equal length, stacked along leading axes.
+        By default ``function`` under ``vmap``.
+      contracted: ``Σ_q B(x_q, y_q)`` of two stacks, if there is a better way to it than
+        the sum of the products.
+      polarise: whether one product costs so much more than the sum of its operands that
+        fewer products of sums are faster.
     """
-    rows = vectorise(product, in_axes=(None, b.axis), out_axes=axis)
-    return vectorise(rows, in_axes=(a.axis, None), out_axes=axis)(a.array, b.array)
 
+    function: Callable
+    paired: Callable[[jax.Array, jax.Array], jax.Array] | None = None
+    contracted: Callable[[Stack, Stack], jax.Array] | None = None
+    polarise: bool = False
 
-def _products(a: Stack, b: Stack) -> jax.Array:
-    """``a_i b_j``, elementwise, ``i`` at the axis that they share and ``j`` behind it.
+    def __call__(self, x: Any, y: Any) -> Any:
+        return self.function(x, y)
 
-    Choosing the pairs after the product and not before it takes one gather in the place
-    of two, and that one of a product that XLA fuses into it, which on the CPU saves
-    time and temporary memory.
-    """
-    return jnp.expand_dims(a.array, a.axis + 1) * jnp.expand_dims(b.array, b.axis)
+    def pairwise(self, x: jax.Array, y: jax.Array) -> jax.Array:
+        """``B(x_q, y_q)``, all stacked along leading axes."""
+        if self.paired is not None:
+            return self.paired(x, y)
+        return vectorise(self.function, (0, 0), 0)(x, y)
 
 
 class Form(abc.ABC):
@@ -84,14 +94,6 @@ class Form(abc.ABC):
     @abc.abstractmethod
     def q(self) -> int: ...
 
-    @abc.abstractmethod
-    def rows(self, x: Stack) -> Stack:
-        """The tangents along the first direction of each pair."""
-
-    @abc.abstractmethod
-    def columns(self, x: Stack) -> Stack:
-        """The tangents along the second direction of each pair."""
-
     def product(self, a: Channel, b: Channel) -> Channel:
         """``a_i b_j``, elementwise."""
         if not self.q or isinstance(a, Zero) or isinstance(b, Zero):
@@ -101,17 +103,19 @@ class Form(abc.ABC):
 
     def cross(self, a: Channel, b: Channel) -> Channel:
         """``a_i b_j + a_j b_i``, elementwise."""
-        if not self.q or isinstance(a, Zero) or isinstance(b, Zero):
-            return ZERO
         if a is b:
-            return scale(2, self._product(a, a))
-        axis = max(a.axis, b.axis)
-        return self._cross(a.moved(axis), b.moved(axis))
+            return scale(2, self.product(a, a))
+        return add(self.product(a, b), self.product(b, a))
 
     def bilinear(self, product: Callable, a: Channel, b: Channel, axis: int) -> Channel:
-        """``product(a_i, b_j) + product(a_j, b_i)``, stacked along ``axis``."""
+        """``product(a_i, b_j) + product(a_j, b_i)``, stacked along ``axis``.
+
+        ``product`` is a function of two arrays; a :class:`Bilinear` says more of it.
+        """
         if not self.q or isinstance(a, Zero) or isinstance(b, Zero):
             return ZERO
+        if not isinstance(product, Bilinear):
+            product = Bilinear(product)
         return self._bilinear(product, a, b, axis)
 
     def quadratic(
@@ -127,28 +131,138 @@ class Form(abc.ABC):
         """
         if not self.q or all(isinstance(x, Zero) for x in xs):
             return [ZERO] * len(out_axes)
-        axes = [x.axis if isinstance(x, Stack) else None for x in xs]
-        pick = lambda side: [
-            side(x).array if isinstance(x, Stack) else z for x, z in zip(xs, zeros)
-        ]
-        arrays = vectorise(function, axes + axes, list(out_axes))(
-            *pick(self.rows), *pick(self.columns)
-        )
-        return [Stack(array, axis) for array, axis in zip(arrays, out_axes)]
+        return self._quadratic(function, xs, zeros, out_axes)
 
-    # What a form may do better than by its index pairs; ``a`` and ``b`` share an axis.
+    # What a form says; no channel is zero, and ``a`` and ``b`` of a product share an
+    # axis.
+
+    @abc.abstractmethod
+    def _product(self, a: Stack, b: Stack) -> Channel: ...
+
+    @abc.abstractmethod
+    def _bilinear(
+        self, product: Bilinear, a: Stack, b: Stack, axis: int
+    ) -> Channel: ...
+
+    @abc.abstractmethod
+    def _quadratic(
+        self,
+        function: Callable[..., list[jax.Array]],
+        xs: Sequence[Channel],
+        zeros: Sequence[Any],
+        out_axes: Sequence[int],
+    ) -> list[Channel]: ...
+
+
+class IndexPairs(Form):
+    """A form whose coefficient ``q`` belongs to the directions ``i_q`` and ``j_q``."""
+
+    @property
+    @abc.abstractmethod
+    def pairs(self) -> tuple[Indices, Indices]:
+        """``i_q`` and ``j_q``."""
+
+    @property
+    def q(self) -> int:
+        return len(self.pairs[0])
 
     def _product(self, a: Stack, b: Stack) -> Channel:
-        return Stack(self.rows(a).array * self.columns(b).array, a.axis)
+        present, i, j = self._places(a, b)
+        if present == ():
+            return ZERO
+        return Stack(take(a, i) * take(b, j), a.axis, present)
 
-    def _cross(self, a: Stack, b: Stack) -> Channel:
-        ij = self.rows(a).array * self.columns(b).array
-        return Stack(ij + self.columns(a).array * self.rows(b).array, a.axis)
+    def _bilinear(self, product: Bilinear, a: Stack, b: Stack, axis: int) -> Channel:
+        a, b = a.moved(0), b.moved(0)
+        if product.polarise and self.k > 1 and a.present == b.present:
+            return self._polarised(product, a, b).moved(axis)
+        i, j = self.pairs
+        if i is j:
+            return scale(2, self._pairwise(product.pairwise, a, b, axis))
+        swapped = lambda y, x: product.pairwise(x, y)
+        return add(
+            self._pairwise(product.pairwise, a, b, axis),
+            self._pairwise(swapped, b, a, axis),
+        )
 
-    def _bilinear(self, product: Callable, a: Stack, b: Stack, axis: int) -> Channel:
-        batched = vectorise(product, in_axes=(a.axis, b.axis), out_axes=axis)
-        ij = batched(self.rows(a).array, self.columns(b).array)
-        return Stack(ij + batched(self.columns(a).array, self.rows(b).array), axis)
+    def _pairwise(self, product: Callable, a: Stack, b: Stack, axis: int) -> Channel:
+        """``product(a_i, b_j)``, of stacks along leading axes."""
+        present, i, j = self._places(a, b)
+        if present == ():
+            return ZERO
+        return Stack(product(take(a, i), take(b, j)), 0, present).moved(axis)
+
+    def _quadratic(self, function, xs, zeros, out_axes) -> list[Channel]:
+        stacks = alike([x.moved(0) for x in xs if isinstance(x, Stack)])
+        present, i, j = self._places(stacks[0], stacks[0])
+        if present == ():
+            return [ZERO] * len(out_axes)
+
+        def along(places: Indices) -> list[Any]:
+            stacked = iter(stacks)
+            return [
+                take(next(stacked), places) if isinstance(x, Stack) else zero
+                for x, zero in zip(xs, zeros)
+            ]
+
+        axes = [0 if isinstance(x, Stack) else None for x in xs]
+        arrays = vectorise(function, axes + axes, list(out_axes))(*along(i), *along(j))
+        return [Stack(array, axis, present) for array, axis in zip(arrays, out_axes)]
+
+    def _places(
+        self, a: Stack, b: Stack
+    ) -> tuple[tuple[int, ...] | None, Indices, Indices]:
+        """Which coefficients are not zero, and where their two tangents are stored."""
+        i, j = self.pairs
+        if a.present is None and b.present is None:
+            return None, i, j
+        rows = {index: place for place, index in enumerate(a.indices)}
+        columns = {index: place for place, index in enumerate(b.indices)}
+        found = [
+            (q, rows[x], columns[y])
+            for q, (x, y) in enumerate(zip(i, j))
+            if x in rows and y in columns
+        ]
+        places = np.array(found, int).reshape(-1, 3)
+        return tuple(places[:, 0].tolist()), places[:, 1], places[:, 2]
+
+    def _polarised(self, product: Bilinear, a: Stack, b: Stack) -> Channel:
+        """``B(a_i, b_j) + B(a_j, b_i)`` by one product of sums for each pair.
+
+        With any ``t``, and the products ``B(a_i, b_i)`` that are needed in any case::
+
+          B(a_i + t a_j, b_j + b_i / t) - B(a_i, b_i) / t - t B(a_j, b_j)
+
+        For ``t`` the ratio of the sizes of ``a_i`` and ``a_j``, no term is larger than
+        the two that are wanted, so that nothing cancels, however long one direction is
+        beside the other.
+        """
+        present, i, j = self._places(a, a)
+        size = jnp.max(jnp.abs(a.array), axis=range(1, a.array.ndim))
+        t = lax.stop_gradient(_ratio(size[i], size[j]))
+        # A direction with itself is 2 B(a_i, b_i), without any sum.
+        same = jnp.asarray(i == j)
+        ahead, back = jnp.where(same, 0, t), jnp.where(same, 0, 1 / t)
+        wide = lambda x: lax.expand_dims(x, range(1, a.array.ndim))
+        left = take(a, i) + wide(ahead) * take(a, j)
+        wide = lambda x: lax.expand_dims(x, range(1, b.array.ndim))
+        twice = jnp.where(same, 2, 1).astype(t.dtype)
+        right = wide(twice) * take(b, j) + wide(back) * take(b, i)
+        products = product.pairwise(left, right)
+        own = self._own(product, a, b, products)
+        wide = lambda x: lax.expand_dims(x, range(1, products.ndim))
+        rest = wide(back) * take(own, i) + wide(ahead) * take(own, j)
+        return Stack(products - rest, 0, present)
+
+    def _own(self, product: Bilinear, a: Stack, b: Stack, products: jax.Array) -> Stack:
+        """``B(a_i, b_i)``; ``products`` may hold twice of them."""
+        return Stack(product.pairwise(a.array, b.array))
+
+
+def _ratio(x: jax.Array, y: jax.Array) -> jax.Array:
+    """``x / y``, in bounds that no product leaves; 1 if there is none."""
+    ratio = jnp.clip(x / y, 1e-6, 1e6)
+    return jnp.where(jnp.isnan(ratio), 1, ratio)
 
 
 # Forms without arrays are static nodes, whose trees compare as the objects do. As
@@ -158,133 +272,114 @@ class Form(abc.ABC):
 
 @register_static
 @dataclasses.dataclass(frozen=True)
-class FirstOrder(Form):
+class FirstOrder(IndexPairs):
     """Tangents only: ``k`` directional derivatives and no second-order coefficient."""
 
     k: int
 
     @property
-    def q(self) -> int:
-        return 0
-
-    def rows(self, x: Stack) -> Stack:
-        return x
-
-    columns = rows
+    def pairs(self) -> tuple[Indices, Indices]:
+        none = np.arange(0)
+        return none, none
 
 
 @register_static
 @dataclasses.dataclass(frozen=True)
-class Diagonal(Form):
+class Diagonal(IndexPairs):
     """``v_iᵀ H v_i`` for each of ``k`` directions."""
 
     k: int
 
     @property
-    def q(self) -> int:
-        return self.k
-
-    def rows(self, x: Stack) -> Stack:
-        return x
-
-    columns = rows
-
-    def _cross(self, a: Stack, b: Stack) -> Channel:
-        return Stack(2 * (a.array * b.array), a.axis)
-
-    def _bilinear(self, product: Callable, a: Stack, b: Stack, axis: int) -> Channel:
-        batched = vectorise(product, in_axes=(a.axis, b.axis), out_axes=axis)
-        return Stack(2 * batched(a.array, b.array), axis)
+    def pairs(self) -> tuple[Indices, Indices]:
+        each = np.arange(self.k)
+        return each, each
 
 
 @register_static
 @dataclasses.dataclass(frozen=True)
-class Cross(Form):
+class Cross(IndexPairs):
     """``v1ᵀ H v2`` of two directions: the classical hyper-dual number."""
 
     k = 2
 
     @property
-    def q(self) -> int:
-        return 1
-
-    def rows(self, x: Stack) -> Stack:
-        return take(x, np.array([0]))
-
-    def columns(self, x: Stack) -> Stack:
-        return take(x, np.array([1]))
+    def pairs(self) -> tuple[Indices, Indices]:
+        return np.array([0]), np.array([1])
 
 
 @register_static
 @dataclasses.dataclass(frozen=True)
-class Pairs(Form):
-    """``v_iᵀ H v_j`` for every ``i <= j``: the whole curvature, each pair once."""
+class Pairs(IndexPairs):
+    """``v_iᵀ H v_j`` for every ``i <= j``: the whole curvature, each pair once.
+
+    Each direction with itself comes first, then the pairs of two.
+    """
 
     k: int
 
     @property
-    def q(self) -> int:
-        return self.k * (self.k + 1) // 2
+    def pairs(self) -> tuple[Indices, Indices]:
+        each = np.arange(self.k)
+        i, j = np.triu_indices(self.k, 1)
+        return np.concatenate([each, i]), np.concatenate([each, j])
 
-    @property
-    def indices(self) -> tuple[np.ndarray, np.ndarray]:
-        return np.triu_indices(self.k)
+    def _bilinear(self, product: Bilinear, a: Stack, b: Stack, axis: int) -> Channel:
+        if product.polarise and self.k > 1 and a.present == b.present:
+            return super()._bilinear(product, a, b, axis)
+        # All products at once. Each vmap sees one stacked operand, so that a matrix
+        # product or a convolution folds the stack into its batch or its output features
+        # instead of becoming a batch of small products, which is slow on a CPU.
+        row = vectorise(product, in_axes=(None, b.axis), out_axes=axis)
+        table = vectorise(row, in_axes=(a.axis, None), out_axes=axis)(a.array, b.array)
+        shape = table.shape
+        flat = Stack(table.reshape(*shape[:axis], -1, *shape[axis + 2 :]), axis)
+        width = shape[axis + 1]
 
-    def rows(self, x: Stack) -> Stack:
-        return take(x, self.indices[0])
+        def chosen(x: Stack, y: Stack, place: Callable) -> Channel:
+            present, i, j = self._places(x, y)
+            if present == ():
+                return ZERO
+            return Stack(take(flat, place(i, j)), axis, present)
 
-    def columns(self, x: Stack) -> Stack:
-        return take(x, self.indices[1])
-
-    def _product(self, a: Stack, b: Stack) -> Channel:
-        i, j = self.indices
-        return take(self._table(_products(a, b), a.axis), i * self.k + j)
-
-    def _cross(self, a: Stack, b: Stack) -> Channel:
-        return self._symmetric(_products(a, b), a.axis)
-
-    def _bilinear(self, product: Callable, a: Stack, b: Stack, axis: int) -> Channel:
-        return self._symmetric(_outer(product, a, b, axis), axis)
-
-    def _table(self, products: jax.Array, axis: int) -> Stack:
-        """``[*, k, k, *]`` with ``k`` at ``axis`` as a stack of ``k²``."""
-        shape = products.shape
-        return Stack(
-            products.reshape(*shape[:axis], self.k**2, *shape[axis + 2 :]), axis
+        return add(
+            chosen(a, b, lambda i, j: i * width + j),
+            chosen(b, a, lambda i, j: j * width + i),
         )
 
-    def _symmetric(self, products: jax.Array, axis: int) -> Channel:
-        """``p_ij + p_ji`` for ``i <= j``."""
-        table, (i, j) = self._table(products, axis), self.indices
-        return add(take(table, i * self.k + j), take(table, j * self.k + i))
+    def _own(self, product: Bilinear, a: Stack, b: Stack, products: jax.Array) -> Stack:
+        return Stack(products[: a.array.shape[0]] / 2)
 
 
 @register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Rows(Form):
-    """``v_iᵀ H v_j`` for the rows ``i`` in ``selected`` and every ``j``.
+class Offsets(IndexPairs):
+    """``v_iᵀ H v_j`` for every ``i`` and ``j = i + offset`` modulo ``k``.
 
-    A slice of the curvature, for a pass that bounds its memory. Coefficient
-    ``q = r * k + j`` belongs to the pair ``(selected[r], j)``.
+    A part of the curvature, for a pass that bounds its memory: the offsets from 0 to
+    ``k // 2`` are all of it, and each chunk of them is a program of the same shapes.
+    Coefficient ``q = n * k + i`` belongs to the pair ``(i, (i + offsets[n]) % k)``.
     """
 
     k: int = dataclasses.field(metadata={"static": True})
-    selected: Indices
+    offsets: jax.Array
 
     @property
     def q(self) -> int:
-        return len(self.selected) * self.k
+        return len(self.offsets) * self.k
 
-    def rows(self, x: Stack) -> Stack:
-        return take(x, jnp.repeat(jnp.asarray(self.selected), self.k))
+    @property
+    def pairs(self) -> tuple[Indices, Indices]:
+        i = np.tile(np.arange(self.k), len(self.offsets))
+        return i, (i + jnp.repeat(self.offsets, self.k)) % self.k
 
-    def columns(self, x: Stack) -> Stack:
-        return take(x, np.tile(np.arange(self.k), len(self.selected)))
+    def _product(self, a: Stack, b: Stack) -> Channel:
+        return super()._product(a.padded(None, self.k), b.padded(None, self.k))
 
-    def _bilinear(self, product: Callable, a: Stack, b: Stack, axis: int) -> Channel:
-        ij = _outer(product, take(a, self.selected), b, axis)
-        ji = _outer(product, a, take(b, self.selected), axis)
-        array = ij + jnp.swapaxes(ji, axis, axis + 1)
-        return Stack(
-            array.reshape((*array.shape[:axis], self.q, *array.shape[axis + 2 :])), axis
-        )
+    def _bilinear(self, product: Bilinear, a: Stack, b: Stack, axis: int) -> Channel:
+        a, b = a.padded(None, self.k), b.padded(None, self.k)
+        return super()._bilinear(product, a, b, axis)
+
+    def _quadratic(self, function, xs, zeros, out_axes) -> list[Channel]:
+        full = [x.padded(None, self.k) if isinstance(x, Stack) else x for x in xs]
+        return super()._quadratic(function, full, zeros, out_axes)

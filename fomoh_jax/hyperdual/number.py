@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.tree_util import register_dataclass, register_static
 
@@ -37,19 +38,53 @@ class Stack:
     natural result is ``[batch, k, features]`` leaves it there, and the next product
     folds ``k`` into its batch without a transpose.
 
+    So is which coefficients are there. A direction that moves one layer alone is zero
+    on the others, and what is known to be zero is neither stored nor computed.
+
     Attributes:
       array: shape ``[*s[:axis], n, *s[axis:]]``.
       axis: position of the stacking axis.
+      present: which coefficients the ``n`` arrays are, in ascending order; all the
+        others are zero. ``None`` if all are there.
     """
 
     array: jax.Array
     axis: int = dataclasses.field(default=0, metadata={"static": True})
+    present: tuple[int, ...] | None = dataclasses.field(
+        default=None, metadata={"static": True}
+    )
+
+    @property
+    def indices(self) -> tuple[int, ...]:
+        """Which coefficient each of the arrays is."""
+        if self.present is not None:
+            return self.present
+        return tuple(range(self.array.shape[self.axis]))
 
     def moved(self, axis: int) -> "Stack":
         """The same stack with its axis at ``axis``."""
         if axis == self.axis:
             return self
-        return Stack(jnp.moveaxis(self.array, self.axis, axis), axis)
+        return Stack(jnp.moveaxis(self.array, self.axis, axis), axis, self.present)
+
+    def padded(self, present: tuple[int, ...] | None, size: int) -> "Stack":
+        """The same stack with zeros stored for more of its ``size`` coefficients."""
+        if present == self.present:
+            return self
+        target = range(size) if present is None else present
+        places = {index: place for place, index in enumerate(self.indices)}
+        source = np.array([places.get(index, len(places)) for index in target])
+        held = np.flatnonzero(source < len(places))
+        if len(held) == len(source):
+            array = self.array
+        elif len(held) == held[-1] - held[0] + 1:  # side by side
+            config = [(0, 0, 0)] * self.array.ndim
+            config[self.axis] = (int(held[0]), int(len(source) - held[-1] - 1), 0)
+            array = lax.pad(self.array, jnp.zeros((), self.array.dtype), config)
+        else:
+            at = self.array.at[(slice(None),) * self.axis + (source,)]
+            array = at.get(mode="fill", fill_value=0)
+        return Stack(array, self.axis, present)
 
 
 Channel = Zero | Stack
@@ -113,7 +148,7 @@ def zeros_like_element(x: Any) -> jax.Array:
 def materialise(channel: Channel, like: Any, size: int, axis: int = 0) -> Stack:
     """The channel as a stack of ``size`` arrays shaped as ``like``, along ``axis``."""
     if isinstance(channel, Stack):
-        return channel.moved(axis)
+        return channel.padded(None, size).moved(axis)
     # Made from the primal, the zeros have its sharding and its manual axes.
     zeros = lax.broadcast(zeros_like_element(like), (size,))
     return Stack(zeros).moved(axis)
@@ -137,7 +172,8 @@ def spread(numbers: Sequence[HyperDual], shape: tuple[int, ...]) -> list[HyperDu
             if array.ndim == 1:  # scalars
                 array = lax.expand_dims(array, range(1, len(shape) + 1))
             full = (*shape[:axis], array.shape[axis], *shape[axis:])
-            return Stack(lax.broadcast_in_dim(array, full, range(len(full))), axis)
+            array = lax.broadcast_in_dim(array, full, range(len(full)))
+            return Stack(array, axis, channel.present)
 
         primal = jnp.broadcast_to(number.primal, shape)
         return HyperDual(primal, *map(spread_channel, number.channels))
@@ -153,10 +189,21 @@ def add(*channels: Channel) -> Channel:
     # The last position wins: it is where a matrix product has left its result, and what
     # is moved to it is the broadcast of a bias, whose transpose XLA folds away.
     axis = max(s.axis for s in stacks)
-    total = stacks[0].moved(axis).array
+    stacks = alike([s.moved(axis) for s in stacks])
+    total = stacks[0].array
     for stack in stacks[1:]:
-        total = total + stack.moved(axis).array
-    return Stack(total, axis)
+        total = total + stack.array
+    return Stack(total, axis, stacks[0].present)
+
+
+def alike(stacks: Sequence[Stack]) -> list[Stack]:
+    """The stacks with zeros stored wherever one of them has a coefficient."""
+    if len({stack.present for stack in stacks}) < 2:
+        return list(stacks)
+    union = sorted(set().union(*(stack.indices for stack in stacks)))
+    complete = any(stack.present is None for stack in stacks)
+    present = None if complete else tuple(union)
+    return [stack.padded(present, len(union)) for stack in stacks]
 
 
 def scale(coefficient: jax.typing.ArrayLike, channel: Channel) -> Channel:
@@ -165,7 +212,8 @@ def scale(coefficient: jax.typing.ArrayLike, channel: Channel) -> Channel:
         return ZERO
     if jnp.ndim(coefficient):
         coefficient = jnp.expand_dims(coefficient, channel.axis)
-    return Stack(jnp.multiply(coefficient, channel.array), channel.axis)
+    array = jnp.multiply(coefficient, channel.array)
+    return Stack(array, channel.axis, channel.present)
 
 
 def apply_linear(
@@ -178,19 +226,22 @@ def apply_linear(
 
     Args:
       fn: takes one array per channel and returns a list of arrays, one per out axis.
-      channels: the operands, all with the same number of stacked arrays.
+      channels: the operands.
       zeros: what ``fn`` gets in the place of a zero channel, if another is not zero.
       out_axes: where the stacking axis goes in each result.
 
     Returns:
       One channel for each result.
     """
-    if all(isinstance(c, Zero) for c in channels):
+    stacks = alike([c for c in channels if isinstance(c, Stack)])
+    if not stacks:
         return [ZERO] * len(out_axes)
+    present, stacked = stacks[0].present, iter(stacks)
+    channels = [next(stacked) if isinstance(c, Stack) else ZERO for c in channels]
     operands = [c.array if isinstance(c, Stack) else z for c, z in zip(channels, zeros)]
     in_axes = [c.axis if isinstance(c, Stack) else None for c in channels]
     arrays = vectorise(fn, in_axes, list(out_axes))(*operands)
-    return [Stack(array, axis) for array, axis in zip(arrays, out_axes)]
+    return [Stack(array, axis, present) for array, axis in zip(arrays, out_axes)]
 
 
 def vectorise(fn: Callable, in_axes: Any, out_axes: Any) -> Callable:

@@ -17,7 +17,7 @@ from fomoh_jax.hyperdual.arguments import (
     read_directions,
     read_tangents,
 )
-from fomoh_jax.hyperdual.forms import Cross, Diagonal, FirstOrder, Form, Pairs, Rows
+from fomoh_jax.hyperdual.forms import Cross, Diagonal, FirstOrder, Form, Offsets, Pairs
 from fomoh_jax.hyperdual.interpreter import interpret
 from fomoh_jax.hyperdual.number import Channel, HyperDual, is_inexact, materialise
 
@@ -329,7 +329,7 @@ def _split(numbers: Any, has_aux: bool) -> tuple[Any, Any]:
 def _unpack_pairs(seconds: Any, k: int) -> Any:
     """``[k (k + 1) / 2, *out]`` to ``[k, k, *out]``, the same number on both sides."""
     table = np.zeros((k, k), np.int32)
-    i, j = np.triu_indices(k)
+    i, j = Pairs(k).pairs
     table[i, j] = table[j, i] = np.arange(len(i))
     return seconds[table]
 
@@ -342,26 +342,30 @@ def _in_chunks(
     chunk_size: int,
     has_aux: bool,
 ) -> Any:
-    """The quadratic model, ``chunk_size`` rows of the curvature at a time."""
-    starts = np.minimum(np.arange(0, k, chunk_size), k - chunk_size)
+    """The quadratic model, at most ``chunk_size * k`` curvatures at a time."""
+    needed = k // 2 + 1
+    count = -(-needed // chunk_size)
+    size = -(-needed // count)
+    # The last chunk overlaps the one before it where the size does not divide.
+    starts = np.minimum(np.arange(count) * size, needed - size)
 
     def chunk(start):
-        form = Rows(k, start + jnp.arange(chunk_size))
+        form = Offsets(k, start + jnp.arange(size))
         number, _ = _split(_evaluate(fun, form, primals, channels), has_aux)
-        return jax.tree.map(
-            lambda x: x.reshape(chunk_size, k, *x.shape[1:]),
-            _coefficients(number, "seconds", form.q),
-        )
+        return _coefficients(number, "seconds", form.q)
 
-    # The last chunk overlaps the one before it where chunk_size does not divide k.
-    owner = np.minimum(np.arange(k) // chunk_size, len(starts) - 1)
-    within = np.arange(k) - starts[owner]
-    upper = np.triu(np.ones((k, k), bool))
+    # Where the pair (i, j) is: in the first chunk that has its offset.
+    row, column = np.triu_indices(k)
+    ahead = column - row <= k // 2
+    offset = np.where(ahead, column - row, k - column + row)
+    owner = np.minimum(offset // size, count - 1)
+    place = np.zeros((k, k), np.int32)
+    place[row, column] = place[column, row] = (
+        owner * size * k + (offset - starts[owner]) * k + np.where(ahead, row, column)
+    )
 
-    def assemble(blocks):
-        rows = blocks[owner, within]
-        mask = upper.reshape(k, k, *[1] * (rows.ndim - 2))
-        return jnp.where(mask, rows, jnp.swapaxes(rows, 0, 1))
+    def assemble(chunks):
+        return chunks.reshape(-1, *chunks.shape[2:])[place]
 
     curvature = jax.tree.map(assemble, lax.map(chunk, jnp.asarray(starts)))
     number, aux = _split(_evaluate(fun, FirstOrder(k), primals, channels), has_aux)

@@ -4,16 +4,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fomoh_jax.hyperdual.forms import Cross, Diagonal, FirstOrder, Pairs, Rows
+from fomoh_jax.hyperdual.forms import Cross, Diagonal, FirstOrder, Offsets, Pairs
 from fomoh_jax.hyperdual.number import ZERO, Stack
 from tests.reference import normal
 
-UPPER = np.triu_indices(3)
 FORMS = {
-    "pairs": (Pairs(3), list(zip(*UPPER))),
+    "pairs": (Pairs(3), [(0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2)]),
     "diagonal": (Diagonal(3), [(0, 0), (1, 1), (2, 2)]),
     "cross": (Cross(), [(0, 1)]),
-    "rows": (Rows(3, np.array([2, 0])), [(i, j) for i in (2, 0) for j in range(3)]),
+    "offsets": (
+        Offsets(3, jnp.array([0, 2])),
+        [(i, (i + offset) % 3) for offset in (0, 2) for i in range(3)],
+    ),
 }
 
 

@@ -1,11 +1,24 @@
 """Bilinear primitives: ``B(a_s, b) + B(a, b_s) + form(B; a_t, b_t)``."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
+import jax
+import jax.numpy as jnp
 from jax import lax
 
-from fomoh_jax.hyperdual.forms import Form
-from fomoh_jax.hyperdual.number import HyperDual, add, apply_linear, scale, spread
+from fomoh_jax.hyperdual.forms import Bilinear, Form
+from fomoh_jax.hyperdual.number import (
+    Channel,
+    HyperDual,
+    Zero,
+    add,
+    apply_linear,
+    scale,
+    spread,
+)
 from fomoh_jax.hyperdual.registry import Operation, rule
 from fomoh_jax.hyperdual.rules.generic import generic
 
@@ -30,11 +43,28 @@ def _mul(form: Form, op: Operation, args: Sequence[HyperDual]):
 
 
 def bilinear(
-    form: Form, op: Operation, args: Sequence[HyperDual], axis: int = 0
+    form: Form,
+    op: Operation,
+    args: Sequence[HyperDual],
+    axis: int = 0,
+    *,
+    operations: float = 0,
+    paired: Callable | None = None,
+    contracted: Callable | None = None,
 ) -> list[HyperDual]:
-    """The product rule, twice, with the stacking axis of every term at ``axis``.
+    """The product rule, twice.
 
     Operands after the first two are not differentiated.
+
+    Args:
+      form: which second-order coefficients are wanted.
+      op: the operation.
+      args: its operands.
+      axis: where the results' stacking axes go.
+      operations: how many floating-point operations the product takes, if they are
+        more than its operands have elements by far.
+      paired: ``paired(product, xs, ys)``, of stacks as in :class:`Bilinear`.
+      contracted: the sum of the products of two stacks, as in :class:`Bilinear`.
     """
     a, b, *rest = args
     fixed = [number.primal for number in rest]
@@ -52,17 +82,42 @@ def bilinear(
         function = lambda y: [product(a.primal, y)]
         return apply_linear(function, [channel], [None], [axis])[0]
 
-    return [
-        HyperDual(
-            primal,
-            add(left(a.tangents), right(b.tangents)),
-            add(
-                left(a.seconds),
-                right(b.seconds),
-                form.bilinear(product, a.tangents, b.tangents, axis),
-            ),
-        )
-    ]
+    along = _after(a.primal, b.tangents)
+    tangents = add(left(a.tangents), right(along))
+    seconds = add(left(a.seconds), right(b.seconds))
+    both = Bilinear(
+        product,
+        paired=paired and partial(paired, product),
+        contracted=contracted,
+        polarise=_worth_polarising(operations, a.primal, b.primal),
+    )
+    bent = form.bilinear(both, a.tangents, along, axis)
+    return [HyperDual(primal, tangents, add(seconds, bent))]
+
+
+def _after(first: Any, channel: Channel) -> Channel:
+    """The channel, not to be looked at before ``first`` is there.
+
+    What is made of the tangents of a parameter alone, a transposed copy for a matrix
+    product above all, could be made at any time, and what is made of tangents before
+    the seconds are. A compiler that makes it for every layer at the start keeps it for
+    every layer, and memory grows with depth. (XLA heeds this from jax 0.12 on.)
+    """
+    if isinstance(first, Zero) or isinstance(channel, Zero):
+        return channel
+    return lax.optimization_barrier((channel, first))[0]
+
+
+# Operations that a product saves for each element of the sums that polarising makes.
+# Making one takes about as long as 60 operations of a large matrix product on two CPU
+# cores, and its rounding is that of its dtype, which a half precision cannot spare.
+_OPERATIONS_PER_ELEMENT = 100
+
+
+def _worth_polarising(operations: float, a: Any, b: Any) -> bool:
+    elements = jnp.size(a) + jnp.size(b)
+    precise = jnp.finfo(jnp.result_type(a, b)).bits >= 32
+    return precise and operations >= _OPERATIONS_PER_ELEMENT * elements
 
 
 @rule("dot_general")
@@ -72,8 +127,15 @@ def _dot_general(form: Form, op: Operation, args: Sequence[HyperDual]):
     # cross products are one matrix product each, with no transpose.
     (contracted, _), (batch, _) = op.params["dimension_numbers"]
     a = args[0].primal
-    rows = a.ndim - len(contracted) - len(batch)
-    return bilinear(form, op, args, axis=len(batch) + rows)
+    rows = jnp.ndim(a) - len(contracted) - len(batch)
+    inner = math.prod(jnp.shape(a)[i] for i in contracted)
+    return bilinear(
+        form,
+        op,
+        args,
+        axis=len(batch) + rows,
+        operations=2.0 * inner * math.prod(op.outputs[0].shape),
+    )
 
 
 @rule("conv_general_dilated")
@@ -81,7 +143,27 @@ def _conv(form: Form, op: Operation, args: Sequence[HyperDual]):
     # The directions fold into the batch (a stacked image) or into the output features
     # (a stacked kernel); the batch dimension is where most of them come from.
     numbers: lax.ConvDimensionNumbers = op.params["dimension_numbers"]
-    return bilinear(form, op, args, axis=numbers.out_spec[0])
+    out, kernel = op.outputs[0], args[1].primal
+    window = jnp.size(kernel) / max(1, kernel.shape[numbers.rhs_spec[0]])
+    return bilinear(
+        form,
+        op,
+        args,
+        axis=numbers.out_spec[0],
+        operations=2.0 * window * math.prod(out.shape),
+        paired=_one_after_the_other,
+    )
+
+
+def _one_after_the_other(product: Callable, xs: jax.Array, ys: jax.Array) -> jax.Array:
+    """Products of stacks without ``vmap``, which would make a grouped convolution."""
+    if len(xs) > _WRITTEN_OUT:
+        return lax.map(lambda pair: product(*pair), (xs, ys))
+    return jnp.stack([product(x, y) for x, y in zip(xs, ys)])
+
+
+# Up to as many convolutions a program is written out; more are a loop.
+_WRITTEN_OUT = 32
 
 
 @rule("ragged_dot_general")

@@ -21,6 +21,7 @@ from fomoh_jax.hyperdual.number import (
     HyperDual,
     Pattern,
     Stack,
+    Zero,
     materialise,
     moved,
     pattern_of,
@@ -74,7 +75,9 @@ def _relabelled(number: HyperDual, axis: int) -> HyperDual:
     """The number with its stacks declared, not moved, to be along ``axis``."""
 
     def relabel(channel: Channel) -> Channel:
-        return Stack(channel.array, axis) if isinstance(channel, Stack) else ZERO
+        if isinstance(channel, Zero):
+            return ZERO
+        return Stack(channel.array, axis, channel.present)
 
     return HyperDual(number.primal, *map(relabel, number.channels))
 

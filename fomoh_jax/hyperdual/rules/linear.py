@@ -79,7 +79,9 @@ def _out_axis(op: Operation, channels: Sequence[Channel], ndim: int) -> int:
 
 def _follow_broadcast(axis: int, params: dict[str, Any]) -> int:
     places = params["broadcast_dimensions"]
-    return places[axis] if axis < len(places) else len(params["shape"])
+    if axis < len(places):
+        return places[axis]
+    return places[-1] + 1 if places else len(params["shape"])
 
 
 def _follow_transpose(axis: int, params: dict[str, Any]) -> int:
