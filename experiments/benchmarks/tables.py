@@ -41,7 +41,8 @@ class Config:
     quick: bool = False
     """Few rows and small sizes: about a minute for all the tables."""
     rows: str = ""
-    """Only the rows whose name (as "CNN k=2") holds this."""
+    """Only the rows whose name (as "CNN k=2 ") holds this. The name ends in a space, so
+    that "k=1 " leaves out k = 10."""
     repeats: int = 15
     """Rounds in which each contender is timed once."""
     precision: Annotated[
@@ -82,7 +83,7 @@ def _run_one(table: str, config: Config, described: dict[str, Any]) -> Path | No
     }
     with jax.default_matmul_precision(products):
         for row in TABLES[table](config.quick, dtype):
-            if config.rows.lower() not in row.name.lower():
+            if config.rows.lower() not in f"{row.name} ".lower():
                 continue
             result["rows"].append(measure(row, limits))
             print(_line(table, row.name, result["rows"][-1]), flush=True)
