@@ -60,7 +60,7 @@ def conditions(result: dict[str, Any]) -> str:
     return (
         f"{where}; jax {env['jax']}, {result['config']['precision']}, "
         f"{env['gemm_gflops']:.0f} GFLOP/s in a float32 product of 2048×2048, "
-        f"{env['copy_gb_per_second']:.0f} GB/s in a copy; commit {env['commit']}, "
+        f"{env['copy_gb_per_second']:.0f} GB/s in a copy; commit {env['commit'] or 'unknown'}, "
         f"{env['date'][:10]}."
     )
 

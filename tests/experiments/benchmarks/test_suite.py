@@ -123,6 +123,13 @@ def test_disagreeing_numbers_are_refused(rival):
         measure(one_row(rival), Limits(repeats=1))
 
 
+def test_numbers_that_are_not_compared_must_be_finite_too():
+    rival = Contender(lambda x: x / 0, (jnp.ones(2),), agrees=False)
+    made = {OURS: Contender(jnp.square, (jnp.ones(2),)), "rival": rival}
+    with pytest.raises(measurement.DisagreementError, match="rival gives a non-finite"):
+        measure(Row("square", {"k": 2}, lambda: made), Limits(repeats=1))
+
+
 def test_agreement_is_relative_to_the_largest_element():
     nudge = lambda size: lambda x: x**2 + size * (x == 0)  # the largest is 9
     measure(one_row(nudge(9 * 0.9e-3)), Limits(repeats=1))
