@@ -60,8 +60,8 @@ def conditions(result: dict[str, Any]) -> str:
     return (
         f"{where}; jax {env['jax']}, {result['config']['precision']}, "
         f"{env['gemm_gflops']:.0f} GFLOP/s in a float32 product of 2048×2048, "
-        f"{env['copy_gb_per_second']:.0f} GB/s in a copy; commit {env['commit'] or 'unknown'}, "
-        f"{env['date'][:10]}."
+        f"{env['copy_gb_per_second']:.0f} GB/s in a copy; "
+        f"commit {env['commit'] or 'unknown'}, {env['date'][:10]}."
     )
 
 
@@ -101,7 +101,8 @@ def draw(results: Iterable[dict[str, Any]], path: Path) -> bool:
 def _place(result: dict[str, Any]) -> str:
     env, precision = result["environment"], result["config"]["precision"]
     device = env["cpu"] if env["device"] == "cpu" else env["device"]
-    return f"{device}, jax {env['jax']}, {precision}"
+    quick = ", quick" if result["config"].get("quick") else ""  # other sizes
+    return f"{device}, jax {env['jax']}, {precision}{quick}"
 
 
 def _draw_hyperplane(axes: plt.Axes, rows: list[dict[str, Any]]) -> None:
