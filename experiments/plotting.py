@@ -51,7 +51,8 @@ def save(figure: plt.Figure, path: Path) -> None:
 
 def table(columns: Mapping[str, list[str]]) -> str:
     """A Markdown table that also reads as text: the first column to the left."""
-    widths = [max(map(len, [name, *cells])) for name, cells in columns.items()]
+    # At least 3: Markdown does not know a rule of ":" alone.
+    widths = [max(3, *map(len, [name, *cells])) for name, cells in columns.items()]
 
     def row(cells):
         first, *rest = (

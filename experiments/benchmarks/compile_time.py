@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import tyro
 from jax import lax
 
-import fomoh_jax
+from experiments.benchmarks.ways import nested, ours
 
 WIDTH, HEADS, LENGTH, BATCH = 32, 4, 8, 2
 
@@ -71,27 +71,6 @@ def networks(layers: int) -> dict[str, tuple[Callable, Any]]:
         "jitted": (lambda params, x: written_out(params, x, jax.jit(layer)), each),
         "scanned": (scanned, stacked),
     }
-
-
-def ours(loss: Callable) -> Callable:
-    def model(params, directions, x):
-        return fomoh_jax.quadratic_model(loss, (params, x), (directions, None))
-
-    return model
-
-
-def nested(loss: Callable) -> Callable:
-    """The best nesting: the value and the slopes are shared by all the pairs."""
-
-    def model(params, directions, x):
-        def slopes(params):
-            along = lambda v: jax.jvp(lambda p: loss(p, x), (params,), (v,))
-            return jax.vmap(along, out_axes=(None, 0))(directions)
-
-        along = lambda v: jax.jvp(slopes, (params,), (v,))
-        return jax.vmap(along, out_axes=((None, None), 0))(directions)
-
-    return model
 
 
 def lowered(transform: Callable, loss: Callable, params: Any, k: int):

@@ -16,6 +16,11 @@ def test_a_table_is_markdown_with_aligned_columns():
     ]
 
 
+def test_a_column_of_one_character_has_a_rule_that_markdown_knows():
+    text = plotting.table({"name": ["a"], "k": ["1"]})
+    assert text.splitlines()[1] == "| ---- | --: |"
+
+
 def test_mean_and_deviation():
     assert plotting.mean_and_deviation(np.array([1.0])) == "1.000"
     assert plotting.mean_and_deviation(np.array([1.0, 3.0]), 1) == "2.0 ± 1.4"

@@ -1,0 +1,107 @@
+"""Hessians and Laplacians of functions of one vector."""
+
+import functools
+from collections.abc import Callable, Iterator
+
+import folx
+import jax
+import jax.numpy as jnp
+
+import fomoh_jax
+from experiments.benchmarks import ways, workloads
+from experiments.benchmarks.measurement import OURS, Contender, Row
+from experiments.rosenbrock import rosenbrock
+
+
+def rows(quick: bool, dtype: jnp.dtype) -> Iterator[Row]:
+    """Hessians at a point and Laplacians of a batch, in D dimensions."""
+    width = 16 if quick else 64
+    for dimension in (6,) if quick else (10, 100, 500):
+        make = functools.partial(hessians, dimension, width, dtype)
+        yield Row("Hessian of a tanh network", {"D": dimension}, make)
+    for dimension in (6,) if quick else (10, 100, 500):
+        make = functools.partial(rosenbrock_hessians, dimension, dtype)
+        yield Row("Hessian of Rosenbrock", {"D": dimension}, make)
+    for dimension in (3,) if quick else (3, 10, 50):
+        make = functools.partial(laplacians, dimension, width, 512, dtype)
+        yield Row("Laplacian of a tanh network", {"D": dimension}, make)
+
+
+def hessians(dimension: int, width: int, dtype: jnp.dtype) -> dict[str, Contender]:
+    """Of a network of two hidden layers, at one point."""
+    layers = workloads.dense_layers((dimension, width, width, 1))
+    return _hessians(
+        network, *workloads.cast((workloads.normal(60, dimension), layers), dtype)
+    )
+
+
+def rosenbrock_hessians(dimension: int, dtype: jnp.dtype) -> dict[str, Contender]:
+    """Of a function whose Hessian is sparse, which no contender knows."""
+    return _hessians(rosenbrock, workloads.cast(workloads.normal(60, dimension), dtype))
+
+
+def laplacians(
+    dimension: int, width: int, batch: int, dtype: jnp.dtype
+) -> dict[str, Contender]:
+    """Of a network of three hidden layers, at every point of a batch."""
+    layers = workloads.dense_layers((dimension, width, width, width, 1))
+    args = workloads.cast((workloads.normal(60, batch, dimension), layers), dtype)
+    functions = {
+        OURS: _laplacian,
+        "nested jvp": _nested_laplacian,
+        "jet": _jet_laplacian,
+        "folx": _folx_laplacian,
+    }
+    return {
+        name: Contender(jax.vmap(function, in_axes=(0, None)), args)
+        for name, function in functions.items()
+    }
+
+
+def network(x: jax.Array, layers) -> jax.Array:
+    return workloads.apply_dense(layers, x, jnp.tanh)[0]
+
+
+def _hessians(fun: Callable, *args) -> dict[str, Contender]:
+    functions = {
+        OURS: fomoh_jax.hessian(fun),
+        "jax.hessian": jax.hessian(fun),
+        "nested jvp": jax.jacfwd(jax.jacfwd(fun)),
+        "jet": functools.partial(_jet_hessian, fun),
+    }
+    return {name: Contender(function, args) for name, function in functions.items()}
+
+
+def _jet_hessian(fun: Callable, x: jax.Array, *args) -> jax.Array:
+    """By polarisation: along each basis vector, and along the sum of each two."""
+    basis = jnp.eye(x.size, dtype=x.dtype)
+    curvature = lambda v: ways.along_line(lambda x: fun(x, *args), (x,), (v,))[2]
+    i, j = jnp.triu_indices(x.size, 1)
+    diagonal = jax.vmap(curvature)(basis)
+    mixed = jax.vmap(curvature)(basis[i] + basis[j])
+    upper = (mixed - diagonal[i] - diagonal[j]) / 2
+    return jnp.diag(diagonal).at[i, j].set(upper).at[j, i].set(upper)
+
+
+def _laplacian(x: jax.Array, layers) -> jax.Array:
+    return fomoh_jax.laplacian(lambda x: network(x, layers))(x)
+
+
+def _nested_laplacian(x: jax.Array, layers) -> jax.Array:
+    def curvature(v):
+        slope = lambda x: jax.jvp(lambda x: network(x, layers), (x,), (v,))[1]
+        return jax.jvp(slope, (x,), (v,))[1]
+
+    return jnp.sum(jax.vmap(curvature)(jnp.eye(x.size, dtype=x.dtype)))
+
+
+def _jet_laplacian(x: jax.Array, layers) -> jax.Array:
+    fun = lambda x: network(x, layers)
+    curvature = lambda v: ways.along_line(fun, (x,), (v,))[2]
+    return jnp.sum(jax.vmap(curvature)(jnp.eye(x.size, dtype=x.dtype)))
+
+
+def _folx_laplacian(x: jax.Array, layers) -> jax.Array:
+    # Dense: the Jacobian of a dense layer has no zeros for it to find.
+    forward = folx.forward_laplacian(lambda x: network(x, layers), sparsity_threshold=0)
+    return forward(x).laplacian

@@ -1,0 +1,291 @@
+"""Markdown tables and a figure of the suite's JSON files."""
+
+import json
+import textwrap
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import tyro
+from matplotlib.ticker import NullLocator
+
+from experiments import plotting
+from experiments.benchmarks.measurement import OURS
+
+NONE = "–"
+
+# What the contenders of the depth table are called where k matters.
+DEPTH = {
+    OURS: "ours, k=2",
+    "nested jvp": "nested jvp, k=2",
+    "fomoh_jax, k=1": "ours, k=1",
+    "gradient": "gradient",
+    "gradient, checkpointed": "gradient, checkpointed",
+}
+
+
+def main(
+    files: tyro.conf.Positional[tuple[Path, ...]], figure: Path | None = None
+) -> None:
+    """Print Markdown tables of JSON files, and draw what they hold into a figure.
+
+    Args:
+      files: as the tables write them.
+      figure: a PNG; by default ``benchmarks.png`` beside the first file.
+    """
+    if not files:
+        raise SystemExit("report needs the JSON files of some tables.")
+    results = [json.loads(path.read_text()) for path in files]
+    print("\n\n".join(section(result) for result in results))
+    figure = figure or files[0].parent / "benchmarks.png"
+    if draw(results, figure):
+        print(f"\nfigure: {figure}")
+
+
+def section(result: dict[str, Any]) -> str:
+    """A heading, the machine, the table, and what could not be run."""
+    parts = [f"### {result['table']}", conditions(result), markdown(result)]
+    failures = list(_failures(result["rows"]))
+    return "\n\n".join(parts + (["\n".join(failures)] if failures else []))
+
+
+def conditions(result: dict[str, Any]) -> str:
+    """What the numbers were measured on, in a sentence."""
+    env = result["environment"]
+    where = f"{env['cpu']}, {env['cores']} cores"
+    if env["device"] != "cpu":
+        where = f"{env['device']} ({where})"
+    return (
+        f"{where}; jax {env['jax']}, {result['config']['precision']}, "
+        f"{env['gemm_gflops']:.0f} GFLOP/s in a float32 product of 2048×2048, "
+        f"{env['copy_gb_per_second']:.0f} GB/s in a copy; "
+        f"commit {env['commit'] or 'unknown'}, {env['date'][:10]}."
+    )
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """The table, one line for each row."""
+    rows = result["rows"]
+    columns = {
+        "workload": [row["workload"] for row in rows],
+        **_size_columns(rows),
+        **_TABLES[result["table"]](rows),
+    }
+    return plotting.table(columns)
+
+
+def draw(results: Iterable[dict[str, Any]], path: Path) -> bool:
+    """Nested ÷ ours against k, and bytes against layers, a line of panels for each
+    place where they were measured. Returns whether there was anything to draw."""
+    places: dict[str, dict[str, list]] = {}
+    for result in results:
+        if result["table"] in ("hyperplane", "depth"):
+            tables = places.setdefault(_place(result), {})
+            tables.setdefault(result["table"], []).extend(result["rows"])
+    if not places:
+        return False
+    figure, axes = plt.subplots(
+        len(places), 2, figsize=(12, 3.8 * len(places)), squeeze=False
+    )
+    for (left, right), (place, tables) in zip(axes, places.items()):
+        _draw_hyperplane(left, tables.get("hyperplane", []))
+        _draw_depth(right, tables.get("depth", []))
+        left.set_title(f"{place}: k directions", fontsize="medium")
+        right.set_title("a tanh network, by its depth", fontsize="medium")
+    plotting.save(figure, path)
+    return True
+
+
+def _place(result: dict[str, Any]) -> str:
+    env, precision = result["environment"], result["config"]["precision"]
+    device = env["cpu"] if env["device"] == "cpu" else env["device"]
+    quick = ", quick" if result["config"].get("quick") else ""  # other sizes
+    return f"{device}, jax {env['jax']}, {precision}{quick}"
+
+
+def _draw_hyperplane(axes: plt.Axes, rows: list[dict[str, Any]]) -> None:
+    for workload in dict.fromkeys(row["workload"] for row in rows):
+        points = [
+            (row["sizes"]["k"], *_quartiles(ratio))
+            for row in rows
+            if row["workload"] == workload
+            and (ratio := _at(row, "nested jvp", "ratio", "seconds"))
+        ]
+        if not points:
+            continue
+        k, lower, median, upper = np.array(points).T
+        errors = (median - lower, upper - median)
+        axes.errorbar(k, median, errors, marker="o", ms=4, capsize=3, label=workload)
+    axes.axhline(1, color="grey", lw=0.8, ls="--")
+    axes.set(xlabel="k", ylabel="time, nested jvp ÷ ours", xscale="log")
+    _label_sizes(axes, [row["sizes"]["k"] for row in rows])
+
+
+def _draw_depth(axes: plt.Axes, rows: list[dict[str, Any]]) -> None:
+    styles = {"unrolled": "-", "scanned": ":"}
+    for index, (name, title) in enumerate(DEPTH.items()):
+        for workload, style in styles.items():
+            points = [
+                (row["sizes"]["layers"], bytes_ / 1e6)
+                for row in rows
+                if row["workload"] == workload
+                and (bytes_ := _at(row, name, "temporary_bytes"))
+            ]
+            if points:
+                label = f"{title}, {workload}"
+                axes.plot(
+                    *np.array(points).T,
+                    f"C{index}",
+                    ls=style,
+                    marker="o",
+                    ms=3,
+                    label=label,
+                )
+    axes.set(xlabel="layers", ylabel="temporaries [MB]", xscale="log", yscale="log")
+    _label_sizes(axes, [row["sizes"]["layers"] for row in rows])
+
+
+def _label_sizes(axes: plt.Axes, sizes: list[int]) -> None:
+    sizes = sorted(set(sizes))
+    axes.set_xticks(sizes, [str(size) for size in sizes])
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.grid(alpha=0.3)
+    if sizes:
+        axes.legend(fontsize="x-small", loc="upper left", bbox_to_anchor=(1.01, 1))
+
+
+def _size_columns(rows: list[dict[str, Any]]) -> dict[str, list[str]]:
+    keys = dict.fromkeys(key for row in rows for key in row["sizes"])
+    return {key: [str(row["sizes"].get(key, NONE)) for row in rows] for key in keys}
+
+
+def _hyperplane(rows: list[dict[str, Any]]) -> dict[str, list[str]]:
+    return {
+        "ours ms": _times(rows, OURS),
+        "nested ms": _times(rows, "nested jvp"),
+        "nested ÷ ours": _ratios(rows, "nested jvp"),
+        "FLOPs": _count_ratios(rows, "nested jvp", "flops"),
+        "bytes": _count_ratios(rows, "nested jvp", "temporary_bytes"),
+        "compile": _count_ratios(rows, "nested jvp", "compile_seconds"),
+        "reverse ÷ ours": _ratios(rows, "forward over reverse"),
+        "jet ÷ ours": _ratios(rows, "jet"),
+    }
+
+
+def _step(rows: list[dict[str, Any]]) -> dict[str, list[str]]:
+    return {
+        "ours ms": _times(rows, OURS),
+        "SGD ms": _times(rows, "SGD"),
+        "Adam ms": _times(rows, "Adam"),
+        "SGD ÷ ours": _ratios(rows, "SGD"),
+        "Adam ÷ ours": _ratios(rows, "Adam"),
+        "FLOPs, Adam ÷ ours": _count_ratios(rows, "Adam", "flops"),
+        "bytes, Adam ÷ ours": _count_ratios(rows, "Adam", "temporary_bytes"),
+    }
+
+
+def _operators(rows: list[dict[str, Any]]) -> dict[str, list[str]]:
+    return {
+        "ours ms": _times(rows, OURS),
+        "nested ms": _times(rows, "nested jvp"),
+        "nested ÷ ours": _ratios(rows, "nested jvp"),
+        "FLOPs": _count_ratios(rows, "nested jvp", "flops"),
+        "bytes": _count_ratios(rows, "nested jvp", "temporary_bytes"),
+        "jax.hessian ÷ ours": _ratios(rows, "jax.hessian"),
+        "jet ÷ ours": _ratios(rows, "jet"),
+        "folx ÷ ours": _ratios(rows, "folx"),
+    }
+
+
+def _depth(rows: list[dict[str, Any]]) -> dict[str, list[str]]:
+    megabytes = {f"{DEPTH[name]}, MB": _megabytes(rows, name) for name in DEPTH}
+    flops = _count_ratios(rows, "nested jvp", "flops")
+    return {**megabytes, "FLOPs, nested ÷ ours": flops}
+
+
+def _width(rows: list[dict[str, Any]]) -> dict[str, list[str]]:
+    names = dict.fromkeys(name for row in rows for name in row["contenders"])
+    columns = {}
+    for name in names:
+        pairs = zip(_times(rows, name), _megabytes(rows, name))
+        title = name.replace(OURS, "ours")
+        columns[f"{title}, ms (MB)"] = [f"{ms} ({mb})" for ms, mb in pairs]
+    return {**columns, "nested ÷ ours": _ratios(rows, "nested jvp")}
+
+
+_TABLES = {
+    "hyperplane": _hyperplane,
+    "step": _step,
+    "operators": _operators,
+    "depth": _depth,
+    "width": _width,
+}
+
+
+def _times(rows: list[dict[str, Any]], name: str) -> list[str]:
+    medians = [_at(row, name, "seconds", "median") for row in rows]
+    return [NONE if x is None else _digits(1e3 * x) for x in medians]
+
+
+def _ratios(rows: list[dict[str, Any]], name: str) -> list[str]:
+    """Median and quartiles of the paired ratio, or why there is none."""
+    cells = []
+    for row in rows:
+        ratio = _at(row, name, "ratio", "seconds")
+        if ratio:
+            lower, median, upper = _quartiles(ratio)
+            cells.append(f"{_ratio(median)} ({_ratio(lower)}–{_ratio(upper)})")
+        else:
+            reasons = ("error", "skipped")
+            found = [reason for reason in reasons if _at(row, name, reason)]
+            cells.append(found[0] if found else NONE)
+    return cells
+
+
+def _count_ratios(rows: list[dict[str, Any]], name: str, key: str) -> list[str]:
+    ratios = [_at(row, name, "ratio", key) for row in rows]
+    return [NONE if x is None else _ratio(x) for x in ratios]
+
+
+def _megabytes(rows: list[dict[str, Any]], name: str) -> list[str]:
+    counts = [_at(row, name, "temporary_bytes") for row in rows]
+    return [NONE if x is None else _digits(x / 1e6) for x in counts]
+
+
+def _failures(rows: list[dict[str, Any]]) -> Iterator[str]:
+    """One line for each reason why contenders have no time."""
+    reasons: dict[tuple[str, str], list[str]] = {}
+    for row in rows:
+        sizes = ", ".join(f"{key} = {size}" for key, size in row["sizes"].items())
+        for name, record in row["contenders"].items():
+            reason = record.get("error") or record.get("skipped")
+            if reason and "which" not in record:
+                where = reasons.setdefault((name, reason), [])
+                where.append(f"{row['workload']}, {sizes}")
+    for (name, reason), where in reasons.items():
+        reason = textwrap.shorten(reason, 120, placeholder=" …")
+        yield f"- {name} on {'; '.join(where)}: {reason}"
+
+
+def _quartiles(record: dict[str, float]) -> tuple[float, float, float]:
+    return record["lower_quartile"], record["median"], record["upper_quartile"]
+
+
+def _at(row: dict[str, Any], name: str, *path: str) -> Any:
+    """What a row says of a contender, or ``None`` where it says nothing."""
+    found = row["contenders"].get(name)
+    for key in path:
+        found = None if found is None else found.get(key)
+    return found
+
+
+def _ratio(value: float) -> str:
+    """Two decimals, or one significant digit of a small ratio."""
+    return f"{value:.2f}" if value >= 0.1 else f"{value:.1g}"
+
+
+def _digits(value: float) -> str:
+    """Three significant digits, and no exponent."""
+    return f"{value:.0f}" if value >= 100 else f"{value:#.3g}"

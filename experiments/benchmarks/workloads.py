@@ -1,0 +1,152 @@
+"""Losses to differentiate, with parameters and data of the right shape."""
+
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from experiments.models import MODELS, cross_entropy
+
+
+class Workload(NamedTuple):
+    """A function of parameters and data, and what to call it with.
+
+    Attributes:
+      loss: ``loss(params, *data)``, a scalar.
+      params: a pytree of arrays.
+      data: arrays that are held fixed. They are arguments and not constants, so that
+        the compiler cannot fold them.
+    """
+
+    loss: Callable
+    params: Any
+    data: tuple
+
+
+def normal(seed: int, *shape: int) -> np.ndarray:
+    """Standard normal numbers, of numpy, which has nothing to compile."""
+    return np.random.default_rng(seed).standard_normal(shape, np.float32)
+
+
+def cast(tree: Any, dtype: jnp.dtype) -> Any:
+    """On the device, with every floating-point leaf in ``dtype``."""
+    inexact = lambda x: jnp.issubdtype(x.dtype, jnp.inexact)
+    convert = lambda x: jnp.asarray(x, dtype if inexact(x) else x.dtype)
+    return jax.tree.map(convert, tree)
+
+
+def directions(params: Any, k: int) -> Any:
+    """``k`` Gaussian directions: like the parameters, with a leading axis."""
+    leaves, structure = jax.tree.flatten(params)
+    drawn = [normal(100 + i, k, *leaf.shape) for i, leaf in enumerate(leaves)]
+    return structure.unflatten([cast(v, leaf.dtype) for v, leaf in zip(drawn, leaves)])
+
+
+def dense_layers(widths: Sequence[int]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Weights that keep the variance, and zero biases."""
+    return [
+        (normal(seed, a, b) / np.float32(a**0.5), np.zeros(b, np.float32))
+        for seed, (a, b) in enumerate(itertools.pairwise(widths))
+    ]
+
+
+def apply_dense(layers: Any, x: jax.Array, activation: Callable) -> jax.Array:
+    """The network of dense layers, linear in its last one."""
+    *hidden, (weight, bias) = layers
+    for w, b in hidden:
+        x = activation(x @ w + b)
+    return x @ weight + bias
+
+
+def mlp(
+    widths: Sequence[int], batch: int, activation: Callable, dtype: jnp.dtype
+) -> Workload:
+    """Cross-entropy of a network of dense layers."""
+
+    def loss(params, inputs, labels):
+        return cross_entropy(apply_dense(params, inputs, activation), labels)
+
+    data = _examples((batch, widths[0]), (batch,), widths[-1])
+    return Workload(loss, *cast((dense_layers(widths), data), dtype))
+
+
+def digits(model: str, batch: int, dtype: jnp.dtype) -> Workload:
+    """Cross-entropy of a model of ``experiments.models`` on 28×28 images."""
+    return _flax(MODELS[model], _examples((batch, 28, 28, 1), (batch,), 10), dtype)
+
+
+class Transformer(nn.Module):
+    """A pre-layernorm transformer that classifies every token."""
+
+    layers: int
+    width: int
+    heads: int = 4
+    classes: int = 32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        for _ in range(self.layers):
+            normed = nn.LayerNorm()(x)
+            x = x + nn.MultiHeadDotProductAttention(self.heads)(normed, normed)
+            wide = nn.Dense(4 * self.width)(nn.LayerNorm()(x))
+            x = x + nn.Dense(self.width)(nn.gelu(wide))
+        return nn.Dense(self.classes)(nn.LayerNorm()(x))
+
+
+def transformer(
+    layers: int, width: int, length: int, batch: int, dtype: jnp.dtype
+) -> Workload:
+    """Cross-entropy of the tokens of sequences of embeddings."""
+    model = Transformer(layers, width)
+    data = _examples((batch, length, width), (batch, length), model.classes)
+    return _flax(model, data, dtype)
+
+
+def deep(
+    layers: int,
+    width: int,
+    batch: int,
+    dtype: jnp.dtype,
+    *,
+    scanned: bool,
+    wrap: Callable = lambda layer: layer,
+) -> Workload:
+    """Mean square of a tanh network of equal layers, written out or scanned.
+
+    ``wrap`` is applied to the layer, as ``jax.checkpoint`` is.
+    """
+
+    @wrap
+    def layer(x, weight):
+        return jnp.tanh(x @ weight)
+
+    def loss(weights, x):
+        if scanned:
+            x, _ = lax.scan(lambda x, w: (layer(x, w), None), x, weights)
+        else:
+            for weight in weights:
+                x = layer(x, weight)
+        return jnp.mean(x**2)
+
+    stacked = normal(0, layers, width, width) / np.float32(width**0.5)
+    weights = stacked if scanned else list(stacked)
+    data = (normal(1, batch, width),)
+    return Workload(loss, *cast((weights, data), dtype))
+
+
+def _examples(inputs: tuple, labels: tuple, classes: int) -> tuple:
+    drawn = np.random.default_rng(51).integers(classes, size=labels, dtype=np.int32)
+    return normal(50, *inputs), drawn
+
+
+def _flax(model: nn.Module, data: tuple, dtype: jnp.dtype) -> Workload:
+    def loss(params, inputs, labels):
+        return cross_entropy(model.apply(params, inputs), labels)
+
+    params = jax.jit(model.init)(jax.random.key(0), data[0])
+    return Workload(loss, *cast((params, data), dtype))

@@ -1,0 +1,199 @@
+"""The benchmark suite, in its quick form and on programs made to fail."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.flatten_util import ravel_pytree
+
+import fomoh_jax
+from experiments.benchmarks import (
+    environment,
+    hyperplane,
+    measurement,
+    tables,
+    ways,
+    workloads,
+)
+from experiments.benchmarks.__main__ import main
+from experiments.benchmarks.measurement import OURS, Contender, Limits, Row, measure
+
+# For each table, the rows to run, the contenders they must have, and what the report
+# must show of them.
+TABLES = {
+    "hyperplane": ("MLP tanh k=1 ", {"nested jvp", "jet"}, "nested ÷ ours"),
+    "step": ("softmax", {"SGD", "Adam"}, "Adam ÷ ours"),
+    "operators": ("", {"nested jvp", "jet"}, "folx ÷ ours"),
+    "depth": ("unrolled layers=2", {"nested jvp", "gradient"}, "ours, k=2, MB"),
+    "width": ("k=4", {"nested jvp", "fomoh_jax, chunks of 2"}, "chunks of 2, ms (MB)"),
+}
+
+
+@pytest.fixture(autouse=True)
+def small_machine(monkeypatch):
+    """Rates of small arrays; a stand-in for ``laplacian`` where there is none yet."""
+    monkeypatch.setattr(environment, "GEMM_SIZE", 64)
+    monkeypatch.setattr(environment, "COPY_SIZE", 64)
+    if not hasattr(fomoh_jax, "laplacian"):
+        trace = lambda fun: lambda x: jnp.trace(fomoh_jax.hessian(fun)(x))
+        monkeypatch.setattr(fomoh_jax, "laplacian", trace, raising=False)
+
+
+def run(table, rows, out):
+    options = ["--quick", "--repeats", "2", "--out", str(out), "--rows", rows]
+    main([table, *options])
+    (path,) = out.glob(f"{table}-*.json")
+    return path
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_a_table_is_written_and_reported(table, tmp_path, capsys):
+    rows, contenders, column = TABLES[table]
+    path = run(table, rows, tmp_path)
+    assert f"-cpu-jax{jax.__version__}-quick" in path.name
+    result = json.loads(path.read_text())
+    for key in ("cpu", "cores", "platform", "jax", "jaxlib", "device", "date"):
+        assert result["environment"][key]
+    assert result["environment"]["gemm_gflops"] > 0
+    assert result["environment"]["copy_gb_per_second"] > 0
+    assert "commit" in result["environment"]
+    assert result["config"]["quick"] and result["config"]["repeats"] == 2
+    assert result["rows"]
+    for row in result["rows"]:
+        assert {OURS, *contenders} <= set(row["contenders"])
+        for name, record in row["contenders"].items():
+            _check_record(record, ours=name == OURS, timed=table != "depth")
+    capsys.readouterr()
+    main(["report", str(path), "--figure", str(tmp_path / "figure.png")])
+    printed = capsys.readouterr().out
+    lines = [line for line in printed.splitlines() if line.startswith("| ")]
+    assert len(lines) == 2 + len(result["rows"]) and column in lines[0]
+    assert (tmp_path / "figure.png").exists() == (table in ("hyperplane", "depth"))
+
+
+def _check_record(record, *, ours, timed):
+    assert record["compile_seconds"] > 0 and record["flops"] > 0
+    assert record["temporary_bytes"] >= 0
+    if timed:
+        times = record["seconds"]
+        assert 0 < times["lower_quartile"] <= times["median"] <= times["upper_quartile"]
+    if not ours:
+        assert record["ratio"]["flops"] > 0 and record["ratio"]["compile_seconds"] > 0
+        assert ("seconds" in record["ratio"]) == timed
+
+
+def test_a_failing_rival_is_recorded_and_reported(tmp_path, capsys):
+    """``jet`` has no rule for what ``relu`` is made of."""
+    make = lambda: workloads.mlp((5, 4, 3), 7, jax.nn.relu, jnp.dtype("float32"))
+    contenders = lambda: hyperplane.contenders(make, 1)
+    row = measure(
+        Row("MLP relu", {"k": 1}, contenders, hyperplane.NESTED), Limits(repeats=3)
+    )
+    assert "seconds" not in row["contenders"]["jet"]
+    assert "Error" in row["contenders"]["jet"]["error"]
+    assert "\n" not in row["contenders"]["jet"]["error"]
+    better = row["contenders"]["nested jvp"]
+    candidates = [row["contenders"][name] for name in hyperplane.NESTED["nested jvp"]]
+    medians = [candidate["seconds"]["median"] for candidate in candidates]
+    assert better["seconds"]["median"] == min(medians)
+    path = tmp_path / "hyperplane.json"
+    described = {"table": "hyperplane", "environment": environment.describe()}
+    result = {**described, "config": {"precision": "float32"}, "rows": [row]}
+    path.write_text(json.dumps(result))
+    main(["report", str(path)])
+    assert "- jet on MLP relu, k = 1: " in capsys.readouterr().out
+    assert (tmp_path / "benchmarks.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def one_row(rival, **options):
+    args = (jnp.arange(4.0),)
+    made = {OURS: Contender(jnp.square, args), "rival": Contender(rival, args)}
+    return Row("square", {"k": 4}, lambda: made, **options)
+
+
+@pytest.mark.parametrize(
+    "rival",
+    [lambda x: x**2 + 0.1, lambda x: x**2 * jnp.nan, lambda x: x[:2] ** 2],
+    ids=["other numbers", "not finite", "another shape"],
+)
+def test_disagreeing_numbers_are_refused(rival):
+    with pytest.raises(measurement.DisagreementError, match=r"square k=4: .*rival"):
+        measure(one_row(rival), Limits(repeats=1))
+
+
+def test_numbers_that_are_not_compared_must_be_finite_too():
+    rival = Contender(lambda x: x / 0, (jnp.ones(2),), agrees=False)
+    made = {OURS: Contender(jnp.square, (jnp.ones(2),)), "rival": rival}
+    with pytest.raises(measurement.DisagreementError, match="rival gives a non-finite"):
+        measure(Row("square", {"k": 2}, lambda: made), Limits(repeats=1))
+
+
+def test_agreement_is_relative_to_the_largest_element():
+    nudge = lambda size: lambda x: x**2 + size * (x == 0)  # the largest is 9
+    measure(one_row(nudge(9 * 0.9e-3)), Limits(repeats=1))
+    with pytest.raises(measurement.DisagreementError):
+        measure(one_row(nudge(9 * 1.1e-3)), Limits(repeats=1))
+
+
+def test_a_rival_that_is_too_large_is_counted_and_not_run():
+    rival = lambda x: jnp.linalg.norm(jnp.sort(x)[::-1] @ jnp.ones((4, 64)))
+    record = measure(one_row(rival), Limits(temporary_bytes=0))["contenders"]["rival"]
+    assert record["temporary_bytes"] > 0 and record["skipped"]
+    assert "seconds" not in record
+
+
+def test_a_failure_of_ours_is_not_hidden():
+    def fails(x):
+        raise ValueError("no")
+
+    row = Row("square", {"k": 4}, lambda: {OURS: Contender(fails, (jnp.ones(2),))})
+    with pytest.raises(ValueError, match="no"):
+        measure(row, Limits())
+
+
+def test_ratios_are_paired_within_a_round(monkeypatch):
+    clock = iter([1.0, 3.0, 40.0, 20.0, 5.0, 10.0])  # the order rotates
+    monkeypatch.setattr(measurement, "_calls_per_sample", lambda call: 1)
+    monkeypatch.setattr(measurement, "sample", lambda call, calls: next(clock))
+    record = measure(one_row(jnp.square), Limits(repeats=3))["contenders"]["rival"]
+    assert record["ratio"]["seconds"]["median"] == np.median([3, 2, 2])
+    assert record["ratio"]["seconds"]["upper_quartile"] == 2.5
+    assert record["rounds"] == 3
+
+
+def test_every_way_gives_the_quadratic_model():
+    loss, params, data = workloads.mlp((5, 4, 3), 7, jnp.tanh, jnp.dtype("float64"))
+    directions = workloads.directions(params, 1)
+    flat, unflatten = ravel_pytree(params)
+    v = ravel_pytree(jax.tree.map(lambda v: v[0], directions))[0]
+    fun = lambda flat: loss(unflatten(flat), *data)
+    value, gradient = jax.jit(jax.value_and_grad(fun))(flat)
+    hessian = jax.jit(jax.hessian(fun))(flat)
+    expected = value, (v @ gradient)[None], (v @ hessian @ v)[None, None]
+    for way in (
+        ways.ours,
+        ways.nested,
+        ways.nested_pairs,
+        ways.forward_over_reverse,
+        ways.taylor,
+    ):
+        model = jax.jit(way(loss))(params, directions, *data)
+        for a, b in zip(jax.tree.leaves(model), expected):
+            np.testing.assert_allclose(a, b, rtol=1e-10)
+
+
+@pytest.mark.parametrize("precision", ["tf32", "bfloat16"])
+def test_other_precisions_have_files_of_their_own(precision, tmp_path):
+    config = tables.Config(
+        quick=True, rows="Rosenbrock", repeats=1, precision=precision, out=tmp_path
+    )
+    (path,) = tables.run("operators", config)
+    assert f"-{precision}-quick-" in path.name
+
+
+def test_a_name_that_no_row_has_is_said(tmp_path, capsys):
+    main(["step", "--quick", "--rows", "nonsense", "--out", str(tmp_path)])
+    assert "no row's name holds 'nonsense'" in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
