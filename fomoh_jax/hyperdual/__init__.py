@@ -25,7 +25,9 @@ from fomoh_jax.hyperdual.transforms import (
     directional_curvature,
     directional_derivatives,
     hessian,
+    hessian_diagonal,
     hyper_jvp,
+    laplacian,
     quadratic_model,
 )
 
@@ -45,7 +47,9 @@ __all__ = [
     "elementwise",
     "generic",
     "hessian",
+    "hessian_diagonal",
     "hyper_jvp",
+    "laplacian",
     "linear",
     "quadratic_model",
     "register_rule",

@@ -5,8 +5,9 @@ operands, and the form answers with the coefficients it wants: ``v_iᵀ H v_j`` 
 pair, for ``i = j`` only, for one pair, or none at all.
 
 Every form here is a list of index pairs ``(i_q, j_q)``; coefficient ``q`` of a number
-``x`` is its second derivative along the directions ``i_q`` and ``j_q``. With tangents
-``x_i`` the rules need three products:
+``x`` is its second derivative along the directions ``i_q`` and ``j_q``. (Their sums are
+in :mod:`fomoh_jax.hyperdual.traces`.) With tangents ``x_i`` the rules need three
+products:
 
 - ``product(a, b)``: ``a_i b_j``, elementwise; of ``x`` with itself it is what a second
   derivative ``φ''(x)`` is multiplied with;
@@ -226,7 +227,7 @@ class IndexPairs(Form):
         places = np.array(found, int).reshape(-1, 3)
         return tuple(places[:, 0].tolist()), places[:, 1], places[:, 2]
 
-    def _polarised(self, product: Bilinear, a: Stack, b: Stack) -> Channel:
+    def _polarised(self, product: Bilinear, a: Stack, b: Stack) -> Stack:
         """``B(a_i, b_j) + B(a_j, b_i)`` by one product of sums for each pair.
 
         With any ``t``, and the products ``B(a_i, b_i)`` that are needed in any case::

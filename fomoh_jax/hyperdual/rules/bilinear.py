@@ -1,5 +1,6 @@
 """Bilinear primitives: ``B(a_s, b) + B(a, b_s) + form(B; a_t, b_t)``."""
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -13,6 +14,7 @@ from fomoh_jax.hyperdual.forms import Bilinear, Form
 from fomoh_jax.hyperdual.number import (
     Channel,
     HyperDual,
+    Stack,
     Zero,
     add,
     apply_linear,
@@ -135,7 +137,20 @@ def _dot_general(form: Form, op: Operation, args: Sequence[HyperDual]):
         args,
         axis=len(batch) + rows,
         operations=2.0 * inner * math.prod(op.outputs[0].shape),
+        contracted=partial(_contracted, op),
     )
+
+
+def _contracted(op: Operation, a: Stack, b: Stack) -> jax.Array:
+    """``Σ_i a_i · b_i``: the directions are one more contracted dimension."""
+    contracted, batch = op.params["dimension_numbers"]
+    shifted = lambda dims, axis: tuple(d + (d >= axis) for d in dims)
+    numbers = (
+        tuple((x.axis, *shifted(dims, x.axis)) for dims, x in zip(contracted, (a, b))),
+        tuple(shifted(dims, x.axis) for dims, x in zip(batch, (a, b))),
+    )
+    params = {**op.params, "dimension_numbers": numbers}
+    return dataclasses.replace(op, params=params)(a.array, b.array)[0]
 
 
 @rule("conv_general_dilated")

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
 
-import fomoh_jax
 from experiments.benchmarks import (
     environment,
     hyperplane,
@@ -33,12 +32,9 @@ TABLES = {
 
 @pytest.fixture(autouse=True)
 def small_machine(monkeypatch):
-    """Rates of small arrays; a stand-in for ``laplacian`` where there is none yet."""
+    """Rates of small arrays."""
     monkeypatch.setattr(environment, "GEMM_SIZE", 64)
     monkeypatch.setattr(environment, "COPY_SIZE", 64)
-    if not hasattr(fomoh_jax, "laplacian"):
-        trace = lambda fun: lambda x: jnp.trace(fomoh_jax.hessian(fun)(x))
-        monkeypatch.setattr(fomoh_jax, "laplacian", trace, raising=False)
 
 
 def run(table, rows, out):
