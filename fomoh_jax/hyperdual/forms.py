@@ -95,6 +95,10 @@ class Form(abc.ABC):
     @abc.abstractmethod
     def q(self) -> int: ...
 
+    def apply(self, rule: Callable, op: Any, args: Sequence[Any]) -> Sequence[Any]:
+        """The rule of an operation, unless the form has its own way with it."""
+        return rule(self, op, args)
+
     def product(self, a: Channel, b: Channel) -> Channel:
         """``a_i b_j``, elementwise."""
         if not self.q or isinstance(a, Zero) or isinstance(b, Zero):
@@ -334,8 +338,9 @@ class Pairs(IndexPairs):
         row = vectorise(product, in_axes=(None, b.axis), out_axes=axis)
         table = vectorise(row, in_axes=(a.axis, None), out_axes=axis)(a.array, b.array)
         shape = table.shape
-        flat = Stack(table.reshape(*shape[:axis], -1, *shape[axis + 2 :]), axis)
         width = shape[axis + 1]
+        size = shape[axis] * width
+        flat = Stack(table.reshape(*shape[:axis], size, *shape[axis + 2 :]), axis)
 
         def chosen(x: Stack, y: Stack, place: Callable) -> Channel:
             present, i, j = self._places(x, y)

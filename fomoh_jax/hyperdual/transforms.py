@@ -11,6 +11,7 @@ import numpy as np
 from jax import lax
 
 from fomoh_jax.hyperdual import rules  # noqa: F401  (fills the table of rules)
+from fomoh_jax.hyperdual.adjoint import curvatures
 from fomoh_jax.hyperdual.arguments import (
     check_primals,
     check_size,
@@ -103,6 +104,7 @@ def quadratic_model(
     directions: Any,
     *,
     chunk_size: int | None = None,
+    adjoint: bool = False,
     has_aux: bool = False,
 ) -> Any:
     r"""The quadratic model of a function on a hyperplane, in one forward pass.
@@ -123,8 +125,12 @@ def quadratic_model(
         ``None`` for an argument, or a part of one, that is held fixed.
       chunk_size: bound on memory. The rows of the curvature are computed that many at a
         time, one after the other, so that at most ``chunk_size * k`` second-order
-        coefficients of an intermediate exist at once. By default all of them, each pair
-        once; in chunks each pair off the diagonal is computed twice.
+        coefficients of an intermediate exist at once. By default all of them.
+      adjoint: whether to get the curvature from one backward pass over what the
+        second-order coefficients go through, in the place of carrying ``k²`` of them.
+        That takes some ``3k`` evaluations of ``fun`` for each element of its output,
+        where the forward pass takes ``k²``, but it keeps the ``k`` tangents of every
+        layer, and cannot differentiate a ``while`` loop whose carry bends.
       has_aux: whether ``fun`` returns ``(out, aux)``, where ``aux`` is not
         differentiated.
 
@@ -136,8 +142,8 @@ def quadratic_model(
     Raises:
       TypeError: if a structure or a dtype does not match the primals, or if
         ``chunk_size`` is not a Python integer.
-      ValueError: if a shape does not match, if the leaves disagree on ``k``, or if
-        ``chunk_size`` is not positive.
+      ValueError: if a shape does not match, if the leaves disagree on ``k``, if
+        ``chunk_size`` is not positive, or if it is given together with ``adjoint``.
 
     Example:
       >>> import jax.numpy as jnp
@@ -160,6 +166,20 @@ def quadratic_model(
     k, channels = read_directions(primals, directions)
     if chunk_size is not None:
         chunk_size = check_size("chunk_size", chunk_size)
+    if adjoint and chunk_size is not None:
+        raise ValueError(
+            "chunk_size bounds what a forward pass carries, and with adjoint=True "
+            f"nothing of that is carried; got chunk_size={chunk_size}. Leave out one."
+        )
+    if adjoint and k:
+        numbers, curvature = _by_adjoint(fun, primals, channels, k)
+        number, aux = _split(numbers, has_aux)
+        if has_aux:
+            curvature, _ = curvature
+        model = QuadraticModel(
+            _primals(number), _coefficients(number, "tangents", k), curvature
+        )
+        return (model, _primals(aux)) if has_aux else model
     if chunk_size is None or chunk_size >= k:
         number, aux = _split(_evaluate(fun, Pairs(k), primals, channels), has_aux)
         seconds = _coefficients(number, "seconds", Pairs(k).q)
@@ -382,6 +402,25 @@ def laplacian(
         return jax.tree.map(lambda x: x[0], seconds)
 
     return laplacian_fun
+
+
+def _by_adjoint(
+    fun: Callable, primals: Sequence[Any], channels: list[Channel], k: int
+) -> tuple[Any, Any]:
+    """``fun`` on numbers of order one, and ``[k, k, *out]`` for each output."""
+    primals = jax.tree.map(jnp.asarray, tuple(primals))
+    jaxpr, shapes = jax.make_jaxpr(fun, return_shape=True)(*primals)
+    numbers = list(map(HyperDual, jax.tree.leaves(primals), channels))
+    outs, curvature = curvatures(jaxpr, k, numbers)
+
+    def dense(number: HyperDual, table: jax.Array | None) -> Any:
+        shape = (k, k, *jnp.shape(number.primal))
+        if not is_inexact(number.primal):
+            return np.zeros(shape, jax.dtypes.float0)
+        return jnp.zeros(shape, number.primal.dtype) if table is None else table
+
+    structure = jax.tree.structure(shapes)
+    return structure.unflatten(outs), structure.unflatten(map(dense, outs, curvature))
 
 
 def _evaluate(

@@ -84,7 +84,7 @@ def bilinear(
         function = lambda y: [product(a.primal, y)]
         return apply_linear(function, [channel], [None], [axis])[0]
 
-    along = _after(a.primal, b.tangents)
+    along = b.tangents if a.is_constant else _after(a.primal, b.tangents)
     tangents = add(left(a.tangents), right(along))
     seconds = add(left(a.seconds), right(b.seconds))
     both = Bilinear(
@@ -101,11 +101,11 @@ def _after(first: Any, channel: Channel) -> Channel:
     """The channel, not to be looked at before ``first`` is there.
 
     What is made of the tangents of a parameter alone, a transposed copy for a matrix
-    product above all, could be made at any time, and what is made of tangents before
-    the seconds are. A compiler that makes it for every layer at the start keeps it for
-    every layer, and memory grows with depth. (XLA heeds this from jax 0.12 on.)
+    product above all, could be made at any time. A compiler that makes it for every
+    layer at the start keeps it for every layer, and memory grows with depth. (XLA heeds
+    this on the CPU from jax 0.12 on.)
     """
-    if isinstance(first, Zero) or isinstance(channel, Zero):
+    if isinstance(channel, Zero):
         return channel
     return lax.optimization_barrier((channel, first))[0]
 
