@@ -6,11 +6,15 @@ tangents and ``L`` is the derivative of the program itself. So
     v_iᵀ H v_j = Σ over the sources of ⟨λ, source_ij⟩
 
 with the cotangents ``λ`` of an ordinary backward pass: one, whatever ``k``. Nothing of
-the size ``k²`` is carried. A source ``φ'' x_i x_j`` is met by ``λ`` in one matrix product
+the size ``k²`` is carried. A source ``φ'' x_i x_j`` meets ``λ`` in one matrix product
 of the tangents with themselves, a bilinear one in ``k`` transposed products. Beside the
 ``2k`` products of the tangents that is all, where forward over reverse takes ``6k`` and
-a forward pass ``k²``. The price is that of reverse mode: the tangents of every layer are
-kept until ``λ`` comes, and a ``while`` loop cannot be swept back over.
+a forward pass ``k²``. The price is that of reverse mode: the tangents of every layer
+are kept until ``λ`` comes, and a ``while`` loop cannot be swept back over.
+
+A source is a function of the wanted table, ``[k, k]``, which is linear in it (its value
+is never looked at) and whose transpose maps ``λ`` to ``⟨λ, source_ij⟩``. The backward
+pass with respect to the table then adds all of them up, also those inside of loops.
 """
 
 import dataclasses
@@ -21,60 +25,31 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
+from jax.tree_util import register_dataclass
 
-from fomoh_jax.hyperdual.forms import Bilinear, FirstOrder, Form, Pairs
+from fomoh_jax.hyperdual.forms import Bilinear, Form, Pairs
 from fomoh_jax.hyperdual.interpreter import interpret
-from fomoh_jax.hyperdual.number import (
-    ZERO,
-    Channel,
-    HyperDual,
-    Stack,
-    Zero,
-    add,
-    scale,
-)
-from fomoh_jax.hyperdual.registry import Operation, Rule
-
-# ``contract(λ)`` is ⟨λ, source_ij⟩ for all i and j; of pairs, i <= j is looked at.
-Contract = Callable[[jax.Array], jax.Array]
-
-# What is interpreted in place, and what is swept back over as a whole: its inside
-# belongs to another trace, which sources could not leave.
-_IN_PLACE = {"jit", "checkpoint", "remat2"}
-_WHOLE = {"scan", "while", "cond", "shard_map"}
+from fomoh_jax.hyperdual.number import ZERO, Channel, HyperDual, Stack, Zero, scale
 
 
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Adjoint(Form):
-    """One second-order coefficient: the sum of what enters at each source.
+    """One second-order coefficient: the sum of what comes from each source.
 
     Attributes:
       k: number of directions.
-      entries: what enters at the sources, in the order in which they are met, or
-        ``None`` to find out what their shapes are.
-      sources: filled on the way: what entered, and how a cotangent meets it.
+      table: ``[k, k]``, with respect to which to sweep back. The cotangent's entries
+        with ``i <= j`` are the curvature.
     """
 
-    k: int
-    entries: Sequence[jax.Array] | None = None
-    sources: list[tuple[jax.Array, Contract]] = dataclasses.field(default_factory=list)
+    k: int = dataclasses.field(metadata={"static": True})
+    table: jax.Array
 
     @property
     def q(self) -> int:
         return 1
-
-    def apply(self, rule: Rule, op: Operation, args: Sequence[HyperDual]):
-        name = op.primitive.name
-        if name in _IN_PLACE:
-            return interpret(op.params["jaxpr"], self, args)
-        if name in _WHOLE:
-            return self._whole(rule, op, args)
-        if name == "new_ref":
-            raise NotImplementedError(
-                "adjoint=True cannot sweep back over a mutable array (jax.new_ref); "
-                "leave it out for a forward pass."
-            )
-        return rule(self, op, args)
 
     def cross(self, a: Channel, b: Channel) -> Channel:
         if isinstance(a, Zero) or isinstance(b, Zero):
@@ -84,18 +59,18 @@ class Adjoint(Form):
         a, b = a.moved(0), b.moved(0)
 
         def contract(cotangent: jax.Array) -> jax.Array:
-            one = self._table(a, b, _gram(cotangent * a.array, b.array))
+            one = self._spread(a, b, _gram(cotangent * a.array, b.array))
             return one + one.T
 
-        return self._enter(a.array[0] * b.array[0], contract)
+        return self._source(a.array[0] * b.array[0], contract)
 
     def _product(self, a: Stack, b: Stack) -> Channel:
         a, b = a.moved(0), b.moved(0)
-        gram = lambda cotangent: _gram(cotangent * a.array, b.array)
-        return self._enter(
-            a.array[0] * b.array[0],
-            lambda cotangent: self._table(a, b, gram(cotangent)),
-        )
+
+        def contract(cotangent: jax.Array) -> jax.Array:
+            return self._spread(a, b, _gram(cotangent * a.array, b.array))
+
+        return self._source(a.array[0] * b.array[0], contract)
 
     def _bilinear(self, product: Bilinear, a: Stack, b: Stack, axis: int) -> Channel:
         a, b = a.moved(0), b.moved(0)
@@ -109,55 +84,57 @@ class Adjoint(Form):
                 along = jax.linear_transpose(lambda y: product(x, y), b.array[0])
                 return along(cotangent)[0]
 
-            one = self._table(a, b, _gram(jax.vmap(pulled)(a.array), b.array))
+            one = self._spread(a, b, _gram(jax.vmap(pulled)(a.array), b.array))
             return one + one.T
 
-        return self._enter(product(a.array[0], b.array[0]), contract)
+        return self._source(product(a.array[0], b.array[0]), contract)
 
     def _quadratic(self, function, xs, zeros, out_axes) -> list[Channel]:
         xs = [x.moved(0) if isinstance(x, Stack) else x for x in xs]
-        dense = Pairs(self.k).quadratic(function, xs, zeros, [0] * len(out_axes))
-        return [self._enter_pairs(source) for source in dense]
+        pairs = Pairs(self.k)
+        i, j = pairs.pairs
 
-    def _enter(self, like: jax.Array, contract: Contract) -> Channel:
-        """A source: one array like ``like``, which says nothing but shape and dtype."""
-        if self.entries is None:
-            entry = jnp.zeros_like(like)
-        else:
-            entry = self.entries[len(self.sources)]
-        self.sources.append((entry, contract))
-        return Stack(lax.expand_dims(entry, (0,)))
+        def entered(dense: Channel) -> Channel:
+            if isinstance(dense, Zero):
+                return ZERO
+            array = dense.padded(None, pairs.q).moved(0).array
 
-    def _enter_pairs(self, source: Channel) -> Channel:
-        """A source of which all the pairs are at hand."""
-        if isinstance(source, Zero):
-            return ZERO
-        array = source.padded(None, Pairs(self.k).q).moved(0).array
-        i, j = Pairs(self.k).pairs
+            def contract(cotangent: jax.Array) -> jax.Array:
+                along = _gram(array, cotangent[None])[:, 0]
+                return jnp.zeros((self.k, self.k), along.dtype).at[i, j].set(along)
 
-        def contract(cotangent: jax.Array) -> jax.Array:
-            along = _gram(array, cotangent[None])[:, 0]
-            return jnp.zeros((self.k, self.k), along.dtype).at[i, j].set(along)
+            return self._source(array[0], contract)
 
-        return self._enter(array[0], contract)
+        dense = pairs.quadratic(function, xs, zeros, [0] * len(out_axes))
+        return list(map(entered, dense))
 
-    def _whole(
-        self, rule: Rule, op: Operation, args: Sequence[HyperDual]
-    ) -> list[HyperDual]:
-        """A loop or a branch as one source, with all its pairs, and one linear map."""
-        flat = [HyperDual(arg.primal, arg.tangents) for arg in args]
-        outs = rule(Pairs(self.k), op, flat)
-        seconds: list[Channel] = [ZERO] * len(outs)
-        if any(isinstance(arg.seconds, Stack) for arg in args):
-            moved = [HyperDual(arg.primal, arg.seconds) for arg in args]
-            pushed = rule(FirstOrder(1), op, moved)
-            seconds = [number.tangents for number in pushed]
-        return [
-            HyperDual(out.primal, out.tangents, add(s, self._enter_pairs(out.seconds)))
-            for out, s in zip(outs, seconds)
-        ]
+    def _source(self, like: jax.Array, contract: Callable) -> Channel:
+        """A source of coefficients like ``like``, of which no more is looked at.
 
-    def _table(self, a: Stack, b: Stack, block: jax.Array) -> jax.Array:
+        ``contract(λ)`` is ``⟨λ, source_ij⟩`` for all ``i`` and ``j``; of two that are
+        one pair only that with ``i <= j`` counts.
+        """
+        # What contract closes over may belong to a loop's trace, which the sweep back
+        # must be able to leave: it becomes an argument.
+        closed = jax.make_jaxpr(contract)(like)
+        dtype = self.table.dtype
+
+        def value(table, *consts):
+            del table, consts
+            return jnp.zeros_like(like)
+
+        def forward(table, *consts):
+            return value(table), consts
+
+        def backward(consts, cotangent):
+            (met,) = jaxpr_as_fun(ClosedJaxpr(closed.jaxpr, consts))(cotangent)
+            return met.astype(dtype), *[None] * len(consts)
+
+        source = jax.custom_vjp(value)
+        source.defvjp(forward, backward)
+        return Stack(lax.expand_dims(source(self.table, *closed.consts), (0,)))
+
+    def _spread(self, a: Stack, b: Stack, block: jax.Array) -> jax.Array:
         """``[k, k]`` from what is between the directions that are present."""
         if a.present is None and b.present is None:
             return block
@@ -188,50 +165,33 @@ def curvatures(
       last bit; ``None`` where there is none.
     """
 
-    def shapes(args):
-        form = Adjoint(k)
-        interpret(jaxpr, form, args)
-        return [entry for entry, _ in form.sources]
-
-    entries = [jnp.zeros(s.shape, s.dtype) for s in jax.eval_shape(shapes, list(args))]
-    outs: list[HyperDual] = []
-    contracts: list[Contract] = []
-
-    def seconds(entries):
-        form = Adjoint(k, entries)
-        outs.extend(interpret(jaxpr, form, args))
-        contracts.extend(contract for _, contract in form.sources)
-        return [
+    def seconds(table):
+        outs = interpret(jaxpr, Adjoint(k, table), args)
+        flat = [HyperDual(out.primal, out.tangents) for out in outs]
+        values = [
             out.seconds.moved(0).array[0] if isinstance(out.seconds, Stack) else None
             for out in outs
         ]
+        return values, flat
 
-    values, pull = jax.vjp(seconds, entries)
-    flat = [HyperDual(out.primal, out.tangents) for out in outs]
+    dtypes = [x.primal.dtype for x in args if isinstance(x.tangents, Stack)]
+    table = jnp.zeros((k, k), jnp.result_type(*dtypes))
+    values, pull, flat = jax.vjp(seconds, table, has_aux=True)
 
-    def of_element(cotangents: list[jax.Array | None]) -> jax.Array:
-        (met,) = pull(cotangents)
-        total = sum(contract(m) for contract, m in zip(contracts, met))
-        i, j = np.indices((k, k))
-        return jnp.where(i <= j, total, jnp.swapaxes(total, 0, 1))
+    def of_output(place: int, value: jax.Array) -> jax.Array:
+        def along(cotangent: jax.Array) -> jax.Array:
+            zeros = [None if v is None else jnp.zeros_like(v) for v in values]
+            (met,) = pull([*zeros[:place], cotangent, *zeros[place + 1 :]])
+            i, j = np.indices((k, k))
+            return jnp.where(i <= j, met, met.T).astype(value.dtype)
+
+        if value.shape == ():
+            return along(jnp.ones_like(value))
+        basis = jnp.eye(value.size, dtype=value.dtype).reshape(-1, *value.shape)
+        tables = jax.vmap(along, out_axes=-1)(basis)
+        return tables.reshape(k, k, *value.shape)
 
     return flat, [
-        None if value is None else _each_element(of_element, values, place)
+        None if value is None else of_output(place, value)
         for place, value in enumerate(values)
     ]
-
-
-def _each_element(of_element: Callable, values: Sequence[Any], place: int) -> jax.Array:
-    """``of_element`` for a cotangent of one at each element of one of the values."""
-    value = values[place]
-    basis = jnp.eye(value.size, dtype=value.dtype).reshape(-1, *value.shape)
-
-    def curvature(cotangent):
-        zeros = [None if v is None else jnp.zeros_like(v) for v in values]
-        return of_element([*zeros[:place], cotangent, *zeros[place + 1 :]])
-
-    if value.size == 1:  # without a vmap of everything over one element
-        table = curvature(basis[0])[..., None]
-    else:
-        table = jax.vmap(curvature, out_axes=-1)(basis)
-    return table.reshape(*table.shape[:2], *value.shape)

@@ -95,10 +95,6 @@ class Form(abc.ABC):
     @abc.abstractmethod
     def q(self) -> int: ...
 
-    def apply(self, rule: Callable, op: Any, args: Sequence[Any]) -> Sequence[Any]:
-        """The rule of an operation, unless the form has its own way with it."""
-        return rule(self, op, args)
-
     def product(self, a: Channel, b: Channel) -> Channel:
         """``a_i b_j``, elementwise."""
         if not self.q or isinstance(a, Zero) or isinstance(b, Zero):
@@ -329,6 +325,14 @@ class Pairs(IndexPairs):
         i, j = np.triu_indices(self.k, 1)
         return np.concatenate([each, i]), np.concatenate([each, j])
 
+    def _product(self, a: Stack, b: Stack) -> Channel:
+        # Choosing the pairs after the product and not before it takes one gather in the
+        # place of two, and that one of a product that XLA fuses into it.
+        axis, width = a.axis, b.array.shape[b.axis]
+        table = jnp.expand_dims(a.array, axis + 1) * jnp.expand_dims(b.array, axis)
+        flat = lambda i, j: i * width + j
+        return self._chosen(table, axis, self._places(a, b), flat)
+
     def _bilinear(self, product: Bilinear, a: Stack, b: Stack, axis: int) -> Channel:
         if product.polarise and self.k > 1 and a.present == b.present:
             return super()._bilinear(product, a, b, axis)
@@ -337,21 +341,24 @@ class Pairs(IndexPairs):
         # instead of becoming a batch of small products, which is slow on a CPU.
         row = vectorise(product, in_axes=(None, b.axis), out_axes=axis)
         table = vectorise(row, in_axes=(a.axis, None), out_axes=axis)(a.array, b.array)
-        shape = table.shape
-        width = shape[axis + 1]
-        size = shape[axis] * width
-        flat = Stack(table.reshape(*shape[:axis], size, *shape[axis + 2 :]), axis)
-
-        def chosen(x: Stack, y: Stack, place: Callable) -> Channel:
-            present, i, j = self._places(x, y)
-            if present == ():
-                return ZERO
-            return Stack(take(flat, place(i, j)), axis, present)
-
+        width = table.shape[axis + 1]
         return add(
-            chosen(a, b, lambda i, j: i * width + j),
-            chosen(b, a, lambda i, j: j * width + i),
+            self._chosen(table, axis, self._places(a, b), lambda i, j: i * width + j),
+            self._chosen(table, axis, self._places(b, a), lambda i, j: j * width + i),
         )
+
+    def _chosen(
+        self, table: jax.Array, axis: int, places: tuple, flat: Callable
+    ) -> Channel:
+        """Of a table of products, in two axes from ``axis`` on, those of the pairs."""
+        present, i, j = places
+        if present == ():
+            return ZERO
+        *lead, rows, columns = table.shape[: axis + 2]
+        stack = Stack(
+            table.reshape(*lead, rows * columns, *table.shape[axis + 2 :]), axis
+        )
+        return Stack(take(stack, flat(i, j)), axis, present)
 
     def _own(self, product: Bilinear, a: Stack, b: Stack, products: jax.Array) -> Stack:
         return Stack(products[: a.array.shape[0]] / 2)

@@ -77,7 +77,7 @@ def _apply(eqn: JaxprEqn, form: Form, args: list[HyperDual]) -> Sequence[HyperDu
     lasting = not any(isinstance(var.aval, AbstractRef) for var in eqn.outvars)
     if lasting and all(arg.is_constant for arg in args):
         return [HyperDual(out) for out in op(*(arg.primal for arg in args))]
-    return form.apply(find_rule(eqn.primitive), op, args)
+    return find_rule(eqn.primitive)(form, op, args)
 
 
 def _needed(jaxpr: Any) -> list[JaxprEqn]:

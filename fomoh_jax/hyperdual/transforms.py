@@ -256,6 +256,7 @@ def hessian(
     argnums: int | Sequence[int] = 0,
     *,
     chunk_size: int | None = None,
+    adjoint: bool = False,
 ) -> Callable:
     r"""The Hessian of a function, in one forward pass.
 
@@ -266,6 +267,8 @@ def hessian(
       argnums: which positional argument, or arguments, to differentiate.
       chunk_size: bound on memory: that many rows at a time, as in
         :func:`quadratic_model`.
+      adjoint: whether to sweep back once for each element of the output, as in
+        :func:`quadratic_model`: from some ten variables on the faster way for a scalar.
 
     Returns:
       A function of the same arguments that returns the Hessian as ``jax.hessian`` does:
@@ -290,7 +293,9 @@ def hessian(
         function, varied = _restricted("hessian", fun, argnums, args, kwargs)
         leaves, structure = jax.tree.flatten(varied)
         basis = structure.unflatten(_standard_basis(leaves))
-        model = quadratic_model(function, varied, basis, chunk_size=chunk_size)
+        model = quadratic_model(
+            function, varied, basis, chunk_size=chunk_size, adjoint=adjoint
+        )
         inner = _argument_structure(argnums, varied)
         _check_real_outputs("hessian", model.value)
         return jax.tree.map(
@@ -503,7 +508,8 @@ def _in_chunks(
     )
 
     def assemble(chunks):
-        return chunks.reshape(-1, *chunks.shape[2:])[place]
+        count, size, *out = chunks.shape
+        return chunks.reshape(count * size, *out)[place]
 
     curvature = jax.tree.map(assemble, lax.map(chunk, jnp.asarray(starts)))
     number, aux = _split(_evaluate(fun, FirstOrder(k), primals, channels), has_aux)

@@ -84,9 +84,13 @@ def bilinear(
         function = lambda y: [product(a.primal, y)]
         return apply_linear(function, [channel], [None], [axis])[0]
 
-    along = b.tangents if a.is_constant else _after(a.primal, b.tangents)
+    along = b.tangents
+    if not a.is_constant:
+        along = _after(a.primal, along)
     tangents = add(left(a.tangents), right(along))
     seconds = add(left(a.seconds), right(b.seconds))
+    if isinstance(seconds, Stack) and isinstance(b.seconds, Zero):
+        along = _after(seconds, along)
     both = Bilinear(
         product,
         paired=paired and partial(paired, product),
@@ -101,8 +105,9 @@ def _after(first: Any, channel: Channel) -> Channel:
     """The channel, not to be looked at before ``first`` is there.
 
     What is made of the tangents of a parameter alone, a transposed copy for a matrix
-    product above all, could be made at any time. A compiler that makes it for every
-    layer at the start keeps it for every layer, and memory grows with depth. (XLA heeds
+    product above all, could be made at any time, and the cross products of tangents
+    before there are seconds to add them to. A compiler that makes them for every layer
+    at the start keeps them for every layer, and memory grows with depth. (XLA heeds
     this on the CPU from jax 0.12 on.)
     """
     if isinstance(channel, Zero):

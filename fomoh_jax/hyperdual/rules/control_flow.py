@@ -89,25 +89,68 @@ def _abstract_slice(array: jax.Array) -> jax.ShapeDtypeStruct:
     return jax.eval_shape(lambda x: x[0], array)
 
 
+# Scanned arrays lead with time, and so do the slices that a scan takes of a channel
+# whose directions come second. One whose directions come first, as those of a stack of
+# layers do, would have to be copied for that, all layers at once; it stays outside, and
+# each turn cuts its part out of it.
+
+
+def _leading(number: HyperDual) -> list[Channel]:
+    """The channels of a scanned number whose directions come before time."""
+    there = lambda c: isinstance(c, Stack) and c.axis == 0
+    return [channel if there(channel) else ZERO for channel in number.channels]
+
+
+def _scanned(number: HyperDual) -> HyperDual:
+    """A scanned number without those."""
+    rest = [
+        ZERO if isinstance(leading, Stack) else channel
+        for channel, leading in zip(number.channels, _leading(number))
+    ]
+    return HyperDual(number.primal, *rest)
+
+
+def _at(channels: Sequence[Channel], time: jax.Array) -> list[Channel]:
+    """What they hold at a time."""
+
+    def cut(channel: Stack) -> Stack:
+        size, length, *shape = channel.array.shape
+        if length:
+            array = lax.dynamic_index_in_dim(channel.array, time, 1, keepdims=False)
+        else:  # no turn will be taken, but its shapes are asked for
+            array = jnp.zeros((size, *shape), channel.array.dtype)
+        return Stack(array, 0, channel.present)
+
+    return [cut(c) if isinstance(c, Stack) else ZERO for c in channels]
+
+
+def _merged(number: HyperDual, channels: Sequence[Channel]) -> HyperDual:
+    """The number with its zero channels replaced."""
+    both = zip(number.channels, channels)
+    return HyperDual(number.primal, *(b if isinstance(a, Zero) else a for a, b in both))
+
+
 @rule("scan")
 def _scan(form: Form, op: Operation, args: Sequence[HyperDual]) -> list[HyperDual]:
     layout = scan_layout(op.params, len(args), len(op.outputs))
     interpreted = staged(op.params["jaxpr"], "scan")
     init = [args[i] for i in layout.carry]
-    # Scanned arrays lead with time: the directions come second, and first in a slice.
-    xs = [moved(args[i], 1) for i in layout.xs]
+    times = jnp.arange(op.params["length"])
+    waiting = [_leading(args[i]) for i in layout.xs]
+    xs = [moved(_scanned(args[i]), 1) for i in layout.xs]
 
     def turn(carry, slices):
+        time, xs = slices
         numbers = list(args)
         for i, number in zip(layout.carry, carry):
             numbers[i] = number
-        for i, number in zip(layout.xs, slices):
-            numbers[i] = _relabelled(number, 0)
+        for i, number, others in zip(layout.xs, xs, waiting):
+            numbers[i] = _merged(_relabelled(number, 0), _at(others, time))
         outs = interpreted(form, numbers)
         ys = [moved(outs[i], 0) for i in layout.ys]
         return [outs[i] for i in layout.carry_out], ys
 
-    slices = jax.tree.map(_abstract_slice, xs)
+    slices = jax.tree.map(_abstract_slice, (times, xs))
     pattern = _fixed_point(lambda *state: turn(*state)[0], form, init, slices)
 
     def body(carry, slices):
@@ -117,7 +160,7 @@ def _scan(form: Form, op: Operation, args: Sequence[HyperDual]) -> list[HyperDua
     carry, ys = lax.scan(
         body,
         _widen(form, init, pattern),
-        xs,
+        (times, xs),
         length=op.params["length"],
         reverse=op.params["reverse"],
         unroll=op.params["unroll"],

@@ -1,0 +1,189 @@
+"""The curvature by one backward pass against nested ``jvp``."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax import lax
+
+import fomoh_jax
+from tests.hyperdual.rules.test_random_programs import SHAPES, programs, run
+from tests.programs import PROGRAMS, cnn, cnn_arguments, mlp
+from tests.reference import (
+    assert_close,
+    assert_symmetric,
+    nested_model,
+    normal,
+    random_directions,
+)
+
+
+def adjoint_model(fun, primals, directions):
+    return fomoh_jax.quadratic_model(fun, primals, directions, adjoint=True)
+
+
+def assert_adjoint_agrees(fun, *primals, k=3):
+    directions = random_directions(primals, k)
+    expected = jax.jit(lambda p, d: nested_model(fun, p, d))(primals, directions)
+    for transform in (lambda f: f, jax.jit):
+        model = transform(lambda p, d: adjoint_model(fun, p, d))(primals, directions)
+        assert_close(model, expected)
+        assert_symmetric(model.curvature)
+
+
+# Sweeping back over a while loop is refused, by JAX.
+LOOPS = [name for name in PROGRAMS if "while" in name or "root" in name]
+
+
+@pytest.mark.parametrize("name", [n for n in PROGRAMS if n not in LOOPS])
+def test_agrees_with_nested_jvp(name):
+    fun, primals = PROGRAMS[name]
+    assert_adjoint_agrees(fun, *primals)
+
+
+def test_agrees_with_nested_jvp_on_the_cnn():
+    params, images, labels = cnn_arguments()
+    assert_adjoint_agrees(lambda params: cnn(params, images, labels), params)
+
+
+def test_hessian_by_adjoint_is_the_hessian():
+    fun, primals = mlp(jnp.tanh)
+    hessian = jax.jit(fomoh_jax.hessian(fun, (0, 1), adjoint=True))(*primals)
+    assert_close(hessian, jax.jit(jax.hessian(fun, (0, 1)))(*primals))
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(programs(), st.integers(0, 100))
+def test_random_programs_agree(program, seed):
+    primals = tuple(
+        0.5 * normal(*shape, seed=seed + i) for i, shape in enumerate(SHAPES)
+    )
+    fun = lambda *xs: run(program, *xs)
+    directions = random_directions(primals, 2)
+    model = jax.jit(lambda p, d: adjoint_model(fun, p, d))(primals, directions)
+    assert_close(
+        model, jax.jit(lambda p, d: nested_model(fun, p, d))(primals, directions)
+    )
+
+
+def test_layers_inside_and_around_a_scan():
+    def fun(ws, x):
+        x = jnp.tanh(x @ ws[0]) * jnp.sum(ws[1])
+        x = lax.scan(lambda x, w: (jnp.sin(x @ w), jnp.sum(x**2)), x, ws)[0]
+        return jnp.sum(jnp.exp(x @ ws[1]))
+
+    assert_adjoint_agrees(fun, 0.3 * normal(3, 4, 4), normal(2, 4))
+
+
+def test_a_branch_between_layers():
+    def fun(w, x):
+        x = jnp.sin(x @ w)
+        x = lax.cond(x[0, 0] > 0, lambda x: x**3 @ w, lambda x: jnp.cos(x) @ w, x)
+        return jnp.sum(x**2)
+
+    assert_adjoint_agrees(fun, normal(3, 3), normal(2, 3))
+
+
+def test_jitted_and_checkpointed_layers():
+    def fun(w, x):
+        layer = lambda x: jnp.tanh(x @ w) * x
+        return jnp.mean(jax.jit(layer)(jax.checkpoint(layer)(jax.jit(layer)(x))))
+
+    assert_adjoint_agrees(fun, normal(3, 3), normal(2, 3))
+
+
+def test_vector_and_several_outputs():
+    def fun(w, x):
+        y = jnp.tanh(x @ w)
+        return {"sum": jnp.sum(y**2), "rows": jnp.sum(y**3, axis=1), "fixed": x * 2}
+
+    assert_adjoint_agrees(fun, normal(3, 3), normal(2, 3))
+
+
+def test_integer_and_constant_outputs():
+    fun = lambda x: (jnp.sum(x), jnp.argmax(x), jnp.ones(2))
+    model = adjoint_model(fun, (normal(3),), (jnp.eye(3),))
+    sums, index, ones = model.curvature
+    assert not sums.any() and sums.shape == (3, 3)
+    assert index.dtype == jax.dtypes.float0 and index.shape == (3, 3)
+    assert not ones.any() and ones.shape == (3, 3, 2)
+
+
+def test_aux_and_no_directions():
+    fun = lambda x: (jnp.sum(x**3), {"mean": jnp.mean(x)})
+    x = normal(3)
+    model, aux = fomoh_jax.quadratic_model(
+        fun, (x,), (jnp.eye(3),), adjoint=True, has_aux=True
+    )
+    assert_close(model.curvature, jnp.diag(6 * x))
+    assert_close(aux, {"mean": jnp.mean(x)})
+    empty = adjoint_model(lambda x: fun(x)[0], (x,), (jnp.zeros((0, 3)),))
+    assert empty.curvature.shape == (0, 0)
+
+
+def test_under_vmap_and_grad():
+    def curvature(x, v):
+        fun = lambda x: jnp.sum(jnp.sin(x) * x[0])
+        return adjoint_model(fun, (x,), (v,)).curvature
+
+    def nested(x, v):
+        fun = lambda x: jnp.sum(jnp.sin(x) * x[0])
+        return nested_model(fun, (x,), (v,))[2]
+
+    xs, v = normal(4, 3), normal(2, 3)
+    batched = lambda f: jax.vmap(f, (0, None))(xs, v)
+    assert_close(batched(curvature), batched(nested))
+    slope = lambda f: jax.grad(lambda x: jnp.sum(f(x, v)))(xs[0])
+    assert_close(slope(curvature), slope(nested))
+
+
+def test_a_custom_vjp_is_seen_through():
+    @jax.custom_vjp
+    def cube(x):
+        return x**3
+
+    cube.defvjp(lambda x: (x**3, x), lambda x, g: (3 * x**2 * g,))
+    x = normal(3)
+    hessian = fomoh_jax.hessian(lambda x: jnp.sum(cube(x)), adjoint=True)(x)
+    assert_close(hessian, jnp.diag(6 * x))
+
+
+def test_what_cannot_be_swept_back_over_is_refused():
+    def loop(x):
+        step = lambda state: (state[0] + 1, jnp.sin(state[1]) * x)
+        return jnp.sum(lax.while_loop(lambda s: s[0] < 3, step, (0, x**2))[1])
+
+    with pytest.raises(ValueError, match="while_loop"):
+        fomoh_jax.hessian(loop, adjoint=True)(normal(2))
+
+    def mutable(x):
+        ref = jax.new_ref(x**2)
+        ref[...] = ref[...] * x
+        return jnp.sum(jax.freeze(ref))
+
+    with pytest.raises(NotImplementedError, match="adjoint=True"):
+        fomoh_jax.hessian(mutable, adjoint=True)(normal(2))
+
+
+def test_chunks_and_adjoint_exclude_each_other():
+    with pytest.raises(ValueError, match="chunk_size"):
+        fomoh_jax.hessian(jnp.sum, chunk_size=1, adjoint=True)(normal(2))
+
+
+def test_operations_grow_with_k_and_not_with_its_square():
+    ws, x = [normal(64, 64, seed=i) for i in range(4)], normal(64, 64)
+
+    def loss(ws):
+        y = x
+        for w in ws:
+            y = jnp.tanh(y @ w)
+        return jnp.mean(y**2)
+
+    def operations(k, model):
+        directions = random_directions((ws,), k)
+        compiled = jax.jit(lambda d: model(loss, (ws,), d)).lower(directions).compile()
+        return compiled.cost_analysis()["flops"]
+
+    assert operations(20, adjoint_model) <= 2.3 * operations(10, adjoint_model)
+    assert operations(20, adjoint_model) <= 0.15 * operations(20, nested_model)
