@@ -6,11 +6,11 @@ tangents and ``L`` is the derivative of the program itself. So
     v_iᵀ H v_j = Σ over the sources of ⟨λ, source_ij⟩
 
 with the cotangents ``λ`` of an ordinary backward pass: one, whatever ``k``. Nothing of
-the size ``k²`` is carried. A source ``φ'' x_i x_j`` is met by ``λ`` in one matrix product
-of the tangents with themselves, a bilinear one in ``k`` transposed products. Beside the
-``2k`` products of the tangents that is all, where forward over reverse takes ``6k`` and
-a forward pass ``k²``. The price is that of reverse mode: the tangents of every layer are
-kept until ``λ`` comes, and a ``while`` loop cannot be swept back over.
+the size ``k²`` is carried. A source ``φ'' x_i x_j`` is met by ``λ`` in one matrix
+product of the tangents with themselves, a bilinear one in ``k`` transposed products.
+Beside the ``2k`` products of the tangents that is all, where forward over reverse takes
+``6k`` and a forward pass ``k²``. The price is that of reverse mode: the tangents of
+every layer are kept until ``λ`` comes, and a ``while`` loop cannot be swept back over.
 """
 
 import dataclasses
