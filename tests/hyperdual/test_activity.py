@@ -207,6 +207,39 @@ def test_directions_that_do_not_meet_have_no_seconds():
     assert diagonal.seconds is ZERO
 
 
+def flops(function, *args):
+    analysis = jax.jit(function).lower(*args).compile().cost_analysis()
+    analysis = analysis[0] if isinstance(analysis, list) else analysis
+    return analysis["flops"]
+
+
+def test_ten_layers_cost_at_most_035_of_a_dense_hyperplane():
+    layers, width, batch = 10, 64, 64
+    params = [
+        (normal(width, width, seed=seed) / width**0.5, jnp.zeros(width))
+        for seed in range(layers)
+    ]
+
+    def loss(params, x):
+        for w, b in params:
+            x = jnp.tanh(x @ w + b)
+        return jnp.mean(x**2)
+
+    def model(params, v, x):
+        return fomoh_jax.quadratic_model(loss, (params, x), (v, None))
+
+    source = fomoh_jax.directions.layerwise()
+    v = source.sample(jax.random.key(0), params, None)
+    assert source.count(params) == layers
+    x = normal(batch, width)
+    assert flops(model, params, v, x) <= 0.35 * flops(model, params, dense(v), x)
+    # Along them alone: what one layer moves is not carried beside the others.
+    along = lambda params, v, x: fomoh_jax.directional_curvature(
+        loss, (params, x), (v, None)
+    )
+    assert flops(along, params, v, x) <= 0.7 * flops(along, params, dense(v), x)
+
+
 # What is refused.
 
 
