@@ -9,6 +9,7 @@ _require_sound_jax(_jax.__version__)
 from fomoh_jax import directions, hyperdual, solvers  # noqa: E402
 from fomoh_jax.aliases import fgd, fomoh, fomoh_bp, fomoh_kd  # noqa: E402
 from fomoh_jax.hyperdual import (  # noqa: E402
+    Active,
     QuadraticModel,
     directional_curvature,
     hessian,
@@ -28,6 +29,7 @@ from fomoh_jax.transforms import (  # noqa: E402
 __version__ = "0.1.0"
 
 __all__ = [
+    "Active",
     "QuadraticModel",
     "ScaleByForwardGradientState",
     "ScaleByHyperplaneState",

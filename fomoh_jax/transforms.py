@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from fomoh_jax.directions import Directions
@@ -15,6 +16,7 @@ from fomoh_jax.hyperdual import (
     directional_derivatives,
     quadratic_model,
 )
+from fomoh_jax.hyperdual.active import as_active, is_active
 from fomoh_jax.hyperdual.arguments import check_size, signature
 from fomoh_jax.solvers import Solver, newton
 
@@ -68,7 +70,8 @@ def scale_by_forward_gradient(
     .. math:: g = \frac1k \sum_i (\nabla f \cdot v_i)\, v_i
 
     an unbiased estimate of the gradient if :math:`E[v v^\top] = I`, from one forward
-    pass that carries ``k`` tangents.
+    pass that carries ``k`` tangents. (Of ``directions.layerwise()`` each ``v`` moves
+    one of :math:`L` layers, so that it is an estimate of :math:`\nabla f / L`.)
 
     Args:
       directions: where to look, such as ``directions.gaussian(1)``.
@@ -109,7 +112,7 @@ def scale_by_forward_gradient(
         return ScaleByForwardGradientState(
             key=_as_key(key),
             value=jnp.full((), jnp.nan, dtype),
-            slope=jnp.full((directions.k,), jnp.nan, dtype),
+            slope=jnp.full((directions.count(params),), jnp.nan, dtype),
             aux=_zeros(aux_struct),
         )
 
@@ -122,7 +125,7 @@ def scale_by_forward_gradient(
             loss, (params,), (vectors,), has_aux=True
         )
         value, slope = value.astype(dtype), slope.astype(dtype)
-        weights = jnp.where(jnp.isfinite(value), slope / directions.k, 0)
+        weights = jnp.where(jnp.isfinite(value), slope / len(slope), 0)
         step = _combination(weights, vectors, dtype)
         return step, ScaleByForwardGradientState(next_key, value, slope, aux)
 
@@ -189,10 +192,10 @@ def scale_by_hyperplane(
     solver = newton() if solver is None else solver
     if chunk_size is not None:
         chunk_size = check_size("chunk_size", chunk_size)
-    k = directions.k
 
     def init_fn(params):
         dtype = _solve_dtype(params)
+        k = directions.count(params)
         model = QuadraticModel(
             *(jnp.full(shape, jnp.nan, dtype) for shape in ((), (k,), (k, k)))
         )
@@ -313,21 +316,31 @@ def _solve_dtype(params: Any) -> Any:
 def _gram(vectors: Any, dtype: Any) -> jax.Array:
     """``VᵀV``, accumulated in ``dtype``."""
 
-    def of_leaf(v):
-        flat = v.reshape(len(v), -1)
-        return jnp.einsum("ia,ja->ij", flat, flat, preferred_element_type=dtype)
+    def of_leaf(leaf):
+        v = as_active(leaf)
+        flat = v.array.reshape(len(v.array), -1)
+        block = jnp.einsum("ia,ja->ij", flat, flat, preferred_element_type=dtype)
+        if len(v.present) == v.k:
+            return block
+        places = np.ix_(v.present, v.present)
+        return jnp.zeros((v.k, v.k), dtype).at[places].set(block)
 
-    return jnp.sum(jnp.stack([of_leaf(v) for v in jax.tree.leaves(vectors)]), axis=0)
+    leaves = jax.tree.leaves(vectors, is_leaf=is_active)
+    return jnp.sum(jnp.stack(list(map(of_leaf, leaves))), axis=0)
 
 
 def _combination(coefficients: jax.Array, vectors: Any, dtype: Any) -> Any:
     """``Σ_i coefficients_i v_i`` in each leaf's dtype; zero if that is not finite."""
 
-    def of_leaf(v):
-        total = jnp.einsum("i,i...->...", coefficients, v, preferred_element_type=dtype)
-        return total.astype(v.dtype)
+    def of_leaf(leaf):
+        v = as_active(leaf)
+        own = coefficients
+        if len(v.present) < v.k:
+            own = coefficients[np.array(v.present, int)]
+        total = jnp.einsum("i,i...->...", own, v.array, preferred_element_type=dtype)
+        return total.astype(v.array.dtype)
 
-    step = jax.tree.map(of_leaf, vectors)
+    step = jax.tree.map(of_leaf, vectors, is_leaf=is_active)
     finite = jnp.all(
         jnp.array([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(step)])
     )

@@ -5,11 +5,25 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fomoh_jax import directions
+from fomoh_jax import Active, directions
+from fomoh_jax.hyperdual.active import is_active
 from tests.reference import normal
 
 PARAMS = {"w": jnp.zeros((2, 3), "bfloat16"), "b": jnp.zeros(3, "float32")}
 KEY = jax.random.key(0)
+LAYERS = {
+    "first": {"kernel": jnp.zeros((2, 3)), "bias": jnp.zeros(3)},
+    "second": {"kernel": jnp.zeros((3, 1)), "bias": jnp.zeros(1)},
+    "third": {"kernel": jnp.zeros((1, 2))},
+}
+
+
+def present(tree):
+    return jax.tree.map(lambda v: v.present, tree, is_leaf=is_active)
+
+
+def dense(tree):
+    return jax.tree.map(lambda v: v.dense(), tree, is_leaf=is_active)
 
 
 @pytest.mark.parametrize("source", [directions.gaussian, directions.rademacher])
@@ -69,3 +83,102 @@ def test_incoming_needs_updates_like_the_parameters():
         sample(KEY, PARAMS, None)
     with pytest.raises(ValueError, match="structure of params"):
         sample(KEY, PARAMS, {"w": PARAMS["w"]})
+
+
+def test_layerwise_gives_each_layer_its_own_part_of_one_direction():
+    source = directions.layerwise()
+    tree = source.sample(KEY, LAYERS, None)
+    assert source.count(LAYERS) == 3
+    assert present(tree) == {
+        "first": {"kernel": (0,), "bias": (0,)},
+        "second": {"kernel": (1,), "bias": (1,)},
+        "third": {"kernel": (2,)},
+    }
+    whole = directions.gaussian(1).sample(KEY, LAYERS, None)
+    together = jax.tree.map(lambda v: jnp.sum(v, axis=0, keepdims=True), dense(tree))
+    jax.tree.map(np.testing.assert_array_equal, together, whole)
+    assert all(v.shape[0] == 3 for v in jax.tree.leaves(dense(tree)))
+
+
+def test_layerwise_by_leaf_gives_each_leaf_its_own():
+    source = directions.layerwise(directions.rademacher(2), by="leaf")
+    assert source.count(LAYERS) == 10
+    leaves = jax.tree.leaves(source.sample(KEY, LAYERS, None), is_leaf=is_active)
+    assert [v.present for v in leaves] == [(2 * i, 2 * i + 1) for i in range(5)]
+    assert all(v.k == 10 for v in leaves)
+
+
+def test_a_layer_is_what_differs_in_the_last_key_alone():
+    count = directions.layerwise().count
+    assert count(jnp.zeros(3)) == 1
+    assert count({"w1": jnp.zeros(3), "b1": jnp.zeros(3)}) == 1
+    assert count([(jnp.zeros(3), jnp.zeros(3))] * 4) == 4
+    assert count({"deep": [LAYERS, LAYERS], "scale": jnp.zeros(())}) == 7
+    # The order is that of the leaves, also where two layers are nested.
+    nested = {"a": jnp.zeros(1), "b": {"c": jnp.zeros(1)}, "d": jnp.zeros(1)}
+    tree = directions.layerwise().sample(KEY, nested, None)
+    assert present(tree) == {"a": (0,), "b": {"c": (1,)}, "d": (0,)}
+
+
+def test_a_box_around_an_array_is_no_layer_of_its_own():
+    nnx = pytest.importorskip("flax.nnx")
+
+    class Network(nnx.Module):
+        def __init__(self, rngs):
+            self.first = nnx.Linear(2, 3, rngs=rngs)
+            self.second = nnx.Linear(3, 1, rngs=rngs)
+
+    params = nnx.state(Network(nnx.Rngs(0)), nnx.Param)
+    assert directions.layerwise().count(params) == 2
+    assert directions.layerwise(by="leaf").count(params) == 4
+
+
+def test_layerwise_adds_to_other_sources():
+    both = directions.gaussian(4) + directions.layerwise()
+    tree = both.sample(KEY, LAYERS, None)
+    assert both.count(LAYERS) == 7
+    assert tree["second"]["bias"].present == (0, 1, 2, 3, 5)
+    assert tree["second"]["bias"].array.shape == (5, 1)
+    assert tree["second"]["bias"].k == 7
+    behind = directions.layerwise() + directions.gaussian(2)
+    bias = behind.sample(KEY, LAYERS, None)["second"]["bias"]
+    assert bias.present == (1, 3, 4)
+    twice = directions.layerwise() + directions.layerwise()
+    kernel = twice.sample(KEY, LAYERS, None)["first"]["kernel"]
+    assert twice.count(LAYERS) == 6 and kernel.present == (0, 3)
+    assert not np.any(kernel.array[0] == kernel.array[1])
+
+
+def test_layerwise_cuts_the_chain_s_update_and_what_is_cut_already():
+    updates = jax.tree.map(lambda p: normal(*p.shape), LAYERS)
+    source = directions.layerwise(directions.incoming())
+    tree = source.sample(KEY, LAYERS, updates)
+    np.testing.assert_array_equal(
+        tree["third"]["kernel"].dense()[2], updates["third"]["kernel"]
+    )
+    again = directions.layerwise(directions.layerwise(), by="leaf")
+    tree = again.sample(KEY, LAYERS, None)
+    assert again.count(LAYERS) == 15
+    assert tree["second"]["kernel"].present == (3 * 3 + 1,)
+
+
+def test_directions_pass_through_jit():
+    source = directions.gaussian(1) + directions.layerwise()
+    eager = source.sample(KEY, LAYERS, None)
+    jitted = jax.jit(lambda key: source.sample(key, LAYERS, None))(KEY)
+    assert isinstance(jitted["third"]["kernel"], Active)
+    jax.tree.map(np.testing.assert_allclose, jitted, eager)
+
+
+def test_a_number_of_directions_that_depends_on_the_parameters_is_no_k():
+    assert (directions.gaussian(3) + directions.incoming()).count(PARAMS) == 4
+    both = directions.gaussian(3) + directions.layerwise()
+    with pytest.raises(ValueError, match=r"ask for count\(params\)"):
+        both.k  # noqa: B018
+
+
+def test_layerwise_refuses_what_it_does_not_know():
+    with pytest.raises(ValueError, match='"layer" or "leaf"; got \'block\''):
+        directions.layerwise(by="block")
+    with pytest.raises(TypeError, match="source of directions; got 3"):
+        directions.layerwise(3)

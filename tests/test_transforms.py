@@ -9,7 +9,8 @@ import optax
 import pytest
 
 import fomoh_jax
-from fomoh_jax import directions, solvers
+from fomoh_jax import directions, solvers, transforms
+from fomoh_jax.hyperdual.active import is_active
 from tests.programs import mlp, rosenbrock
 from tests.reference import assert_close, normal
 
@@ -76,6 +77,107 @@ def test_chunks_give_the_same_step(chunk_size):
         for tx in (make(), make(chunk_size=chunk_size))
     ]
     np.testing.assert_allclose(*steps, rtol=1e-8)
+
+
+def network(layers=3, width=5):
+    """A tanh network with layers in pairs, and a batch to fit."""
+    params = [
+        (normal(width, width, seed=seed) / width**0.5, 0.1 * normal(width, seed=seed))
+        for seed in range(layers)
+    ]
+
+    def loss(params, x, y):
+        for w, b in params:
+            x = jnp.tanh(x @ w + b)
+        return jnp.mean((x - y) ** 2)
+
+    batch = {"x": normal(8, width, seed=7), "y": 0.5 * jnp.tanh(normal(8, width))}
+    return loss, params, batch
+
+
+def written_out(source):
+    """The same directions without knowing which of them are zero."""
+
+    def sample(key, params, updates):
+        tree = source.sample(key, params, updates)
+        return jax.tree.map(
+            lambda v: v.dense() if is_active(v) else v, tree, is_leaf=is_active
+        )
+
+    return directions.Directions(source.size, sample)
+
+
+SOURCES = {
+    "layerwise": directions.layerwise(),
+    "leafwise": directions.layerwise(by="leaf"),
+    "gaussian + layerwise": directions.gaussian(2) + directions.layerwise(),
+    "of the gradient": directions.layerwise(directions.incoming()),
+}
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_layerwise_takes_the_step_of_the_equal_dense_directions(name):
+    loss, params, batch = network()
+    grads = jax.grad(loss)(params, **batch)
+    step = {}
+    for source in (SOURCES[name], written_out(SOURCES[name])):
+        tx = fomoh_jax.scale_by_hyperplane(source, solvers.damped())
+        state = tx.init(params)
+        updates, after = jax.jit(functools.partial(tx.update, value_fn=loss))(
+            grads, state, params, **batch
+        )
+        assert jax.tree.map(jnp.shape, state) == jax.tree.map(jnp.shape, after)
+        step[source] = (updates, after.coefficients)
+    assert_close(*step.values(), rtol=1e-8)
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_the_forward_gradient_along_layers_is_that_of_the_dense_directions(name):
+    loss, params, batch = network()
+    grads = jax.grad(loss)(params, **batch)
+    steps = []
+    for source in (SOURCES[name], written_out(SOURCES[name])):
+        tx = fomoh_jax.scale_by_forward_gradient(source)
+        state = tx.init(params)
+        updates, after = tx.update(grads, state, params, value_fn=loss, **batch)
+        assert state.slope.shape == after.slope.shape == (source.count(params),)
+        steps.append(updates)
+    assert_close(*steps)
+
+
+def test_the_gram_matrix_is_that_of_the_dense_directions():
+    _, params, _ = network()
+    for source in (SOURCES["gaussian + layerwise"], SOURCES["leafwise"]):
+        grams = [
+            transforms._gram(s.sample(jax.random.key(0), params, None), jnp.float64)
+            for s in (source, written_out(source))
+        ]
+        assert_close(*grams)
+
+
+@pytest.mark.parametrize(
+    ("base", "chunk_size"), [(directions.gaussian(2), 2), (directions.incoming(), None)]
+)
+def test_layerwise_reduces_a_loss_in_a_scan(base, chunk_size):
+    loss, params, batch = network()
+    source = directions.layerwise(base)
+    tx = optax.chain(
+        fomoh_jax.scale_by_hyperplane(
+            source, solvers.saddle_free(), chunk_size=chunk_size
+        ),
+        optax.scale_by_learning_rate(0.2),
+    )
+
+    def step(carry, _):
+        params, state = carry
+        grads = jax.grad(loss)(params, **batch)
+        updates, state = tx.update(grads, state, params, value_fn=loss, **batch)
+        return (optax.apply_updates(params, updates), state), None
+
+    train = jax.jit(lambda carry: jax.lax.scan(step, carry, length=60)[0])
+    after, state = train((params, tx.init(params)))
+    assert loss(after, **batch) < 0.5 * loss(params, **batch)
+    assert optax.tree.get(state, "curvature").shape == (source.count(params),) * 2
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32", "float64"])

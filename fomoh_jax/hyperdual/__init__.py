@@ -4,6 +4,7 @@ Beside the transformations, which ``fomoh_jax`` offers by their names, this is w
 rule for a primitive (:func:`fomoh_jax.register_rule`) is written with.
 """
 
+from fomoh_jax.hyperdual.active import Active
 from fomoh_jax.hyperdual.extension import register_rule
 from fomoh_jax.hyperdual.forms import Form
 from fomoh_jax.hyperdual.number import (
@@ -33,6 +34,7 @@ from fomoh_jax.hyperdual.transforms import (
 
 __all__ = [
     "ZERO",
+    "Active",
     "Form",
     "HyperDual",
     "Operation",

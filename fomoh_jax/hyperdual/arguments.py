@@ -4,6 +4,7 @@ Everything is checked here, at the call, so that no rule needs to doubt its oper
 """
 
 import inspect
+import itertools
 import operator
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,7 +12,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fomoh_jax.hyperdual.number import ZERO, Channel, Stack, is_inexact
+from fomoh_jax.hyperdual.active import Active, is_active
+from fomoh_jax.hyperdual.number import ZERO, Channel, Stack, Zero, is_inexact
 
 
 def check_primals(fun: Callable, primals: Any) -> None:
@@ -76,20 +78,24 @@ def read_directions(
 
     Args:
       primals: the arguments of the function.
-      directions: a tuple like ``primals``; each leaf has a leading axis ``k``. ``None``
-        holds an argument, or any part of one, fixed.
+      directions: a tuple like ``primals``; each leaf has a leading axis ``k``, or is
+        an :class:`Active`. ``None`` holds an argument, or any part of one, fixed.
 
     Returns:
       ``k`` and the channels, in the order of the leaves.
 
     Raises:
       TypeError: if the structure or a dtype does not match.
-      ValueError: if a shape does not match, or nothing says what ``k`` is.
+      ValueError: if a shape does not match, if what is said to be present cannot be,
+        or if nothing says what ``k`` is.
     """
-    leaves = _pair("directions", primals, directions)
+    leaves = _pair("directions", primals, directions, is_active)
     sizes = {}
     for path, primal, direction in leaves:
-        if direction is not None:
+        if isinstance(direction, Active):
+            _check_present(path, direction)
+            sizes[path] = direction.k
+        elif direction is not None:
             if jnp.ndim(direction) != jnp.ndim(primal) + 1:
                 raise ValueError(_wrong_shape(path, primal, direction, "k, "))
             sizes[path] = jnp.shape(direction)[0]
@@ -103,10 +109,40 @@ def read_directions(
     for path, size in sizes.items():
         if size != k:
             raise ValueError(
-                f"directions must agree on the number of directions k: {first} has a "
-                f"leading axis of {k}, {path} of {size}."
+                f"directions must agree on the number of directions k: {first} is made "
+                f"of {k}, {path} of {size}."
             )
-    return k, [_as_channel(path, p, d, (k,)) for path, p, d in leaves]
+    return k, [_directions_of_leaf(path, p, d, k) for path, p, d in leaves]
+
+
+def _directions_of_leaf(path: str, primal: Any, directions: Any, k: int) -> Channel:
+    if not isinstance(directions, Active):
+        return _as_channel(path, primal, directions, (k,), "k, ")
+    present = directions.present
+    lead = (len(present),)
+    path = f"{path}.array"
+    channel = _as_channel(path, primal, directions.array, lead, "len(present), ")
+    if isinstance(channel, Zero) or not present:
+        return ZERO
+    return Stack(channel.array, 0, None if len(present) == k else present)
+
+
+def _check_present(path: str, active: Active) -> None:
+    """Refuse an ``Active`` whose static part makes no sense."""
+    present, k = active.present, active.k
+    if type(k) is not int:
+        raise TypeError(f"{path}.k must be a Python integer; got {k!r}.")
+    if not (isinstance(present, tuple) and all(type(i) is int for i in present)):
+        raise TypeError(
+            f"{path}.present must be a tuple of Python integers, because it is static; "
+            f"got {present!r}."
+        )
+    ascending = all(a < b for a, b in itertools.pairwise(present))
+    if not ascending or any(not 0 <= i < k for i in present):
+        raise ValueError(
+            f"{path}.present must be ascending and within 0 to k - 1 = {k - 1}; got "
+            f"{present}."
+        )
 
 
 def read_tangents(
@@ -121,7 +157,7 @@ def read_tangents(
     firsts = _pair("tangents1", primals, tangents1)
     seconds = _pair("tangents2", primals, tangents2)
     return [
-        _two(_as_channel(path1, primal, t1, ()), _as_channel(path2, primal, t2, ()))
+        _two(_as_channel(path1, primal, t1), _as_channel(path2, primal, t2))
         for (path1, primal, t1), (path2, _, t2) in zip(firsts, seconds)
     ]
 
@@ -139,7 +175,12 @@ def _or_zeros(channel: Channel, like: jax.Array) -> jax.Array:
     return channel.array if isinstance(channel, Stack) else jnp.zeros_like(like)
 
 
-def _pair(name: str, primals: Sequence[Any], tree: Any) -> list[tuple[str, Any, Any]]:
+def _pair(
+    name: str,
+    primals: Sequence[Any],
+    tree: Any,
+    is_leaf: Callable[[Any], bool] = lambda x: False,
+) -> list[tuple[str, Any, Any]]:
     """``(path, primal, tangent or None)`` for each leaf of the primals."""
     if not isinstance(tree, (tuple, list)):
         raise TypeError(
@@ -155,7 +196,9 @@ def _pair(name: str, primals: Sequence[Any], tree: Any) -> list[tuple[str, Any, 
     pairs = []
     for index, (primal, entry) in enumerate(zip(primals, tree)):
         try:
-            spread = jax.tree.map(_spread, entry, primal, is_leaf=lambda x: x is None)
+            spread = jax.tree.map(
+                _spread, entry, primal, is_leaf=lambda x: x is None or is_leaf(x)
+            )
         except ValueError:
             raise TypeError(
                 f"{name}[{index}] must have the structure of primals[{index}], with "
@@ -163,7 +206,7 @@ def _pair(name: str, primals: Sequence[Any], tree: Any) -> list[tuple[str, Any, 
                 f"got {jax.tree.structure(entry)}."
             ) from None
         leaves = jax.tree_util.tree_leaves_with_path(primal)
-        for (path, leaf), tangent in zip(leaves, _flat(spread), strict=True):
+        for (path, leaf), tangent in zip(leaves, _flat(spread, is_leaf), strict=True):
             pairs.append(
                 (f"{name}[{index}]{jax.tree_util.keystr(path)}", leaf, tangent)
             )
@@ -185,14 +228,17 @@ def _spread(tangent: Any, subtree: Any) -> Any:
     return tangent
 
 
-def _flat(spread: Any) -> list[Any]:
+def _flat(spread: Any, is_leaf: Callable[[Any], bool]) -> list[Any]:
     leaves: list[Any] = []
-    for leaf in jax.tree.leaves(spread):
+    for leaf in jax.tree.leaves(spread, is_leaf=is_leaf):
         leaves.extend([None] * leaf.count if isinstance(leaf, _Held) else [leaf])
     return leaves
 
 
-def _as_channel(path: str, primal: Any, tangent: Any, lead: tuple[int, ...]) -> Channel:
+def _as_channel(
+    path: str, primal: Any, tangent: Any, lead: tuple[int, ...] = (), symbol: str = ""
+) -> Channel:
+    """One leaf of tangents; ``symbol`` is what an error calls the leading axis."""
     if tangent is None:
         return ZERO
     dtype = jnp.result_type(tangent)
@@ -211,7 +257,7 @@ def _as_channel(path: str, primal: Any, tangent: Any, lead: tuple[int, ...]) -> 
             f"{dtype}. Cast it with .astype."
         )
     if jnp.shape(tangent) != (*lead, *jnp.shape(primal)):
-        raise ValueError(_wrong_shape(path, primal, tangent, "k, " if lead else ""))
+        raise ValueError(_wrong_shape(path, primal, tangent, symbol))
     return Stack(jnp.asarray(tangent))
 
 

@@ -121,7 +121,8 @@ def quadratic_model(
     Args:
       fun: a function of pytrees of arrays that returns a pytree of arrays.
       primals: tuple of its arguments.
-      directions: tuple like ``primals``, each leaf with a leading axis of length ``k``;
+      directions: tuple like ``primals``, each leaf with a leading axis of length ``k``,
+        or an :class:`fomoh_jax.Active` where only some of the ``k`` are not zero;
         ``None`` for an argument, or a part of one, that is held fixed.
       chunk_size: bound on memory. The rows of the curvature are computed that many at a
         time, one after the other, so that at most ``chunk_size * k`` second-order
@@ -142,7 +143,8 @@ def quadratic_model(
     Raises:
       TypeError: if a structure or a dtype does not match the primals, or if
         ``chunk_size`` is not a Python integer.
-      ValueError: if a shape does not match, if the leaves disagree on ``k``, if
+      ValueError: if a shape does not match, if the leaves disagree on ``k``, if an
+        ``Active`` holds directions that are not in ascending order within ``k``, if
         ``chunk_size`` is not positive, or if it is given together with ``adjoint``.
 
     Example:
@@ -203,7 +205,8 @@ def directional_curvature(
     Args:
       fun: a function of pytrees of arrays that returns a pytree of arrays.
       primals: tuple of its arguments.
-      directions: tuple like ``primals``, each leaf with a leading axis of length ``k``;
+      directions: tuple like ``primals``, each leaf with a leading axis of length ``k``,
+        or an :class:`fomoh_jax.Active` where only some of the ``k`` are not zero;
         ``None`` for an argument, or a part of one, that is held fixed.
 
     Returns:
@@ -212,7 +215,8 @@ def directional_curvature(
 
     Raises:
       TypeError: if a structure or a dtype does not match the primals.
-      ValueError: if a shape does not match, or if the leaves disagree on ``k``.
+      ValueError: if a shape does not match, if the leaves disagree on ``k``, or if an
+        ``Active`` holds directions that are not in ascending order within ``k``.
 
     Example:
       >>> import jax.numpy as jnp

@@ -1,6 +1,7 @@
 """A shard_map: the same map with the channels beside the primals, split as they are."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 from jax.sharding import PartitionSpec
@@ -10,11 +11,11 @@ from fomoh_jax.hyperdual.forms import Form
 from fomoh_jax.hyperdual.interpreter import interpret
 from fomoh_jax.hyperdual.number import (
     ZERO,
+    Channel,
     HyperDual,
-    Pattern,
     Stack,
+    Zero,
     moved,
-    pattern_of,
 )
 from fomoh_jax.hyperdual.registry import Operation, rule
 
@@ -30,7 +31,7 @@ def _shard_map(form: Form, op: Operation, args: Sequence[HyperDual]):
     def mapped(function, out_specs):
         # A form may hold arrays (the rows of a chunk), which all devices need.
         form_specs = jax.tree.map(lambda _: PartitionSpec(), form)
-        in_specs = _specs(params["in_specs"], pattern_of(args))
+        in_specs = _specs(params["in_specs"], args)
         return jax.shard_map(
             function,
             mesh=params["mesh"],
@@ -42,23 +43,27 @@ def _shard_map(form: Form, op: Operation, args: Sequence[HyperDual]):
 
     # The results' specifications need to know which channels they have, which only the
     # inside of the map can tell.
-    patterns: list[Pattern] = []
+    found: list[list[HyperDual]] = []
 
     def discover(form, args):
-        patterns.append(pattern_of(body(form, args)))
+        found.append(body(form, args))
         return ()
 
     jax.eval_shape(mapped(discover, ()), form, args)
-    return mapped(body, _specs(params["out_specs"], patterns[0]))(form, args)
+    return mapped(body, _specs(params["out_specs"], found[0]))(form, args)
 
 
-def _specs(specs: Sequence[PartitionSpec], pattern: Pattern) -> list[HyperDual]:
+def _specs(
+    specs: Sequence[PartitionSpec], numbers: Sequence[HyperDual]
+) -> list[HyperDual]:
     """The specifications of numbers: channels are not split between the directions."""
 
-    def channel(spec, there):
-        return Stack(PartitionSpec(None, *spec)) if there else ZERO  # pyright: ignore
+    def of_channel(spec: PartitionSpec, channel: Channel) -> Any:
+        if isinstance(channel, Zero):
+            return ZERO
+        return Stack(PartitionSpec(None, *spec), 0, channel.present)  # pyright: ignore
 
     return [
-        HyperDual(spec, *(channel(spec, there) for there in channels))
-        for spec, channels in zip(specs, pattern)
+        HyperDual(spec, *(of_channel(spec, channel) for channel in number.channels))
+        for spec, number in zip(specs, numbers)
     ]

@@ -1,0 +1,277 @@
+"""Directions that are known to be zero on a leaf: the same model, for less."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax.sharding import PartitionSpec as P
+
+import fomoh_jax
+from fomoh_jax import Active
+from fomoh_jax.hyperdual.active import is_active
+from fomoh_jax.hyperdual.forms import Diagonal, Pairs
+from fomoh_jax.hyperdual.interpreter import interpret
+from fomoh_jax.hyperdual.number import ZERO, HyperDual, Stack
+from tests.programs import PROGRAMS, cnn, cnn_arguments, mlp
+from tests.reference import assert_close, assert_symmetric, nested_model, normal
+
+K = 4
+SEVERAL_LEAVES = [
+    name for name, (_, primals) in PROGRAMS.items() if len(jax.tree.leaves(primals)) > 1
+]
+
+
+def active_directions(primals, subsets):
+    """Random directions of which each leaf holds a subset."""
+    leaves, structure = jax.tree.flatten(primals)
+    return structure.unflatten(
+        Active(normal(len(present), *jnp.shape(x), seed=seed), tuple(present), K)
+        for seed, (x, present) in enumerate(zip(leaves, subsets))
+    )
+
+
+def random_subsets(primals, seed):
+    rng = np.random.default_rng(seed)
+    kept = rng.random((len(jax.tree.leaves(primals)), K)) < 0.5
+    return [np.flatnonzero(row).tolist() for row in kept]
+
+
+def dense(directions):
+    return jax.tree.map(lambda v: v.dense(), directions, is_leaf=is_active)
+
+
+def assert_zeros_change_nothing(fun, primals, v, *, adjoint=True):
+    """Every transformation on ``Active`` leaves, beside nested jvp on dense ones."""
+
+    @jax.jit
+    def ours(primals, v):
+        model = fomoh_jax.quadratic_model
+        models = [model(fun, primals, v), model(fun, primals, v, chunk_size=1)]
+        if adjoint:
+            models.append(model(fun, primals, v, adjoint=True))
+        slope = fomoh_jax.hyperdual.directional_derivatives(fun, primals, v)
+        return models, fomoh_jax.directional_curvature(fun, primals, v), slope
+
+    models, along, slope = ours(primals, v)
+    expected = jax.jit(lambda p, v: nested_model(fun, p, v))(primals, dense(v))
+    for model in models:
+        assert_close(model, expected)
+        assert_symmetric(model.curvature)
+    each = np.arange(K)
+    diagonal = jax.tree.map(lambda x: x[each, each], expected.curvature)
+    assert_close(along, (*expected[:2], diagonal))
+    assert_close(slope, expected[:2])
+
+
+@pytest.mark.parametrize("name", SEVERAL_LEAVES)
+def test_a_random_subset_on_each_leaf_gives_the_dense_model(name):
+    fun, primals = PROGRAMS[name]
+    v = active_directions(primals, random_subsets(primals, len(name)))
+    assert_zeros_change_nothing(fun, primals, v)
+
+
+def test_a_random_subset_on_each_leaf_of_a_cnn_gives_the_dense_model():
+    params, images, labels = cnn_arguments()
+    loss = lambda params: cnn(params, images, labels)
+    v = active_directions((params,), random_subsets(params, 1))
+    assert_zeros_change_nothing(loss, (params,), v)
+
+
+@pytest.mark.parametrize("kind", ["scan", "while", "cond", "remat", "shard_map"])
+def test_control_flow_takes_partly_present_channels(kind):
+    """Two leaves, each with directions of its own, into the same inner program."""
+
+    def body(x, y):
+        return jnp.sin(x * y) + x
+
+    def loop(x, y):
+        return jax.lax.scan(lambda c, y: (body(c, y), c * y), x, jnp.stack([y, y * y]))
+
+    programs = {
+        "scan": loop,
+        "while": lambda x, y: jax.lax.while_loop(
+            lambda c: c[0] < 3, lambda c: (c[0] + 1, body(c[1], y)), (0, x)
+        )[1],
+        "cond": lambda x, y: jax.lax.cond(y[0] > 0, body, lambda x, y: x**2, x, y),
+        "remat": jax.checkpoint(lambda x, y: body(body(x, y), y)),
+        "shard_map": jax.shard_map(
+            lambda x, y: body(x, y) + x,
+            mesh=jax.make_mesh((1,), ("d",), axis_types=(jax.sharding.AxisType.Auto,)),
+            in_specs=(P("d"), P()),
+            out_specs=P("d"),
+        ),
+    }
+    primals = (jnp.array([0.5, -0.3, 1.2]), jnp.array([0.7, 0.2, 0.4]))
+    for subsets in ([[0], [1, 3]], [[0, 2], []], [[1], [1]]):
+        v = active_directions(primals, subsets)
+        assert_zeros_change_nothing(programs[kind], primals, v, adjoint=kind != "while")
+
+
+subsets = st.lists(st.integers(0, K - 1), unique=True, max_size=K).map(sorted)
+
+
+@settings(max_examples=8)
+@given(st.lists(subsets, min_size=4, max_size=4))
+def test_any_subsets_give_the_dense_model(each):
+    fun, primals = mlp(jnp.tanh)
+    v = active_directions(primals, each)
+    model = fomoh_jax.quadratic_model(fun, primals, v)
+    assert_close(model, fomoh_jax.quadratic_model(fun, primals, dense(v)))
+
+
+def test_large_products_of_partly_present_stacks():
+    """Large enough for their cross terms to be polarised."""
+    a, b = normal(128, 128), normal(128, 128, seed=1)
+    for subsets in ([[0, 2], [0, 2]], [[0, 1, 3], [2]], [[1], [1]], [[], [1, 2]]):
+        primals, product = (a, b), lambda a, b: jnp.mean(jnp.sin(a @ b / 100))
+        v = active_directions(primals, subsets)
+        model = fomoh_jax.quadratic_model(product, primals, v)
+        assert_close(model, nested_model(product, primals, dense(v)))
+
+
+def test_active_and_dense_leaves_mix_with_none():
+    fun, (params, x) = mlp(jnp.tanh)
+    v = {
+        "w1": Active(normal(2, 3, 4), (1, 2), 3),
+        "b1": None,
+        "w2": normal(3, 4, 2, seed=1),
+    }
+    full = {"w1": v["w1"].dense(), "b1": jnp.zeros((3, 4)), "w2": v["w2"]}
+    assert_close(
+        fomoh_jax.quadratic_model(fun, (params, x), (v, None)),
+        nested_model(lambda p: fun(p, x), (params,), (full,)),
+    )
+
+
+def test_active_leaves_vmap_over_their_arrays():
+    fun = lambda x, y: jnp.sum(jnp.sin(x * y))
+    x, y, v = normal(3), normal(3, seed=1), normal(5, 1, 3, seed=2)
+
+    def ours(array):
+        directions = (Active(array, (0,), 2), Active(2 * array, (1,), 2))
+        return fomoh_jax.quadratic_model(fun, (x, y), directions)
+
+    stacked = jax.tree.map(lambda *rows: jnp.stack(rows), *map(ours, v))
+    assert_close(jax.vmap(ours)(v), stacked)
+
+
+# What is not carried.
+
+
+def carried(fun, form, *numbers):
+    """The number that comes out."""
+    jaxpr = jax.make_jaxpr(fun)(*(n.primal for n in numbers))
+    return interpret(jaxpr, form, numbers)[0]
+
+
+def only(index, *shape):
+    """A number that moves along one direction."""
+    return HyperDual(normal(*shape), Stack(normal(1, *shape, seed=1), 0, (index,)))
+
+
+def pairs_of(form, number):
+    if number.seconds is ZERO:
+        return set()
+    i, j = form.pairs
+    return {(int(i[q]), int(j[q])) for q in number.seconds.indices}
+
+
+def test_a_network_carries_the_pairs_of_the_layers_before():
+    form = Pairs(2)
+    x = HyperDual(normal(5, 3))
+    w1, w2 = only(0, 3, 4), only(1, 4, 2)
+    before = carried(jnp.matmul, form, x, w1)
+    assert before.tangents.present == (0,) and before.seconds is ZERO
+    hidden = carried(jnp.tanh, form, before)
+    assert hidden.tangents.present == (0,) and pairs_of(form, hidden) == {(0, 0)}
+    assert hidden.seconds.array.shape[hidden.seconds.axis] == 1
+    # The second layer is linear in its own weights.
+    out = carried(jnp.matmul, form, hidden, w2)
+    assert out.tangents.indices == (0, 1)
+    assert pairs_of(form, out) == {(0, 0), (0, 1)}
+    bent = carried(jnp.tanh, form, out)
+    assert pairs_of(form, bent) == {(0, 0), (0, 1), (1, 1)}
+
+
+def test_directions_that_do_not_meet_have_no_seconds():
+    form = Pairs(3)
+    a, b, c = (only(i, 4) for i in range(3))
+    apart = carried(lambda a, b, c: jnp.sin(a) + jnp.exp(b) + c, form, a, b, c)
+    assert apart.tangents.indices == (0, 1, 2)
+    assert pairs_of(form, apart) == {(0, 0), (1, 1)}
+    product = carried(lambda a, b: a * b, form, a, b)
+    assert pairs_of(form, product) == {(0, 1)}
+    diagonal = carried(lambda a, b: a * b, Diagonal(3), a, b)
+    assert diagonal.seconds is ZERO
+
+
+def flops(function, *args):
+    analysis = jax.jit(function).lower(*args).compile().cost_analysis()
+    analysis = analysis[0] if isinstance(analysis, list) else analysis
+    return analysis["flops"]
+
+
+def test_ten_layers_cost_at_most_035_of_a_dense_hyperplane():
+    layers, width, batch = 10, 64, 64
+    params = [
+        (normal(width, width, seed=seed) / width**0.5, jnp.zeros(width))
+        for seed in range(layers)
+    ]
+
+    def loss(params, x):
+        for w, b in params:
+            x = jnp.tanh(x @ w + b)
+        return jnp.mean(x**2)
+
+    def model(params, v, x):
+        return fomoh_jax.quadratic_model(loss, (params, x), (v, None))
+
+    source = fomoh_jax.directions.layerwise()
+    v = source.sample(jax.random.key(0), params, None)
+    assert source.count(params) == layers
+    x = normal(batch, width)
+    assert flops(model, params, v, x) <= 0.35 * flops(model, params, dense(v), x)
+    # Along them alone: what one layer moves is not carried beside the others.
+    along = lambda params, v, x: fomoh_jax.directional_curvature(
+        loss, (params, x), (v, None)
+    )
+    assert flops(along, params, v, x) <= 0.35 * flops(along, params, dense(v), x)
+
+
+# What is refused.
+
+
+@pytest.mark.parametrize(
+    ("leaf", "error", "match"),
+    [
+        (Active(normal(2, 3), (0, 1), 5), ValueError, r"\['b'\] is made of 5.*of 4"),
+        (Active(normal(2, 3), (1, 0), 4), ValueError, r"present must be ascending"),
+        (Active(normal(2, 3), (1, 1), 4), ValueError, r"got \(1, 1\)"),
+        (Active(normal(2, 3), (1, 4), 4), ValueError, r"within 0 to k - 1 = 3"),
+        (Active(normal(2, 3), (-1, 1), 4), ValueError, r"\[0\]\['b'\]\.present"),
+        (Active(normal(2, 3), [0, 1], 4), TypeError, r"tuple of Python integers"),
+        (Active(normal(2, 3), (0, 1.0), 4), TypeError, r"got \(0, 1\.0\)"),
+        (Active(normal(2, 3), (0, 1), 4.0), TypeError, r"k must be a Python integer"),
+        (Active(normal(3, 3), (0, 1), 4), ValueError, r"\[len\(present\), 3\].*\[3, 3"),
+        (Active(normal(2, 3), (0,), 4), ValueError, r"\['b'\]\.array must have shape"),
+        (Active(normal(2, 3).astype("float32"), (0, 1), 4), TypeError, "dtype of its"),
+    ],
+)
+def test_active_leaves_that_make_no_sense_are_refused(leaf, error, match):
+    x = {"b": jnp.ones(3), "c": jnp.ones(3)}
+    v = {"b": leaf, "c": jnp.ones((4, 3))}
+    loss = lambda x: jnp.sum(x["b"] * x["c"])
+    with pytest.raises(error, match=match):
+        fomoh_jax.quadratic_model(loss, (x,), ({"c": v["c"], "b": v["b"]},))
+
+
+def test_active_leaves_stand_for_arrays_only():
+    v = Active(normal(1, 3), (0,), 2)
+    loss = lambda x: jnp.sum(x["b"])
+    x = {"b": jnp.ones(3)}
+    with pytest.raises(TypeError, match="must have the structure of primals"):
+        fomoh_jax.quadratic_model(loss, (x,), (v,))
+    with pytest.raises(TypeError, match=r"tangents1\[0\] must have the structure"):
+        fomoh_jax.hyper_jvp(jnp.sum, (x["b"],), (v,), (v,))
