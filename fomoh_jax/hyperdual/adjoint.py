@@ -40,12 +40,15 @@ class Adjoint(Form):
 
     Attributes:
       k: number of directions.
-      table: ``[k, k]``, with respect to which to sweep back. The cotangent's entries
-        with ``i <= j`` are the curvature.
+      ordered: ``[k, k]``, with respect to which to sweep back; of its cotangent the
+        entries with ``i <= j`` belong to the curvature.
+      halves: ``[k, k]`` alike; the sum of its cotangent and the transpose belongs to
+        the curvature.
     """
 
     k: int = dataclasses.field(metadata={"static": True})
-    table: jax.Array
+    ordered: jax.Array
+    halves: jax.Array
 
     @property
     def q(self) -> int:
@@ -59,10 +62,9 @@ class Adjoint(Form):
         a, b = a.moved(0), b.moved(0)
 
         def contract(cotangent: jax.Array) -> jax.Array:
-            one = self._spread(a, b, _gram(cotangent * a.array, b.array))
-            return one + one.T
+            return self._spread(a, b, _gram(cotangent * a.array, b.array))
 
-        return self._source(a.array[0] * b.array[0], contract)
+        return self._source(self.halves, a.array[0] * b.array[0], contract)
 
     def _product(self, a: Stack, b: Stack) -> Channel:
         a, b = a.moved(0), b.moved(0)
@@ -70,7 +72,7 @@ class Adjoint(Form):
         def contract(cotangent: jax.Array) -> jax.Array:
             return self._spread(a, b, _gram(cotangent * a.array, b.array))
 
-        return self._source(a.array[0] * b.array[0], contract)
+        return self._source(self.ordered, a.array[0] * b.array[0], contract)
 
     def _bilinear(self, product: Bilinear, a: Stack, b: Stack, axis: int) -> Channel:
         a, b = a.moved(0), b.moved(0)
@@ -84,10 +86,9 @@ class Adjoint(Form):
                 along = jax.linear_transpose(lambda y: product(x, y), b.array[0])
                 return along(cotangent)[0]
 
-            one = self._spread(a, b, _gram(jax.vmap(pulled)(a.array), b.array))
-            return one + one.T
+            return self._spread(a, b, _gram(jax.vmap(pulled)(a.array), b.array))
 
-        return self._source(product(a.array[0], b.array[0]), contract)
+        return self._source(self.halves, product(a.array[0], b.array[0]), contract)
 
     def _quadratic(self, function, xs, zeros, out_axes) -> list[Channel]:
         xs = [x.moved(0) if isinstance(x, Stack) else x for x in xs]
@@ -103,36 +104,31 @@ class Adjoint(Form):
                 along = _gram(array, cotangent[None])[:, 0]
                 return jnp.zeros((self.k, self.k), along.dtype).at[i, j].set(along)
 
-            return self._source(array[0], contract)
+            return self._source(self.ordered, array[0], contract)
 
         dense = pairs.quadratic(function, xs, zeros, [0] * len(out_axes))
         return list(map(entered, dense))
 
-    def _source(self, like: jax.Array, contract: Callable) -> Channel:
-        """A source of coefficients like ``like``, of which no more is looked at.
-
-        ``contract(λ)`` is ``⟨λ, source_ij⟩`` for all ``i`` and ``j``; of two that are
-        one pair only that with ``i <= j`` counts.
-        """
+    def _source(self, table: jax.Array, like: jax.Array, contract: Callable) -> Channel:
+        """Coefficients like ``like``, linear in a table as ``contract`` transposed."""
         # What contract closes over may belong to a loop's trace, which the sweep back
         # must be able to leave: it becomes an argument.
         closed = jax.make_jaxpr(contract)(like)
-        dtype = self.table.dtype
 
-        def value(table, *consts):
-            del table, consts
+        def value(*operands):
+            del operands
             return jnp.zeros_like(like)
 
         def forward(table, *consts):
-            return value(table), consts
+            return value(), consts
 
         def backward(consts, cotangent):
             (met,) = jaxpr_as_fun(ClosedJaxpr(closed.jaxpr, consts))(cotangent)
-            return met.astype(dtype), *[None] * len(consts)
+            return met.astype(table.dtype), *[None] * len(consts)
 
         source = jax.custom_vjp(value)
         source.defvjp(forward, backward)
-        return Stack(lax.expand_dims(source(self.table, *closed.consts), (0,)))
+        return Stack(lax.expand_dims(source(table, *closed.consts), (0,)))
 
     def _spread(self, a: Stack, b: Stack, block: jax.Array) -> jax.Array:
         """``[k, k]`` from what is between the directions that are present."""
@@ -165,8 +161,8 @@ def curvatures(
       last bit; ``None`` where there is none.
     """
 
-    def seconds(table):
-        outs = interpret(jaxpr, Adjoint(k, table), args)
+    def seconds(ordered, halves):
+        outs = interpret(jaxpr, Adjoint(k, ordered, halves), args)
         flat = [HyperDual(out.primal, out.tangents) for out in outs]
         values = [
             out.seconds.moved(0).array[0] if isinstance(out.seconds, Stack) else None
@@ -176,14 +172,17 @@ def curvatures(
 
     dtypes = [x.primal.dtype for x in args if isinstance(x.tangents, Stack)]
     table = jnp.zeros((k, k), jnp.result_type(*dtypes))
-    values, pull, flat = jax.vjp(seconds, table, has_aux=True)
+    values, pull, flat = jax.vjp(seconds, table, table, has_aux=True)
 
     def of_output(place: int, value: jax.Array) -> jax.Array:
         def along(cotangent: jax.Array) -> jax.Array:
             zeros = [None if v is None else jnp.zeros_like(v) for v in values]
-            (met,) = pull([*zeros[:place], cotangent, *zeros[place + 1 :]])
+            tables = pull([*zeros[:place], cotangent, *zeros[place + 1 :]])
+            # One kernel of all the sums and their transposes takes XLA half a minute.
+            ordered, halves = lax.optimization_barrier(tables)
             i, j = np.indices((k, k))
-            return jnp.where(i <= j, met, met.T).astype(value.dtype)
+            whole = jnp.where(i <= j, ordered, ordered.T) + (halves + halves.T)
+            return whole.astype(value.dtype)
 
         if value.shape == ():
             return along(jnp.ones_like(value))

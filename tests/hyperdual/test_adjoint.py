@@ -54,7 +54,7 @@ def test_hessian_by_adjoint_is_the_hessian():
 
 
 @settings(max_examples=30, deadline=None, derandomize=True)
-@given(programs(), st.integers(0, 100))
+@given(programs().filter(lambda p: "while" not in str(p)), st.integers(0, 100))
 def test_random_programs_agree(program, seed):
     primals = tuple(
         0.5 * normal(*shape, seed=seed + i) for i, shape in enumerate(SHAPES)
@@ -149,7 +149,7 @@ def test_a_custom_vjp_is_seen_through():
     assert_close(hessian, jnp.diag(6 * x))
 
 
-def test_what_cannot_be_swept_back_over_is_refused():
+def test_a_while_loop_cannot_be_swept_back_over():
     def loop(x):
         step = lambda state: (state[0] + 1, jnp.sin(state[1]) * x)
         return jnp.sum(lax.while_loop(lambda s: s[0] < 3, step, (0, x**2))[1])
@@ -157,13 +157,16 @@ def test_what_cannot_be_swept_back_over_is_refused():
     with pytest.raises(ValueError, match="while_loop"):
         fomoh_jax.hessian(loop, adjoint=True)(normal(2))
 
+
+def test_a_mutable_array():
     def mutable(x):
         ref = jax.new_ref(x**2)
         ref[...] = ref[...] * x
         return jnp.sum(jax.freeze(ref))
 
-    with pytest.raises(NotImplementedError, match="adjoint=True"):
-        fomoh_jax.hessian(mutable, adjoint=True)(normal(2))
+    x = normal(3)
+    hessian = jax.jit(fomoh_jax.hessian(mutable, adjoint=True))(x)
+    assert_close(hessian, jnp.diag(6 * x))
 
 
 def test_chunks_and_adjoint_exclude_each_other():
