@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from experiments.benchmarks import ways, workloads
-from experiments.benchmarks.measurement import OURS, Contender, Row
+from experiments.benchmarks.measurement import ADJOINT, OURS, Contender, Row
 
 NESTED = {"nested jvp": ("nested jvp, slopes shared", "nested jvp, pair by pair")}
 
@@ -27,6 +27,7 @@ def contenders(make: Callable, k: int) -> dict[str, Contender]:
     shared, pair_by_pair = NESTED["nested jvp"]
     functions = {
         OURS: ways.ours(loss),
+        ADJOINT: ways.ours(loss, adjoint=True),
         shared: ways.nested(loss),
         pair_by_pair: ways.nested_pairs(loss),
         "forward over reverse": ways.forward_over_reverse(loss),

@@ -13,6 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 OURS = "fomoh_jax"
+# The same numbers by one backward pass; its rivals are timed against it too.
+ADJOINT = "fomoh_jax, adjoint"
 COUNTS = ("compile_seconds", "flops", "temporary_bytes")
 
 
@@ -200,6 +202,10 @@ def _record_times(
         if name != OURS and OURS in samples:
             paired = quartiles(seconds / samples[OURS])
             records[name].setdefault("ratio", {})["seconds"] = paired
+        if name != ADJOINT and ADJOINT in samples:
+            records[name]["seconds_over_adjoint"] = quartiles(
+                seconds / samples[ADJOINT]
+            )
 
 
 def _record_count_ratios(records: dict[str, dict[str, Any]]) -> None:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 import fomoh_jax
 from experiments.benchmarks import ways, workloads
-from experiments.benchmarks.measurement import OURS, Contender, Row
+from experiments.benchmarks.measurement import ADJOINT, OURS, Contender, Row
 from experiments.rosenbrock import rosenbrock
 
 
@@ -65,6 +65,7 @@ def network(x: jax.Array, layers) -> jax.Array:
 def _hessians(fun: Callable, *args) -> dict[str, Contender]:
     functions = {
         OURS: fomoh_jax.hessian(fun),
+        ADJOINT: fomoh_jax.hessian(fun, adjoint=True),
         "jax.hessian": jax.hessian(fun),
         "nested jvp": jax.jacfwd(jax.jacfwd(fun)),
         "jet": functools.partial(_jet_hessian, fun),

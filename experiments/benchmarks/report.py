@@ -12,7 +12,7 @@ import tyro
 from matplotlib.ticker import NullLocator
 
 from experiments import plotting
-from experiments.benchmarks.measurement import OURS
+from experiments.benchmarks.measurement import ADJOINT, OURS
 
 NONE = "–"
 
@@ -171,6 +171,12 @@ def _hyperplane(rows: list[dict[str, Any]]) -> dict[str, list[str]]:
         "compile": _count_ratios(rows, "nested jvp", "compile_seconds"),
         "reverse ÷ ours": _ratios(rows, "forward over reverse"),
         "jet ÷ ours": _ratios(rows, "jet"),
+        "adjoint ms": _times(rows, ADJOINT),
+        "nested ÷ adjoint": _ratios(rows, "nested jvp", "seconds_over_adjoint"),
+        "reverse ÷ adjoint": _ratios(
+            rows, "forward over reverse", "seconds_over_adjoint"
+        ),
+        "adjoint MB": _megabytes(rows, ADJOINT),
     }
 
 
@@ -194,6 +200,7 @@ def _operators(rows: list[dict[str, Any]]) -> dict[str, list[str]]:
         "FLOPs": _count_ratios(rows, "nested jvp", "flops"),
         "bytes": _count_ratios(rows, "nested jvp", "temporary_bytes"),
         "jax.hessian ÷ ours": _ratios(rows, "jax.hessian"),
+        "jax.hessian ÷ adjoint": _ratios(rows, "jax.hessian", "seconds_over_adjoint"),
         "jet ÷ ours": _ratios(rows, "jet"),
         "folx ÷ ours": _ratios(rows, "folx"),
     }
@@ -229,11 +236,11 @@ def _times(rows: list[dict[str, Any]], name: str) -> list[str]:
     return [NONE if x is None else _digits(1e3 * x) for x in medians]
 
 
-def _ratios(rows: list[dict[str, Any]], name: str) -> list[str]:
+def _ratios(rows: list[dict[str, Any]], name: str, *keys: str) -> list[str]:
     """Median and quartiles of the paired ratio, or why there is none."""
     cells = []
     for row in rows:
-        ratio = _at(row, name, "ratio", "seconds")
+        ratio = _at(row, name, *(keys or ("ratio", "seconds")))
         if ratio:
             lower, median, upper = _quartiles(ratio)
             cells.append(f"{_ratio(median)} ({_ratio(lower)}–{_ratio(upper)})")

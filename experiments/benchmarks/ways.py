@@ -14,13 +14,19 @@ from jax.experimental import jet
 import fomoh_jax
 
 
-def ours(loss: Callable, chunk_size: int | None = None) -> Callable:
-    """One forward pass that carries all the directions."""
+def ours(
+    loss: Callable, chunk_size: int | None = None, adjoint: bool = False
+) -> Callable:
+    """One forward pass that carries all the directions, or one backward as well."""
 
     def model(params, directions, *data):
         fixed = (None,) * len(data)
         return fomoh_jax.quadratic_model(
-            loss, (params, *data), (directions, *fixed), chunk_size=chunk_size
+            loss,
+            (params, *data),
+            (directions, *fixed),
+            chunk_size=chunk_size,
+            adjoint=adjoint,
         )
 
     return model
