@@ -33,6 +33,17 @@ def nested_model(fun, primals, directions):
     return fomoh_jax.QuadraticModel(first(value, 2), slope, d12)
 
 
+def nested_shared(fun, primals, directions):
+    """The best nesting: value and slopes are shared between the pairs."""
+    along = lambda v: lambda *p: jax.jvp(fun, p, v)
+    slopes = lambda *p: jax.vmap(lambda v: along(v)(*p), out_axes=(None, 0))(directions)
+    row = lambda v: jax.jvp(slopes, primals, v)
+    (value, slope), (_, curvature) = jax.vmap(row, out_axes=((None, None), 0))(
+        directions
+    )
+    return fomoh_jax.QuadraticModel(value, slope, curvature)
+
+
 def random_directions(primals, k, seed=0):
     """Gaussian directions like the primals."""
     leaves, structure = jax.tree.flatten(primals)

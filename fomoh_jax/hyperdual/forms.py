@@ -171,7 +171,7 @@ class IndexPairs(Form):
         present, i, j = self._places(a, b)
         if present == ():
             return ZERO
-        return Stack(take(a, i) * take(b, j), a.axis, present)
+        return Stack(take(a, i) * take(self._second(b), j), a.axis, present)
 
     def _bilinear(self, product: Bilinear, a: Stack, b: Stack, axis: int) -> Channel:
         a, b = a.moved(0), b.moved(0)
@@ -191,7 +191,8 @@ class IndexPairs(Form):
         present, i, j = self._places(a, b)
         if present == ():
             return ZERO
-        return Stack(product(take(a, i), take(b, j)), 0, present).moved(axis)
+        stacked = product(take(a, i), take(self._second(b), j))
+        return Stack(stacked, 0, present).moved(axis)
 
     def _quadratic(self, function, xs, zeros, out_axes) -> list[Channel]:
         stacks = alike([x.moved(0) for x in xs if isinstance(x, Stack)])
@@ -199,7 +200,7 @@ class IndexPairs(Form):
         if present == ():
             return [ZERO] * len(out_axes)
 
-        def along(places: Indices) -> list[Any]:
+        def along(places: Indices, stacks: Sequence[Stack]) -> list[Any]:
             stacked = iter(stacks)
             return [
                 take(next(stacked), places) if isinstance(x, Stack) else zero
@@ -207,8 +208,34 @@ class IndexPairs(Form):
             ]
 
         axes = [0 if isinstance(x, Stack) else None for x in xs]
-        arrays = vectorise(function, axes + axes, list(out_axes))(*along(i), *along(j))
+        first, second = along(i, stacks), along(j, list(map(self._second, stacks)))
+        arrays = vectorise(function, axes + axes, list(out_axes))(*first, *second)
         return [Stack(array, axis, present) for array, axis in zip(arrays, out_axes)]
+
+    def _product_by_table(self, a: Stack, b: Stack) -> Channel:
+        # Choosing the pairs after the product and not before it takes one gather in the
+        # place of two, and that one of a product that XLA fuses into it.
+        axis, width, last = a.axis, b.array.shape[b.axis], self._second(b).array
+        table = jnp.expand_dims(a.array, axis + 1) * jnp.expand_dims(last, axis)
+        flat = lambda i, j: i * width + j
+        return self._chosen(table, axis, self._places(a, b), flat)
+
+    def _chosen(
+        self, table: jax.Array, axis: int, places: tuple, flat: Callable
+    ) -> Channel:
+        """Of a table of products, in two axes from ``axis`` on, those of the pairs."""
+        present, i, j = places
+        if present == ():
+            return ZERO
+        *lead, rows, columns = table.shape[: axis + 2]
+        stack = Stack(
+            table.reshape(*lead, rows * columns, *table.shape[axis + 2 :]), axis
+        )
+        return Stack(take(stack, flat(i, j)), axis, present)
+
+    def _second(self, x: Stack) -> Stack:
+        """The stack in which ``j`` of a pair is looked up."""
+        return x
 
     def _places(
         self, a: Stack, b: Stack
@@ -239,21 +266,26 @@ class IndexPairs(Form):
         beside the other.
         """
         present, i, j = self._places(a, a)
-        size = jnp.max(jnp.abs(a.array), axis=range(1, a.array.ndim))
-        t = lax.stop_gradient(_ratio(size[i], size[j]))
+        last_a, last_b = self._second(a), self._second(b)
+        size = lambda x: jnp.max(jnp.abs(x.array), axis=range(1, x.array.ndim))
+        t = lax.stop_gradient(_ratio(size(a)[i], size(last_a)[j]))
         # A direction with itself is 2 B(a_i, b_i), without any sum.
-        same = jnp.asarray(i == j)
+        same = self._same(i, j)
         ahead, back = jnp.where(same, 0, t), jnp.where(same, 0, 1 / t)
-        wide = lambda x: lax.expand_dims(x, range(1, a.array.ndim))
-        left = take(a, i) + wide(ahead) * take(a, j)
-        wide = lambda x: lax.expand_dims(x, range(1, b.array.ndim))
         twice = jnp.where(same, 2, 1).astype(t.dtype)
-        right = wide(twice) * take(b, j) + wide(back) * take(b, i)
+        wide = lambda x: lax.expand_dims(x, range(1, a.array.ndim))
+        left = take(a, i) + wide(ahead) * take(last_a, j)
+        wide = lambda x: lax.expand_dims(x, range(1, b.array.ndim))
+        right = wide(twice) * take(last_b, j) + wide(back) * take(b, i)
         products = product.pairwise(left, right)
         own = self._own(product, a, b, products)
         wide = lambda x: lax.expand_dims(x, range(1, products.ndim))
-        rest = wide(back) * take(own, i) + wide(ahead) * take(own, j)
+        rest = wide(back) * take(own, i) + wide(ahead) * take(self._second(own), j)
         return Stack(products - rest, 0, present)
+
+    def _same(self, i: Indices, j: Indices) -> jax.Array:
+        """Which pairs are of one direction with itself."""
+        return jnp.asarray(i == j)
 
     def _own(self, product: Bilinear, a: Stack, b: Stack, products: jax.Array) -> Stack:
         """``B(a_i, b_i)``; ``products`` may hold twice of them."""
@@ -326,12 +358,7 @@ class Pairs(IndexPairs):
         return np.concatenate([each, i]), np.concatenate([each, j])
 
     def _product(self, a: Stack, b: Stack) -> Channel:
-        # Choosing the pairs after the product and not before it takes one gather in the
-        # place of two, and that one of a product that XLA fuses into it.
-        axis, width = a.axis, b.array.shape[b.axis]
-        table = jnp.expand_dims(a.array, axis + 1) * jnp.expand_dims(b.array, axis)
-        flat = lambda i, j: i * width + j
-        return self._chosen(table, axis, self._places(a, b), flat)
+        return self._product_by_table(a, b)
 
     def _bilinear(self, product: Bilinear, a: Stack, b: Stack, axis: int) -> Channel:
         if product.polarise and self.k > 1 and a.present == b.present:
@@ -347,19 +374,6 @@ class Pairs(IndexPairs):
             self._chosen(table, axis, self._places(b, a), lambda i, j: j * width + i),
         )
 
-    def _chosen(
-        self, table: jax.Array, axis: int, places: tuple, flat: Callable
-    ) -> Channel:
-        """Of a table of products, in two axes from ``axis`` on, those of the pairs."""
-        present, i, j = places
-        if present == ():
-            return ZERO
-        *lead, rows, columns = table.shape[: axis + 2]
-        stack = Stack(
-            table.reshape(*lead, rows * columns, *table.shape[axis + 2 :]), axis
-        )
-        return Stack(take(stack, flat(i, j)), axis, present)
-
     def _own(self, product: Bilinear, a: Stack, b: Stack, products: jax.Array) -> Stack:
         return Stack(products[: a.array.shape[0]] / 2)
 
@@ -371,23 +385,41 @@ class Offsets(IndexPairs):
 
     A part of the curvature, for a pass that bounds its memory: the offsets from 0 to
     ``k // 2`` are all of it, and each chunk of them is a program of the same shapes.
-    Coefficient ``q = n * k + i`` belongs to the pair ``(i, (i + offsets[n]) % k)``.
+    Coefficient ``q = n * k + i`` belongs to the pair ``(i, (i + start + n) % k)``.
+
+    Attributes:
+      k: number of directions.
+      count: number of offsets.
+      start: the first of them.
     """
 
     k: int = dataclasses.field(metadata={"static": True})
-    offsets: jax.Array
-
-    @property
-    def q(self) -> int:
-        return len(self.offsets) * self.k
+    count: int = dataclasses.field(metadata={"static": True})
+    start: jax.Array
 
     @property
     def pairs(self) -> tuple[Indices, Indices]:
-        i = np.tile(np.arange(self.k), len(self.offsets))
-        return i, (i + jnp.repeat(self.offsets, self.k)) % self.k
+        """Of the second of a pair, its place once ``start`` has come to the front."""
+        i = np.tile(np.arange(self.k), self.count)
+        return i, (i + np.repeat(np.arange(self.count), self.k)) % self.k
+
+    def _second(self, x: Stack) -> Stack:
+        twice = jnp.concatenate([x.array, x.array], axis=x.axis)
+        return Stack(
+            lax.dynamic_slice_in_dim(twice, self.start, self.k, x.axis), x.axis
+        )
+
+    def _pairwise(self, product: Callable, a: Stack, b: Stack, axis: int) -> Channel:
+        # One offset after the other: operands for all would be copied out of the stacks.
+        each = [Offsets(self.k, 1, self.start + n) for n in range(self.count)]
+        parts = [product(a.array, form._second(b).array) for form in each]
+        return Stack(jnp.concatenate(parts)).moved(axis)
+
+    def _same(self, i: Indices, j: Indices) -> jax.Array:
+        return jnp.asarray((j + self.start) % self.k == i)
 
     def _product(self, a: Stack, b: Stack) -> Channel:
-        return super()._product(a.padded(None, self.k), b.padded(None, self.k))
+        return self._product_by_table(a.padded(None, self.k), b.padded(None, self.k))
 
     def _bilinear(self, product: Bilinear, a: Stack, b: Stack, axis: int) -> Channel:
         a, b = a.padded(None, self.k), b.padded(None, self.k)

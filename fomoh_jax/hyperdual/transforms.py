@@ -497,8 +497,11 @@ def _in_chunks(
     starts = np.minimum(np.arange(count) * size, needed - size)
 
     def chunk(start):
-        form = Offsets(k, start + jnp.arange(size))
-        number, _ = _split(_evaluate(fun, form, primals, channels), has_aux)
+        form = Offsets(k, size, start)
+        # Each chunk finds its own tangents: kept for the next, they would be those of
+        # every layer.
+        again, _ = lax.optimization_barrier(((primals, channels), start))
+        number, _ = _split(_evaluate(fun, form, *again), has_aux)
         return _coefficients(number, "seconds", form.q)
 
     # Where the pair (i, j) is: in the first chunk that has its offset.

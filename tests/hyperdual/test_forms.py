@@ -13,8 +13,8 @@ FORMS = {
     "diagonal": (Diagonal(3), [(0, 0), (1, 1), (2, 2)]),
     "cross": (Cross(), [(0, 1)]),
     "offsets": (
-        Offsets(3, jnp.array([0, 2])),
-        [(i, (i + offset) % 3) for offset in (0, 2) for i in range(3)],
+        Offsets(3, 2, jnp.array(1)),
+        [(i, (i + offset) % 3) for offset in (1, 2) for i in range(3)],
     ),
 }
 
