@@ -139,11 +139,19 @@ class Adjoint(Form):
 
 
 def _gram(a: jax.Array, b: jax.Array) -> jax.Array:
-    """``⟨a_i, b_j⟩`` of two stacks along leading axes."""
+    """``⟨a_i, b_j⟩`` of two stacks along leading axes, in at least float32."""
     places = tuple(range(1, a.ndim))
     return lax.dot_general(
-        a, b, ((places, places), ((), ())), precision=lax.Precision.HIGHEST
+        a,
+        b,
+        ((places, places), ((), ())),
+        precision=lax.Precision.HIGHEST,
+        preferred_element_type=_wide(a.dtype, b.dtype),
     )
+
+
+def _wide(*dtypes: Any) -> Any:
+    return jnp.promote_types(jnp.result_type(*dtypes), jnp.float32)
 
 
 def curvatures(
@@ -171,7 +179,7 @@ def curvatures(
         return values, flat
 
     dtypes = [x.primal.dtype for x in args if isinstance(x.tangents, Stack)]
-    table = jnp.zeros((k, k), jnp.result_type(*dtypes))
+    table = jnp.zeros((k, k), _wide(*dtypes) if dtypes else jnp.float32)
     values, pull, flat = jax.vjp(seconds, table, table, has_aux=True)
 
     def of_output(place: int, value: jax.Array) -> jax.Array:

@@ -410,7 +410,7 @@ class Offsets(IndexPairs):
         )
 
     def _pairwise(self, product: Callable, a: Stack, b: Stack, axis: int) -> Channel:
-        # One offset after the other: operands for all would be copied out of the stacks.
+        # One offset after the other: for all at once the operands would be copied.
         each = [Offsets(self.k, 1, self.start + n) for n in range(self.count)]
         parts = [product(a.array, form._second(b).array) for form in each]
         return Stack(jnp.concatenate(parts)).moved(axis)
