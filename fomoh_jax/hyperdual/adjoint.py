@@ -114,6 +114,9 @@ class Adjoint(Form):
         # What contract closes over may belong to a loop's trace, which the sweep back
         # must be able to leave: it becomes an argument.
         closed = jax.make_jaxpr(contract)(like)
+        # In a shard_map each device meets its own λ, and what the table is made to vary
+        # by here is summed over the devices on the way back.
+        table = table + lax.full_like(like, 0, dtype=table.dtype, shape=())
 
         def value(*operands):
             del operands
