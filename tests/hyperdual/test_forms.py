@@ -4,7 +4,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fomoh_jax.hyperdual.forms import Cross, Diagonal, FirstOrder, Offsets, Pairs
+from fomoh_jax.hyperdual.forms import (
+    Bilinear,
+    Cross,
+    Diagonal,
+    FirstOrder,
+    Offsets,
+    Pairs,
+)
 from fomoh_jax.hyperdual.number import ZERO, Stack
 from tests.reference import normal
 
@@ -57,3 +64,24 @@ def test_first_order_carries_no_seconds():
     assert form.q == 0
     assert form.product(x, x) is ZERO and form.cross(x, x) is ZERO
     assert form.bilinear(jnp.multiply, x, x, 0) is ZERO
+
+
+@pytest.mark.parametrize(
+    "form",
+    [Pairs(4), Offsets(4, 2, jnp.array(0)), Offsets(4, 2, jnp.array(1))],
+    ids=str,
+)
+def test_polarised_products_are_as_exact_as_the_products_themselves(form):
+    # Of very different lengths, one of them zero, and not in proportion.
+    lengths = jnp.array([1e-7, 1.0, 0.0, 1e7]), jnp.array([1e4, 1.0, 1e-3, 1e-6])
+    a, b = (
+        Stack(length[:, None, None] * normal(4, 3, 3, seed=seed))
+        for seed, length in enumerate(lengths)
+    )
+    direct = form.bilinear(jnp.matmul, a, b, 1).moved(0).array
+    polarised = form.bilinear(Bilinear(jnp.matmul, polarise=True), a, b, 1).moved(0)
+    i, j = (np.asarray(places) for places in form.pairs)
+    j = (j + getattr(form, "start", 0)) % 4
+    size = lengths[0][i] * lengths[1][j] + lengths[0][j] * lengths[1][i]
+    error = jnp.max(jnp.abs(polarised.array - direct), axis=(1, 2))
+    assert jnp.all(error <= 1e-13 * size)

@@ -123,8 +123,9 @@ _OPERATIONS_PER_ELEMENT = 100
 
 def _worth_polarising(operations: float, a: Any, b: Any) -> bool:
     elements = jnp.size(a) + jnp.size(b)
-    precise = jnp.finfo(jnp.result_type(a, b)).bits >= 32
-    return precise and operations >= _OPERATIONS_PER_ELEMENT * elements
+    if operations < _OPERATIONS_PER_ELEMENT * elements:
+        return False
+    return all(jnp.finfo(jnp.result_type(x)).bits >= 32 for x in (a, b))
 
 
 @rule("dot_general")
