@@ -127,6 +127,7 @@ class Adjoint(Form):
 
         def backward(consts, cotangent):
             (met,) = jaxpr_as_fun(ClosedJaxpr(closed.jaxpr, consts))(cotangent)
+            met = met if jnp.iscomplexobj(table) else jnp.real(met)
             return met.astype(table.dtype), *[None] * len(consts)
 
         source = jax.custom_vjp(value)
