@@ -15,7 +15,6 @@ import numpy as np
 OURS = "fomoh_jax"
 # The same numbers by one backward pass; its rivals are timed against it too.
 ADJOINT = "fomoh_jax, adjoint"
-COUNTS = ("compile_seconds", "flops", "temporary_bytes")
 
 
 class Contender(NamedTuple):
@@ -109,7 +108,6 @@ def measure(row: Row, limits: Limits) -> dict[str, Any]:
         running[name] = functools.partial(compiled, *contender.args)
     if row.timed:
         _record_times(records, time_interleaved(running, limits))
-    _record_count_ratios(records)
     _record_best(records, row.best_of)
     return {"workload": row.workload, "sizes": row.sizes, "contenders": records}
 
@@ -206,15 +204,6 @@ def _record_times(
             records[name]["seconds_over_adjoint"] = quartiles(
                 seconds / samples[ADJOINT]
             )
-
-
-def _record_count_ratios(records: dict[str, dict[str, Any]]) -> None:
-    """What the rival needs over what ours needs, where both are known and not zero."""
-    for name, record in records.items():
-        for key in COUNTS if name != OURS else ():
-            theirs, mine = record.get(key), records[OURS].get(key)
-            if theirs and mine:
-                record.setdefault("ratio", {})[key] = rounded(theirs / mine)
 
 
 def _record_best(

@@ -1,4 +1,8 @@
-"""Markdown tables and a figure of the suite's JSON files."""
+"""Markdown tables and a figure of the suite's JSON files.
+
+Times are a rival's over ours, paired within a round: how many times as fast ours is.
+Counts are ours over the rival's: the fraction that ours needs.
+"""
 
 import json
 import textwrap
@@ -15,6 +19,9 @@ from experiments import plotting
 from experiments.benchmarks.measurement import ADJOINT, OURS
 
 NONE = "–"
+
+# Where a record has its seconds over those of ours.
+_RATIO = {OURS: ("ratio", "seconds"), ADJOINT: ("seconds_over_adjoint",)}
 
 # What the contenders of the depth table are called where k matters.
 DEPTH = {
@@ -45,7 +52,7 @@ def main(
 
 
 def section(result: dict[str, Any]) -> str:
-    """A heading, the machine, the table, and what could not be run."""
+    """A heading, the machine, the tables, and what could not be run."""
     parts = [f"### {result['table']}", conditions(result), markdown(result)]
     failures = list(_failures(result["rows"]))
     return "\n\n".join(parts + (["\n".join(failures)] if failures else []))
@@ -66,14 +73,13 @@ def conditions(result: dict[str, Any]) -> str:
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """The table, one line for each row."""
+    """One table or two, each with one line for each row."""
     rows = result["rows"]
-    columns = {
-        "workload": [row["workload"] for row in rows],
-        **_size_columns(rows),
-        **_TABLES[result["table"]](rows),
-    }
-    return plotting.table(columns)
+    names = {"workload": [row["workload"] for row in rows], **_size_columns(rows)}
+    return "\n\n".join(
+        plotting.table({**names, **columns(rows)})
+        for columns in _TABLES[result["table"]]
+    )
 
 
 def draw(results: Iterable[dict[str, Any]], path: Path) -> bool:
@@ -163,20 +169,43 @@ def _size_columns(rows: list[dict[str, Any]]) -> dict[str, list[str]]:
 
 def _hyperplane(rows: list[dict[str, Any]]) -> dict[str, list[str]]:
     return {
+        **_times_beside_nested(rows),
+        "reverse ÷ ours": _ratios(rows, "forward over reverse"),
+        "reverse ÷ adjoint": _ratios(rows, "forward over reverse", to=ADJOINT),
+        "jet ÷ ours": _ratios(rows, "jet"),
+    }
+
+
+def _operators(rows: list[dict[str, Any]]) -> dict[str, list[str]]:
+    return {
+        **_times_beside_nested(rows),
+        "jax.hessian ÷ ours": _ratios(rows, "jax.hessian"),
+        "jax.hessian ÷ adjoint": _ratios(rows, "jax.hessian", to=ADJOINT),
+        "jet ÷ ours": _ratios(rows, "jet"),
+        "folx ÷ ours": _ratios(rows, "folx"),
+    }
+
+
+def _times_beside_nested(rows: list[dict[str, Any]]) -> dict[str, list[str]]:
+    return {
         "ours ms": _times(rows, OURS),
+        "adjoint ms": _times(rows, ADJOINT),
         "nested ms": _times(rows, "nested jvp"),
         "nested ÷ ours": _ratios(rows, "nested jvp"),
-        "FLOPs": _count_ratios(rows, "nested jvp", "flops"),
-        "bytes": _count_ratios(rows, "nested jvp", "temporary_bytes"),
-        "compile": _count_ratios(rows, "nested jvp", "compile_seconds"),
-        "reverse ÷ ours": _ratios(rows, "forward over reverse"),
-        "jet ÷ ours": _ratios(rows, "jet"),
-        "adjoint ms": _times(rows, ADJOINT),
-        "nested ÷ adjoint": _ratios(rows, "nested jvp", "seconds_over_adjoint"),
-        "reverse ÷ adjoint": _ratios(
-            rows, "forward over reverse", "seconds_over_adjoint"
-        ),
-        "adjoint MB": _megabytes(rows, ADJOINT),
+        "nested ÷ adjoint": _ratios(rows, "nested jvp", to=ADJOINT),
+    }
+
+
+def _counts_beside_nested(rows: list[dict[str, Any]]) -> dict[str, list[str]]:
+    counts = {
+        "FLOPs": "flops",
+        "temporaries": "temporary_bytes",
+        "compile time": "compile_seconds",
+    }
+    return {
+        f"{title}, {way} ÷ nested": _fractions(rows, "nested jvp", key, of=name)
+        for title, key in counts.items()
+        for way, name in {"forward": OURS, "adjoint": ADJOINT}.items()
     }
 
 
@@ -187,29 +216,17 @@ def _step(rows: list[dict[str, Any]]) -> dict[str, list[str]]:
         "Adam ms": _times(rows, "Adam"),
         "SGD ÷ ours": _ratios(rows, "SGD"),
         "Adam ÷ ours": _ratios(rows, "Adam"),
-        "FLOPs, Adam ÷ ours": _count_ratios(rows, "Adam", "flops"),
-        "bytes, Adam ÷ ours": _count_ratios(rows, "Adam", "temporary_bytes"),
-    }
-
-
-def _operators(rows: list[dict[str, Any]]) -> dict[str, list[str]]:
-    return {
-        "ours ms": _times(rows, OURS),
-        "nested ms": _times(rows, "nested jvp"),
-        "nested ÷ ours": _ratios(rows, "nested jvp"),
-        "FLOPs": _count_ratios(rows, "nested jvp", "flops"),
-        "bytes": _count_ratios(rows, "nested jvp", "temporary_bytes"),
-        "jax.hessian ÷ ours": _ratios(rows, "jax.hessian"),
-        "jax.hessian ÷ adjoint": _ratios(rows, "jax.hessian", "seconds_over_adjoint"),
-        "jet ÷ ours": _ratios(rows, "jet"),
-        "folx ÷ ours": _ratios(rows, "folx"),
+        "FLOPs, ours ÷ Adam": _fractions(rows, "Adam", "flops"),
+        "temporaries, ours ÷ Adam": _fractions(rows, "Adam", "temporary_bytes"),
     }
 
 
 def _depth(rows: list[dict[str, Any]]) -> dict[str, list[str]]:
     megabytes = {f"{DEPTH[name]}, MB": _megabytes(rows, name) for name in DEPTH}
-    flops = _count_ratios(rows, "nested jvp", "flops")
-    return {**megabytes, "FLOPs, nested ÷ ours": flops}
+    return {
+        **megabytes,
+        "FLOPs, ours ÷ nested": _fractions(rows, "nested jvp", "flops"),
+    }
 
 
 def _width(rows: list[dict[str, Any]]) -> dict[str, list[str]]:
@@ -223,11 +240,11 @@ def _width(rows: list[dict[str, Any]]) -> dict[str, list[str]]:
 
 
 _TABLES = {
-    "hyperplane": _hyperplane,
-    "step": _step,
-    "operators": _operators,
-    "depth": _depth,
-    "width": _width,
+    "hyperplane": (_hyperplane, _counts_beside_nested),
+    "step": (_step,),
+    "operators": (_operators, _counts_beside_nested),
+    "depth": (_depth,),
+    "width": (_width,),
 }
 
 
@@ -236,11 +253,11 @@ def _times(rows: list[dict[str, Any]], name: str) -> list[str]:
     return [NONE if x is None else _digits(1e3 * x) for x in medians]
 
 
-def _ratios(rows: list[dict[str, Any]], name: str, *keys: str) -> list[str]:
+def _ratios(rows: list[dict[str, Any]], name: str, *, to: str = OURS) -> list[str]:
     """Median and quartiles of the paired ratio, or why there is none."""
     cells = []
     for row in rows:
-        ratio = _at(row, name, *(keys or ("ratio", "seconds")))
+        ratio = _at(row, name, *_RATIO[to])
         if ratio:
             lower, median, upper = _quartiles(ratio)
             cells.append(f"{_ratio(median)} ({_ratio(lower)}–{_ratio(upper)})")
@@ -251,9 +268,15 @@ def _ratios(rows: list[dict[str, Any]], name: str, *keys: str) -> list[str]:
     return cells
 
 
-def _count_ratios(rows: list[dict[str, Any]], name: str, key: str) -> list[str]:
-    ratios = [_at(row, name, "ratio", key) for row in rows]
-    return [NONE if x is None else _ratio(x) for x in ratios]
+def _fractions(
+    rows: list[dict[str, Any]], rival: str, key: str, *, of: str = OURS
+) -> list[str]:
+    """A count of ours over the rival's, where both are known."""
+    counts = [(_at(row, of, key), _at(row, rival, key)) for row in rows]
+    return [
+        NONE if ours is None or not theirs else _ratio(ours / theirs)
+        for ours, theirs in counts
+    ]
 
 
 def _megabytes(rows: list[dict[str, Any]], name: str) -> list[str]:
