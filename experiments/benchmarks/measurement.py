@@ -61,7 +61,8 @@ class Limits:
     """How much a row may take.
 
     Attributes:
-      repeats: rounds in which each contender is timed once.
+      repeats: rounds in which each contender is timed once. If 0, contenders are
+        compiled and counted, and none is run or compared.
       seconds: stop a row after these, if three rounds are done.
       temporary_bytes: a contender that needs more is not run.
       tolerance: largest difference, relative to the largest element.
@@ -90,6 +91,8 @@ def measure(row: Row, limits: Limits) -> dict[str, Any]:
     for name, contender in contenders.items():
         try:
             compiled, records[name] = compile_and_count(contender)
+            if not limits.repeats:
+                continue
             if records[name]["temporary_bytes"] > limits.temporary_bytes:
                 records[name]["skipped"] = (
                     f"{records[name]['temporary_bytes'] / 1e9:.1f} GB of temporaries"

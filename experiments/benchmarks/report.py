@@ -112,15 +112,13 @@ def _place(result: dict[str, Any]) -> str:
 
 
 def _draw_hyperplane(axes: plt.Axes, rows: list[dict[str, Any]]) -> None:
+    rows = [row for row in rows if _at(row, "nested jvp", "ratio")]  # timed
     for workload in dict.fromkeys(row["workload"] for row in rows):
         points = [
-            (row["sizes"]["k"], *_quartiles(ratio))
+            (row["sizes"]["k"], *_quartiles(_at(row, "nested jvp", "ratio", "seconds")))
             for row in rows
             if row["workload"] == workload
-            and (ratio := _at(row, "nested jvp", "ratio", "seconds"))
         ]
-        if not points:
-            continue
         k, lower, median, upper = np.array(points).T
         errors = (median - lower, upper - median)
         axes.errorbar(k, median, errors, marker="o", ms=4, capsize=3, label=workload)

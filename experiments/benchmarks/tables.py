@@ -44,7 +44,8 @@ class Config:
     """Only the rows whose name (as "CNN k=2 ") holds this. The name ends in a space, so
     that "k=1 " leaves out k = 10."""
     repeats: int = 15
-    """Rounds in which each contender is timed once."""
+    """Rounds in which each contender is timed once; with 0 the contenders are compiled
+    and counted, and none is run."""
     precision: Annotated[
         Literal["float32", "tf32", "bfloat16"], tyro.conf.arg(aliases=["--dtype"])
     ] = "float32"
@@ -104,10 +105,11 @@ def _without_out(config: Config) -> dict[str, Any]:
 
 
 def _file_name(table: str, config: Config, described: dict[str, Any]) -> str:
-    """A part, a quick run or another precision must not overwrite the whole."""
+    """A part, counts alone, or another precision must not overwrite the whole."""
     parts = [table, environment.slug(described["device"]), f"jax{described['jax']}"]
     parts += [config.precision] if config.precision != "float32" else []
     parts += ["quick"] if config.quick else []
+    parts += [] if config.repeats else ["counts"]
     parts += [environment.slug(config.rows)] if config.rows else []
     return "-".join(parts) + ".json"
 

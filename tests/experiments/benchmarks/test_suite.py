@@ -164,6 +164,21 @@ def test_a_failing_rival_is_recorded_and_reported(tmp_path, capsys):
     assert (tmp_path / "benchmarks.png").read_bytes()[:4] == b"\x89PNG"
 
 
+def test_without_repeats_programs_are_counted_and_not_run(tmp_path, capsys):
+    wrong = lambda x: x**3 * jnp.nan
+    row = measure(one_row(wrong), Limits(repeats=0, temporary_bytes=-1))
+    for record in row["contenders"].values():
+        assert set(record) == {"compile_seconds", "flops", "temporary_bytes"}
+    options = ["--quick", "--repeats", "0", "--rows", "MLP", "--out", str(tmp_path)]
+    main(["hyperplane", *options])
+    (path,) = tmp_path.glob("hyperplane-*-quick-counts-mlp.json")
+    main(["report", str(path)])
+    times, counts = markdown_tables(capsys.readouterr().out)
+    for title in ("ours ms", "adjoint ms", "nested ÷ ours", "nested ÷ adjoint"):
+        assert times[title] == ("–", "–")
+    assert all(cell != "–" for column in counts.values() for cell in column)
+
+
 def one_row(rival, **options):
     args = (jnp.arange(4.0),)
     made = {OURS: Contender(jnp.square, args), "rival": Contender(rival, args)}
