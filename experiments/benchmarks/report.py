@@ -228,13 +228,22 @@ def _depth(rows: list[dict[str, Any]]) -> dict[str, list[str]]:
 
 
 def _width(rows: list[dict[str, Any]]) -> dict[str, list[str]]:
+    rivals = _beside_whole(rows).items()
+    ratios = {f"{title} ÷ whole": _ratios(rows, name) for title, name in rivals}
+    return {"whole ms": _times(rows, OURS), **ratios}
+
+
+def _width_memory(rows: list[dict[str, Any]]) -> dict[str, list[str]]:
+    names = {"whole": OURS, **_beside_whole(rows)}
+    return {f"{title}, MB": _megabytes(rows, name) for title, name in names.items()}
+
+
+def _beside_whole(rows: list[dict[str, Any]]) -> dict[str, str]:
+    """The chunks, the smallest first, and nested ``jvp``, by their titles."""
     names = dict.fromkeys(name for row in rows for name in row["contenders"])
-    columns = {}
-    for name in names:
-        pairs = zip(_times(rows, name), _megabytes(rows, name))
-        title = name.replace(OURS, "ours")
-        columns[f"{title}, ms (MB)"] = [f"{ms} ({mb})" for ms, mb in pairs]
-    return {**columns, "nested ÷ ours": _ratios(rows, "nested jvp")}
+    chunked = [name for name in names if name.startswith(f"{OURS}, ")]
+    titles = {name.removeprefix(f"{OURS}, "): name for name in chunked}
+    return {**titles, "nested": "nested jvp"}
 
 
 _TABLES = {
@@ -242,7 +251,7 @@ _TABLES = {
     "step": (_step,),
     "operators": (_operators, _counts_beside_nested),
     "depth": (_depth,),
-    "width": (_width,),
+    "width": (_width, _width_memory),
 }
 
 

@@ -18,7 +18,7 @@ def rows(quick: bool, dtype: jnp.dtype) -> Iterator[Row]:
         "MLP 5×256": lambda: mlp((256,) * 6 + (10,), batches[1], jnp.tanh, dtype),
     }
     for name, make in list(made.items())[: 1 if quick else None]:
-        for k in (4,) if quick else (4, 8, 16, 32, 64):
+        for k in (4,) if quick else (8, 16, 32, 64):
             chunks = (2,) if quick else (4, 8, 16)
             yield Row(name, {"k": k}, functools.partial(contenders, make, k, chunks))
 

@@ -43,7 +43,7 @@ TABLES = {
     "width": (
         "k=4",
         {"nested jvp", "fomoh_jax, chunks of 2"},
-        ("ours, chunks of 2, ms (MB)",),
+        ("chunks of 2 ÷ whole", "chunks of 2, MB"),
     ),
 }
 
