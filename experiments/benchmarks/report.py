@@ -1,4 +1,4 @@
-"""Markdown tables and a figure of the suite's JSON files.
+"""Markdown tables of the suite's JSON files.
 
 Times are a rival's over ours, paired within a round: how many times as fast ours is.
 Counts are ours over the rival's: the fraction that ours needs.
@@ -6,31 +6,19 @@ Counts are ours over the rival's: the fraction that ours needs.
 
 import json
 import textwrap
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
-import numpy as np
 import tyro
-from matplotlib.ticker import NullLocator
 
 from experiments import plotting
+from experiments.benchmarks import depth
+from experiments.benchmarks.figure import draw
 from experiments.benchmarks.measurement import ADJOINT, OURS
+from experiments.benchmarks.records import at, time_ratio
 
 NONE = "–"
-
-# Where a record has its seconds over those of ours.
-_RATIO = {OURS: ("ratio", "seconds"), ADJOINT: ("seconds_over_adjoint",)}
-
-# What the contenders of the depth table are called where k matters.
-DEPTH = {
-    OURS: "ours, k=2",
-    "nested jvp": "nested jvp, k=2",
-    "fomoh_jax, k=1": "ours, k=1",
-    "gradient": "gradient",
-    "gradient, checkpointed": "gradient, checkpointed",
-}
 
 
 def main(
@@ -80,84 +68,6 @@ def markdown(result: dict[str, Any]) -> str:
         plotting.table({**names, **columns(rows)})
         for columns in _TABLES[result["table"]]
     )
-
-
-def draw(results: Iterable[dict[str, Any]], path: Path) -> bool:
-    """Nested ÷ ours against k, and bytes against layers, a line of panels for each
-    place where they were measured. Returns whether there was anything to draw."""
-    places: dict[str, dict[str, list]] = {}
-    for result in results:
-        if result["table"] in ("hyperplane", "depth"):
-            tables = places.setdefault(_place(result), {})
-            tables.setdefault(result["table"], []).extend(result["rows"])
-    if not places:
-        return False
-    figure, axes = plt.subplots(
-        len(places), 2, figsize=(12, 3.8 * len(places)), squeeze=False
-    )
-    for (left, right), (place, tables) in zip(axes, places.items()):
-        _draw_hyperplane(left, tables.get("hyperplane", []))
-        _draw_depth(right, tables.get("depth", []))
-        left.set_title(f"{place}: k directions", fontsize="medium")
-        right.set_title("a tanh network, by its depth", fontsize="medium")
-    plotting.save(figure, path)
-    return True
-
-
-def _place(result: dict[str, Any]) -> str:
-    env, precision = result["environment"], result["config"]["precision"]
-    device = env["cpu"] if env["device"] == "cpu" else env["device"]
-    quick = ", quick" if result["config"].get("quick") else ""  # other sizes
-    return f"{device}, jax {env['jax']}, {precision}{quick}"
-
-
-def _draw_hyperplane(axes: plt.Axes, rows: list[dict[str, Any]]) -> None:
-    rows = [row for row in rows if _at(row, "nested jvp", "ratio")]  # timed
-    for workload in dict.fromkeys(row["workload"] for row in rows):
-        points = [
-            (row["sizes"]["k"], *_quartiles(_at(row, "nested jvp", "ratio", "seconds")))
-            for row in rows
-            if row["workload"] == workload
-        ]
-        k, lower, median, upper = np.array(points).T
-        errors = (median - lower, upper - median)
-        axes.errorbar(k, median, errors, marker="o", ms=4, capsize=3, label=workload)
-    axes.axhline(1, color="grey", lw=0.8, ls="--")
-    axes.set(xlabel="k", ylabel="time, nested jvp ÷ ours", xscale="log")
-    _label_sizes(axes, [row["sizes"]["k"] for row in rows])
-
-
-def _draw_depth(axes: plt.Axes, rows: list[dict[str, Any]]) -> None:
-    styles = {"unrolled": "-", "scanned": ":"}
-    for index, (name, title) in enumerate(DEPTH.items()):
-        for workload, style in styles.items():
-            points = [
-                (row["sizes"]["layers"], bytes_ / 1e6)
-                for row in rows
-                if row["workload"] == workload
-                and (bytes_ := _at(row, name, "temporary_bytes"))
-            ]
-            if points:
-                label = f"{title}, {workload}"
-                axes.plot(
-                    *np.array(points).T,
-                    f"C{index}",
-                    ls=style,
-                    marker="o",
-                    ms=3,
-                    label=label,
-                )
-    axes.set(xlabel="layers", ylabel="temporaries [MB]", xscale="log", yscale="log")
-    _label_sizes(axes, [row["sizes"]["layers"] for row in rows])
-
-
-def _label_sizes(axes: plt.Axes, sizes: list[int]) -> None:
-    sizes = sorted(set(sizes))
-    axes.set_xticks(sizes, [str(size) for size in sizes])
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.grid(alpha=0.3)
-    if sizes:
-        axes.legend(fontsize="x-small", loc="upper left", bbox_to_anchor=(1.01, 1))
 
 
 def _size_columns(rows: list[dict[str, Any]]) -> dict[str, list[str]]:
@@ -220,7 +130,9 @@ def _step(rows: list[dict[str, Any]]) -> dict[str, list[str]]:
 
 
 def _depth(rows: list[dict[str, Any]]) -> dict[str, list[str]]:
-    megabytes = {f"{DEPTH[name]}, MB": _megabytes(rows, name) for name in DEPTH}
+    megabytes = {
+        f"{depth.TITLES[name]}, MB": _megabytes(rows, name) for name in depth.TITLES
+    }
     return {
         **megabytes,
         "FLOPs, ours ÷ nested": _fractions(rows, "nested jvp", "flops"),
@@ -256,7 +168,7 @@ _TABLES = {
 
 
 def _times(rows: list[dict[str, Any]], name: str) -> list[str]:
-    medians = [_at(row, name, "seconds", "median") for row in rows]
+    medians = [at(row, name, "seconds", "median") for row in rows]
     return [NONE if x is None else _digits(1e3 * x) for x in medians]
 
 
@@ -264,13 +176,13 @@ def _ratios(rows: list[dict[str, Any]], name: str, *, to: str = OURS) -> list[st
     """Median and quartiles of the paired ratio, or why there is none."""
     cells = []
     for row in rows:
-        ratio = _at(row, name, *_RATIO[to])
+        ratio = time_ratio(row, name, to=to)
         if ratio:
-            lower, median, upper = _quartiles(ratio)
+            lower, median, upper = ratio
             cells.append(f"{_ratio(median)} ({_ratio(lower)}–{_ratio(upper)})")
         else:
             reasons = ("error", "skipped")
-            found = [reason for reason in reasons if _at(row, name, reason)]
+            found = [reason for reason in reasons if at(row, name, reason)]
             cells.append(found[0] if found else NONE)
     return cells
 
@@ -279,7 +191,7 @@ def _fractions(
     rows: list[dict[str, Any]], rival: str, key: str, *, of: str = OURS
 ) -> list[str]:
     """A count of ours over the rival's, where both are known."""
-    counts = [(_at(row, of, key), _at(row, rival, key)) for row in rows]
+    counts = [(at(row, of, key), at(row, rival, key)) for row in rows]
     return [
         NONE if ours is None or not theirs else _ratio(ours / theirs)
         for ours, theirs in counts
@@ -287,7 +199,7 @@ def _fractions(
 
 
 def _megabytes(rows: list[dict[str, Any]], name: str) -> list[str]:
-    counts = [_at(row, name, "temporary_bytes") for row in rows]
+    counts = [at(row, name, "temporary_bytes") for row in rows]
     return [NONE if x is None else _digits(x / 1e6) for x in counts]
 
 
@@ -304,18 +216,6 @@ def _failures(rows: list[dict[str, Any]]) -> Iterator[str]:
     for (name, reason), where in reasons.items():
         reason = textwrap.shorten(reason, 120, placeholder=" …")
         yield f"- {name} on {'; '.join(where)}: {reason}"
-
-
-def _quartiles(record: dict[str, float]) -> tuple[float, float, float]:
-    return record["lower_quartile"], record["median"], record["upper_quartile"]
-
-
-def _at(row: dict[str, Any], name: str, *path: str) -> Any:
-    """What a row says of a contender, or ``None`` where it says nothing."""
-    found = row["contenders"].get(name)
-    for key in path:
-        found = None if found is None else found.get(key)
-    return found
 
 
 def _ratio(value: float) -> str:

@@ -177,6 +177,7 @@ def test_without_repeats_programs_are_counted_and_not_run(tmp_path, capsys):
     for title in ("ours ms", "adjoint ms", "nested ÷ ours", "nested ÷ adjoint"):
         assert times[title] == ("–", "–")
     assert all(cell != "–" for column in counts.values() for cell in column)
+    assert not (tmp_path / "benchmarks.png").exists()  # there is nothing to draw
 
 
 def one_row(rival, **options):
