@@ -2,7 +2,9 @@
 
 python -m experiments.benchmarks all --quick
 python -m experiments.benchmarks hyperplane --rows "CNN k=2"
+python -m experiments.benchmarks hyperplane --repeats 0
 python -m experiments.benchmarks report experiments/benchmarks/results/*.json
+python -m experiments.benchmarks report one.json other.json --compare
 """
 
 from collections.abc import Callable

@@ -4,9 +4,10 @@ Times are a rival's over ours, paired within a round: how many times as fast our
 Counts are ours over the rival's: the fraction that ours needs.
 """
 
+import itertools
 import json
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,24 +17,30 @@ from experiments import plotting
 from experiments.benchmarks import depth
 from experiments.benchmarks.figure import draw
 from experiments.benchmarks.measurement import ADJOINT, OURS
-from experiments.benchmarks.records import at, time_ratio
+from experiments.benchmarks.records import at, by_place, time_ratio
 
 NONE = "–"
 
 
 def main(
-    files: tyro.conf.Positional[tuple[Path, ...]], figure: Path | None = None
+    files: tyro.conf.Positional[tuple[Path, ...]],
+    figure: Path | None = None,
+    compare: bool = False,
 ) -> None:
     """Print Markdown tables of JSON files, and draw what they hold into a figure.
 
     Args:
       files: as the tables write them.
       figure: a PNG; by default ``benchmarks.png`` beside the first file.
+      compare: print one table, of the hyperplane files' ratios of time side by side.
     """
     if not files:
         raise SystemExit("report needs the JSON files of some tables.")
     results = [json.loads(path.read_text()) for path in files]
-    print("\n\n".join(section(result) for result in results))
+    if compare:
+        print(comparison(results))
+    else:
+        print("\n\n".join(section(result) for result in results))
     figure = figure or files[0].parent / "benchmarks.png"
     if draw(results, figure):
         print(f"\nfigure: {figure}")
@@ -68,6 +75,30 @@ def markdown(result: dict[str, Any]) -> str:
         plotting.table({**names, **columns(rows)})
         for columns in _TABLES[result["table"]]
     )
+
+
+def comparison(results: Sequence[dict[str, Any]]) -> str:
+    """Nested ÷ ours in time for each workload and k, a column for each place where it
+    was measured, under what tells that place from the others."""
+    places = by_place(results, "hyperplane")
+    distinctive = [len(set(parts)) > 1 for parts in zip(*places)]
+    tables = {place: {_key(row): row for row in places[place]} for place in places}
+    keys = list(dict.fromkeys(key for table in tables.values() for key in table))
+    columns = {
+        "workload": [workload for workload, _ in keys],
+        "k": [str(k) for _, k in keys],
+    }
+    for title, to in {"nested ÷ ours": OURS, "nested ÷ adjoint": ADJOINT}.items():
+        for place, table in tables.items():
+            differs = filter(None, itertools.compress(place, distinctive))
+            rows = [table.get(key, {"contenders": {}}) for key in keys]
+            cells = _ratios(rows, "nested jvp", to=to)
+            columns[", ".join([title, *differs])] = cells
+    return plotting.table(columns)
+
+
+def _key(row: dict[str, Any]) -> tuple[str, int]:
+    return row["workload"], row["sizes"]["k"]
 
 
 def _size_columns(rows: list[dict[str, Any]]) -> dict[str, list[str]]:

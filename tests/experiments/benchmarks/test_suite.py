@@ -113,13 +113,18 @@ def quartiles(median):
     return {"lower_quartile": 0.9 * median, "median": median, "upper_quartile": 2.0}
 
 
-def hyperplane_result(**contenders):
+def hyperplane_result(*, k=2, jax="0.1", **contenders):
     """One row, of which every contender takes a hundred of everything."""
     counts = dict.fromkeys(("flops", "temporary_bytes", "compile_seconds"), 100)
     names = {"ours": OURS, "adjoint": ADJOINT, "nested": "nested jvp"}
     records = {name: counts | contenders.get(key, {}) for key, name in names.items()}
-    row = {"workload": "MLP", "sizes": {"k": 2}, "contenders": records}
-    return {"table": "hyperplane", "rows": [row]}
+    row = {"workload": "MLP", "sizes": {"k": k}, "contenders": records}
+    return {
+        "table": "hyperplane",
+        "environment": {"device": "cpu", "cpu": "one", "jax": jax},
+        "config": {"precision": "float32"},
+        "rows": [row],
+    }
 
 
 def test_times_are_nested_over_ours_and_counts_ours_over_nested():
@@ -139,6 +144,38 @@ def test_times_are_nested_over_ours_and_counts_ours_over_nested():
     assert counts["FLOPs, adjoint ÷ nested"] == ("1.00",)
     assert counts["temporaries, adjoint ÷ nested"] == ("0.25",)
     assert counts["compile time, forward ÷ nested"] == ("1.00",)
+
+
+def test_two_versions_are_compared_side_by_side(tmp_path, capsys):
+    def timed(forward, adjoint, **options):
+        ratios = {
+            "ratio": {"seconds": quartiles(forward)},
+            "seconds_over_adjoint": quartiles(adjoint),
+        }
+        return hyperplane_result(nested=ratios, **options)
+
+    results = [
+        timed(1.1, 1.5, jax="0.1"),
+        timed(1.2, 1.6, jax="0.2"),
+        timed(1.3, 1.7, jax="0.2", k=3),
+    ]
+    paths = [tmp_path / f"{index}.json" for index in range(len(results))]
+    for path, result in zip(paths, results):
+        path.write_text(json.dumps(result))
+    main(["report", *map(str, paths), "--compare"])
+    (columns,) = markdown_tables(capsys.readouterr().out)
+    medians = {
+        title: [cell.split(" ")[0] for cell in cells]
+        for title, cells in columns.items()
+    }
+    assert medians == {
+        "workload": ["MLP", "MLP"],
+        "k": ["2", "3"],
+        "nested ÷ ours, jax 0.1": ["1.10", "–"],
+        "nested ÷ ours, jax 0.2": ["1.20", "1.30"],
+        "nested ÷ adjoint, jax 0.1": ["1.50", "–"],
+        "nested ÷ adjoint, jax 0.2": ["1.60", "1.70"],
+    }
 
 
 def test_a_failing_rival_is_recorded_and_reported(tmp_path, capsys):
