@@ -159,18 +159,19 @@ def _wide(*dtypes: Any) -> Any:
 
 
 def curvatures(
-    jaxpr: Any, k: int, args: Sequence[HyperDual]
+    jaxpr: Any, k: int, args: Sequence[HyperDual], wanted: int
 ) -> tuple[list[HyperDual], list[jax.Array | None]]:
-    """A jaxpr at numbers of order one, and ``v_iᵀ H v_j`` of each of its outputs.
+    """A jaxpr at numbers of order one, and ``v_iᵀ H v_j`` of its first outputs.
 
     Args:
       jaxpr: closed, as ``jax.make_jaxpr`` returns it.
       k: number of directions.
       args: its arguments, with tangents.
+      wanted: how many outputs, from the first on, to sweep back from.
 
     Returns:
-      The outputs with their tangents, and ``[k, k, *out]`` for each, symmetric to the
-      last bit; ``None`` where there is none.
+      All the outputs with their tangents, and ``[k, k, *out]`` for each of those
+      wanted, symmetric to the last bit; ``None`` where there is none.
     """
 
     def seconds(ordered, halves):
@@ -178,7 +179,7 @@ def curvatures(
         flat = [HyperDual(out.primal, out.tangents) for out in outs]
         values = [
             out.seconds.moved(0).array[0] if isinstance(out.seconds, Stack) else None
-            for out in outs
+            for out in outs[:wanted]
         ]
         return values, flat
 

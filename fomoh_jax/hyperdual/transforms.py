@@ -174,10 +174,8 @@ def quadratic_model(
             f"nothing of that is carried; got chunk_size={chunk_size}. Leave out one."
         )
     if adjoint and k:
-        numbers, curvature = _by_adjoint(fun, primals, channels, k)
+        numbers, curvature = _by_adjoint(fun, primals, channels, k, has_aux)
         number, aux = _split(numbers, has_aux)
-        if has_aux:
-            curvature, _ = curvature
         model = QuadraticModel(
             _primals(number), _coefficients(number, "tangents", k), curvature
         )
@@ -414,13 +412,19 @@ def laplacian(
 
 
 def _by_adjoint(
-    fun: Callable, primals: Sequence[Any], channels: list[Channel], k: int
+    fun: Callable,
+    primals: Sequence[Any],
+    channels: list[Channel],
+    k: int,
+    has_aux: bool,
 ) -> tuple[Any, Any]:
     """``fun`` on numbers of order one, and ``[k, k, *out]`` for each output."""
     primals = jax.tree.map(jnp.asarray, tuple(primals))
     jaxpr, shapes = jax.make_jaxpr(fun, return_shape=True)(*primals)
+    wanted = jax.tree.structure(_split(shapes, has_aux)[0])
     numbers = list(map(HyperDual, jax.tree.leaves(primals), channels))
-    outs, curvature = curvatures(jaxpr, k, numbers)
+    # In a flattened pair the leaves of aux come last.
+    outs, tables = curvatures(jaxpr, k, numbers, wanted.num_leaves)
 
     def dense(number: HyperDual, table: jax.Array | None) -> Any:
         shape = (k, k, *jnp.shape(number.primal))
@@ -428,8 +432,8 @@ def _by_adjoint(
             return np.zeros(shape, jax.dtypes.float0)
         return jnp.zeros(shape, number.primal.dtype) if table is None else table
 
-    structure = jax.tree.structure(shapes)
-    return structure.unflatten(outs), structure.unflatten(map(dense, outs, curvature))
+    numbers = jax.tree.structure(shapes).unflatten(outs)
+    return numbers, wanted.unflatten(map(dense, outs, tables))
 
 
 def _evaluate(

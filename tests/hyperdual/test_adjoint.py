@@ -122,6 +122,47 @@ def test_aux_and_no_directions():
     assert empty.curvature.shape == (0, 0)
 
 
+def adjoint_model_and_aux(fun, x):
+    directions = jnp.eye(len(x))
+    return fomoh_jax.quadratic_model(
+        fun, (x,), (directions,), adjoint=True, has_aux=True
+    )
+
+
+def test_nothing_is_swept_back_for_aux():
+    def fun(x):
+        return jnp.sum(x**3), {"many": jnp.sin(jnp.outer(x, jnp.ones(500))).ravel()}
+
+    x = normal(2)
+    model, aux = adjoint_model_and_aux(fun, x)
+    assert_close(model.curvature, jnp.diag(6 * x))
+    assert_close(aux, fun(x)[1])
+    assert aux["many"].shape == (1000,)
+    jaxpr = jax.make_jaxpr(lambda x: adjoint_model_and_aux(fun, x))(x)
+    assert "1000,1000" not in str(jaxpr)
+
+
+def test_aux_may_come_from_a_while_loop():
+    def fun(x):
+        root = lax.while_loop(lambda y: y[0] > 1, lambda y: y**2 / 2, x)
+        return jnp.sum(x**3), root
+
+    x = jnp.array([1.5, 2.0])
+    model, root = adjoint_model_and_aux(fun, x)
+    assert_close(model.curvature, jnp.diag(6 * x))
+    assert_close(root, fun(x)[1])
+
+
+def test_what_is_no_pair_is_refused_before_it_is_swept_back_over():
+    def fun(x):
+        return lax.while_loop(lambda y: y < 1, lambda y: y**2 + x, x)
+
+    with pytest.raises(TypeError, match=r"pair \(out, aux\); got PyTreeDef\(\*\)"):
+        fomoh_jax.quadratic_model(
+            fun, (2.0,), (jnp.ones(1),), adjoint=True, has_aux=True
+        )
+
+
 def test_under_vmap_and_grad():
     def curvature(x, v):
         fun = lambda x: jnp.sum(jnp.sin(x) * x[0])
