@@ -30,7 +30,15 @@ from jax.tree_util import register_dataclass
 
 from fomoh_jax.hyperdual.forms import Bilinear, Form, Pairs
 from fomoh_jax.hyperdual.interpreter import interpret
-from fomoh_jax.hyperdual.number import ZERO, Channel, HyperDual, Stack, Zero, scale
+from fomoh_jax.hyperdual.number import (
+    ZERO,
+    Channel,
+    HyperDual,
+    Stack,
+    Zero,
+    is_inexact,
+    scale,
+)
 
 
 @register_dataclass
@@ -160,7 +168,7 @@ def _wide(*dtypes: Any) -> Any:
 
 def curvatures(
     jaxpr: Any, k: int, args: Sequence[HyperDual], wanted: int
-) -> tuple[list[HyperDual], list[jax.Array | None]]:
+) -> tuple[list[HyperDual], list[Any]]:
     """A jaxpr at numbers of order one, and ``v_iᵀ H v_j`` of its first outputs.
 
     Args:
@@ -171,7 +179,7 @@ def curvatures(
 
     Returns:
       All the outputs with their tangents, and ``[k, k, *out]`` for each of those
-      wanted, symmetric to the last bit; ``None`` where there is none.
+      wanted, symmetric to the last bit, of ``float0`` where the output is of integers.
     """
 
     def seconds(ordered, halves):
@@ -204,6 +212,13 @@ def curvatures(
         return tables.reshape(k, k, *value.shape)
 
     return flat, [
-        None if value is None else of_output(place, value)
-        for place, value in enumerate(values)
+        _no_curvature(k, out.primal) if value is None else of_output(place, value)
+        for place, (value, out) in enumerate(zip(values, flat))
     ]
+
+
+def _no_curvature(k: int, primal: Any) -> Any:
+    shape = (k, k, *jnp.shape(primal))
+    if not is_inexact(primal):
+        return np.zeros(shape, jax.dtypes.float0)
+    return jnp.zeros(shape, primal.dtype)

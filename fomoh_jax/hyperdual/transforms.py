@@ -90,12 +90,12 @@ def hyper_jvp(
     """
     check_primals(fun, primals)
     channels = read_tangents(primals, tangents1, tangents2)
-    number = _evaluate(fun, Cross(), primals, channels)
-    first = _coefficients(number, "tangents", 2)
-    second = _coefficients(number, "seconds", 1)
+    out, _ = _evaluate(fun, Cross(), primals, channels)
+    first = _coefficients(out, "tangents", 2)
+    second = _coefficients(out, "seconds", 1)
     # An element of a NumPy array, which float0 has, would be no array any more.
     pick = lambda tree, i: jax.tree.map(lambda x: x[i, ...], tree)
-    return _primals(number), pick(first, 0), pick(first, 1), pick(second, 0)
+    return _primals(out), pick(first, 0), pick(first, 1), pick(second, 0)
 
 
 def quadratic_model(
@@ -173,22 +173,20 @@ def quadratic_model(
             "chunk_size bounds what a forward pass carries, and with adjoint=True "
             f"nothing of that is carried; got chunk_size={chunk_size}. Leave out one."
         )
+    jaxpr, args, structure = _stage(fun, primals, channels, has_aux)
+    of_out, _ = structure.children()
+    # In the flattened pair the leaves of aux come last.
+    wanted = of_out.num_leaves
     if adjoint and k:
-        numbers, curvature = _by_adjoint(fun, primals, channels, k, has_aux)
-        number, aux = _split(numbers, has_aux)
-        model = QuadraticModel(
-            _primals(number), _coefficients(number, "tangents", k), curvature
-        )
-        return (model, _primals(aux)) if has_aux else model
-    if chunk_size is None or chunk_size >= k:
-        number, aux = _split(_evaluate(fun, Pairs(k), primals, channels), has_aux)
-        seconds = _coefficients(number, "seconds", Pairs(k).q)
-        curvature = jax.tree.map(lambda x: _unpack_pairs(x, k), seconds)
-        model = QuadraticModel(
-            _primals(number), _coefficients(number, "tangents", k), curvature
-        )
-        return (model, _primals(aux)) if has_aux else model
-    return _in_chunks(fun, primals, channels, k, chunk_size, has_aux)
+        numbers, tables = curvatures(jaxpr, k, args, wanted)
+    elif chunk_size is None or chunk_size >= k:
+        numbers, tables = _at_once(jaxpr, k, args, wanted)
+    else:
+        numbers, tables = _in_chunks(jaxpr, k, args, wanted, chunk_size)
+    out, aux = structure.unflatten(numbers)
+    slope, curvature = _coefficients(out, "tangents", k), of_out.unflatten(tables)
+    model = QuadraticModel(_primals(out), slope, curvature)
+    return (model, _primals(aux)) if has_aux else model
 
 
 def directional_curvature(
@@ -230,11 +228,11 @@ def directional_curvature(
     """
     check_primals(fun, primals)
     k, channels = read_directions(primals, directions)
-    number = _evaluate(fun, Diagonal(k), primals, channels)
+    out, _ = _evaluate(fun, Diagonal(k), primals, channels)
     return (
-        _primals(number),
-        _coefficients(number, "tangents", k),
-        _coefficients(number, "seconds", k),
+        _primals(out),
+        _coefficients(out, "tangents", k),
+        _coefficients(out, "seconds", k),
     )
 
 
@@ -248,9 +246,9 @@ def directional_derivatives(
     """
     check_primals(fun, primals)
     k, channels = read_directions(primals, directions)
-    number, aux = _split(_evaluate(fun, FirstOrder(k), primals, channels), has_aux)
-    out = _primals(number), _coefficients(number, "tangents", k)
-    return (out, _primals(aux)) if has_aux else out
+    out, aux = _evaluate(fun, FirstOrder(k), primals, channels, has_aux)
+    derivatives = _primals(out), _coefficients(out, "tangents", k)
+    return (derivatives, _primals(aux)) if has_aux else derivatives
 
 
 def hessian(
@@ -411,40 +409,39 @@ def laplacian(
     return laplacian_fun
 
 
-def _by_adjoint(
-    fun: Callable,
-    primals: Sequence[Any],
-    channels: list[Channel],
-    k: int,
-    has_aux: bool,
-) -> tuple[Any, Any]:
-    """``fun`` on numbers of order one, and ``[k, k, *out]`` for each output."""
+def _at_once(
+    jaxpr: Any, k: int, args: Sequence[HyperDual], wanted: int
+) -> tuple[list[HyperDual], list[Any]]:
+    """As :func:`curvatures`, in one forward pass."""
+    pairs = Pairs(k)
+    numbers = interpret(jaxpr, pairs, args)
+    places = np.zeros((k, k), np.int32)
+    i, j = pairs.pairs
+    places[i, j] = places[j, i] = np.arange(pairs.q)
+    seconds = _coefficients(numbers[:wanted], "seconds", pairs.q)
+    return numbers, [x[places] for x in seconds]
+
+
+def _stage(
+    fun: Callable, primals: Sequence[Any], channels: list[Channel], has_aux: bool
+) -> tuple[Any, list[HyperDual], Any]:
+    """``fun`` as a jaxpr, its arguments as numbers, and the tree of ``(out, aux)``."""
     primals = jax.tree.map(jnp.asarray, tuple(primals))
     jaxpr, shapes = jax.make_jaxpr(fun, return_shape=True)(*primals)
-    wanted = jax.tree.structure(_split(shapes, has_aux)[0])
-    numbers = list(map(HyperDual, jax.tree.leaves(primals), channels))
-    # In a flattened pair the leaves of aux come last.
-    outs, tables = curvatures(jaxpr, k, numbers, wanted.num_leaves)
-
-    def dense(number: HyperDual, table: jax.Array | None) -> Any:
-        shape = (k, k, *jnp.shape(number.primal))
-        if not is_inexact(number.primal):
-            return np.zeros(shape, jax.dtypes.float0)
-        return jnp.zeros(shape, number.primal.dtype) if table is None else table
-
-    numbers = jax.tree.structure(shapes).unflatten(outs)
-    return numbers, wanted.unflatten(map(dense, outs, tables))
+    args = list(map(HyperDual, jax.tree.leaves(primals), channels))
+    return jaxpr, args, jax.tree.structure(_split(shapes, has_aux))
 
 
 def _evaluate(
-    fun: Callable, form: Form, primals: Sequence[Any], channels: list[Channel]
-) -> Any:
-    """``fun`` on hyper-dual numbers; its output with a number for each leaf."""
-    primals = jax.tree.map(jnp.asarray, tuple(primals))
-    jaxpr, shapes = jax.make_jaxpr(fun, return_shape=True)(*primals)
-    numbers = list(map(HyperDual, jax.tree.leaves(primals), channels))
-    outs = interpret(jaxpr, form, numbers)
-    return jax.tree.structure(shapes).unflatten(outs)
+    fun: Callable,
+    form: Form,
+    primals: Sequence[Any],
+    channels: list[Channel],
+    has_aux: bool = False,
+) -> tuple[Any, Any]:
+    """``fun`` on hyper-dual numbers: ``(out, aux)`` with a number for each leaf."""
+    jaxpr, args, structure = _stage(fun, primals, channels, has_aux)
+    return structure.unflatten(interpret(jaxpr, form, args))
 
 
 def _is_number(x: Any) -> bool:
@@ -466,34 +463,23 @@ def _coefficients(numbers: Any, channel: str, size: int) -> Any:
     return jax.tree.map(dense, numbers, is_leaf=_is_number)
 
 
-def _split(numbers: Any, has_aux: bool) -> tuple[Any, Any]:
+def _split(outputs: Any, has_aux: bool) -> tuple[Any, Any]:
+    """``(out, aux)``, where ``aux`` is ``None`` without ``has_aux``."""
     if not has_aux:
-        return numbers, None
-    if not (isinstance(numbers, tuple) and len(numbers) == 2):
+        return outputs, None
+    if not (isinstance(outputs, tuple) and len(outputs) == 2):
         raise TypeError(
             "with has_aux=True, fun must return a pair (out, aux); got "
-            f"{jax.tree.structure(numbers, is_leaf=_is_number)}."
+            f"{jax.tree.structure(outputs)}."
         )
-    return numbers
-
-
-def _unpack_pairs(seconds: Any, k: int) -> Any:
-    """``[k (k + 1) / 2, *out]`` to ``[k, k, *out]``, the same number on both sides."""
-    table = np.zeros((k, k), np.int32)
-    i, j = Pairs(k).pairs
-    table[i, j] = table[j, i] = np.arange(len(i))
-    return seconds[table]
+    out, aux = outputs
+    return out, aux
 
 
 def _in_chunks(
-    fun: Callable,
-    primals: Sequence[Any],
-    channels: list[Channel],
-    k: int,
-    chunk_size: int,
-    has_aux: bool,
-) -> Any:
-    """The quadratic model, at most ``chunk_size * k`` curvatures at a time."""
+    jaxpr: Any, k: int, args: Sequence[HyperDual], wanted: int, chunk_size: int
+) -> tuple[list[HyperDual], list[Any]]:
+    """As :func:`curvatures`, at most ``chunk_size * k`` of them at a time."""
     needed = k // 2 + 1
     count = -(-needed // chunk_size)
     size = -(-needed // count)
@@ -504,30 +490,31 @@ def _in_chunks(
         form = Offsets(k, size, start)
         # Each chunk finds its own tangents: kept for the next, they would be those of
         # every layer.
-        again, _ = lax.optimization_barrier(((primals, channels), start))
-        number, _ = _split(_evaluate(fun, form, *again), has_aux)
-        return _coefficients(number, "seconds", form.q)
+        again, _ = lax.optimization_barrier((args, start))
+        numbers = interpret(jaxpr, form, again)
+        return _coefficients(numbers[:wanted], "seconds", form.q)
 
-    # Where the pair (i, j) is: in the first chunk that has its offset.
-    row, column = np.triu_indices(k)
-    ahead = column - row <= k // 2
-    offset = np.where(ahead, column - row, k - column + row)
-    owner = np.minimum(offset // size, count - 1)
-    place = np.zeros((k, k), np.int32)
-    place[row, column] = place[column, row] = (
-        owner * size * k + (offset - starts[owner]) * k + np.where(ahead, row, column)
-    )
+    places = _places_in_chunks(k, size, starts)
 
     def assemble(chunks):
         count, size, *out = chunks.shape
-        return chunks.reshape(count * size, *out)[place]
+        return chunks.reshape(count * size, *out)[places]
 
-    curvature = jax.tree.map(assemble, lax.map(chunk, jnp.asarray(starts)))
-    number, aux = _split(_evaluate(fun, FirstOrder(k), primals, channels), has_aux)
-    model = QuadraticModel(
-        _primals(number), _coefficients(number, "tangents", k), curvature
+    tables = [assemble(chunks) for chunks in lax.map(chunk, jnp.asarray(starts))]
+    return interpret(jaxpr, FirstOrder(k), args), tables
+
+
+def _places_in_chunks(k: int, size: int, starts: np.ndarray) -> np.ndarray:
+    """``[k, k]``, where each pair is: in the first chunk that has its offset."""
+    row, column = np.triu_indices(k)
+    ahead = column - row <= k // 2
+    offset = np.where(ahead, column - row, k - column + row)
+    owner = np.minimum(offset // size, len(starts) - 1)
+    places = np.zeros((k, k), np.int32)
+    places[row, column] = places[column, row] = (
+        owner * size * k + (offset - starts[owner]) * k + np.where(ahead, row, column)
     )
-    return (model, _primals(aux)) if has_aux else model
+    return places
 
 
 def _normalised(argnum: int, count: int) -> int:
@@ -567,9 +554,9 @@ def _argument_structure(argnums: int | Sequence[int], varied: tuple[Any, ...]) -
 def _seconds(name: str, fun: Callable, form: Form, varied: tuple[Any, ...]) -> Any:
     """Second-order coefficients ``[q, *out]``, with every element for a direction."""
     basis = _standard_basis(jax.tree.leaves(varied))
-    number = _evaluate(fun, form, varied, list(map(Stack, basis)))
-    _check_real_outputs(name, _primals(number))
-    return _coefficients(number, "seconds", form.q)
+    out, _ = _evaluate(fun, form, varied, list(map(Stack, basis)))
+    _check_real_outputs(name, _primals(out))
+    return _coefficients(out, "seconds", form.q)
 
 
 def _check_real(name: str, index: int, arg: Any) -> None:
