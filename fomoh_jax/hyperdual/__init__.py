@@ -15,6 +15,7 @@ from fomoh_jax.hyperdual.number import (
     apply_linear,
     scale,
 )
+from fomoh_jax.hyperdual.operators import hessian, hessian_diagonal, laplacian
 from fomoh_jax.hyperdual.registry import Operation
 from fomoh_jax.hyperdual.rules.bilinear import bilinear
 from fomoh_jax.hyperdual.rules.constant import constant
@@ -25,10 +26,7 @@ from fomoh_jax.hyperdual.transforms import (
     QuadraticModel,
     directional_curvature,
     directional_derivatives,
-    hessian,
-    hessian_diagonal,
     hyper_jvp,
-    laplacian,
     quadratic_model,
 )
 
