@@ -199,7 +199,7 @@ def curvatures(
         def along(cotangent: jax.Array) -> jax.Array:
             zeros = [None if v is None else jnp.zeros_like(v) for v in values]
             tables = pull([*zeros[:place], cotangent, *zeros[place + 1 :]])
-            # One kernel of all the sums and their transposes takes XLA half a minute.
+            # In one kernel with their transposes XLA compiles the sums very slowly.
             ordered, halves = lax.optimization_barrier(tables)
             i, j = np.indices((k, k))
             whole = jnp.where(i <= j, ordered, ordered.T) + (halves + halves.T)

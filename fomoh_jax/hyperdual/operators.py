@@ -33,7 +33,8 @@ def hessian(
       chunk_size: bound on memory: that many rows at a time, as in
         :func:`quadratic_model`.
       adjoint: whether to sweep back once for each element of the output, as in
-        :func:`quadratic_model`: from some ten variables on the faster way for a scalar.
+        :func:`quadratic_model`: the faster way for a scalar function of many variables.
+        Where reverse mode can take the function, ``jax.hessian`` may be faster still.
 
     Returns:
       A function of the same arguments that returns the Hessian as ``jax.hessian`` does:
