@@ -76,6 +76,20 @@ def test_the_adjoint_way_takes_a_fraction_of_nested_jvp(
     assert size <= temporaries * nested_size
 
 
+def attention(ws, x):
+    query, key, value = (jnp.einsum("bsf,fhd->bshd", x, w) for w in ws)
+    weights = jax.nn.softmax(jnp.einsum("bqhd,bkhd->bhqk", query, key))
+    return jnp.mean(jnp.einsum("bhqk,bkhd->bqhd", weights, value) ** 2)
+
+
+def test_attention_takes_fewer_operations_than_nested_jvp():
+    problem = (attention, structs([(32, 2, 16)] * 3), structs([(4, 64, 32)])[0])
+    nested, nested_size = costs(nested_shared, problem, 5)
+    assert costs(fomoh_jax.quadratic_model, problem, 5)[0] <= 0.75 * nested
+    flops, size = costs(adjoint, problem, 5)
+    assert flops <= 0.36 * nested and size <= 0.6 * nested_size
+
+
 def test_curvatures_along_each_direction_cost_as_many_as_there_are():
     of = lambda k: costs(fomoh_jax.directional_curvature, DEEP, k)
     (few, small), (many, large) = of(8), of(16)

@@ -7,6 +7,7 @@ from fomoh_jax.hyperdual.rules import (  # noqa: F401
     control_flow,
     custom_jvp,
     decomposed,
+    dot_general,
     elementwise,
     generic,
     implicit,

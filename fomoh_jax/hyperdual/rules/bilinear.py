@@ -1,6 +1,5 @@
 """Bilinear primitives: ``B(a_s, b) + B(a, b_s) + form(B; a_t, b_t)``."""
 
-import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -115,9 +114,9 @@ def _after(first: Any, channel: Channel) -> Channel:
     return lax.optimization_barrier((channel, first))[0]
 
 
-# Operations that a product saves for each element of the sums that polarising makes.
-# Making one takes about as long as 60 operations of a large matrix product on two CPU
-# cores, and its rounding is that of its dtype, which a half precision cannot spare.
+# Operations that a product must save for each element of the sums that polarising adds,
+# since an element is written and read again, in which time a processor does tens. And
+# each sum is rounded, which a half precision cannot spare.
 _OPERATIONS_PER_ELEMENT = 100
 
 
@@ -126,37 +125,6 @@ def _worth_polarising(operations: float, a: Any, b: Any) -> bool:
     if operations < _OPERATIONS_PER_ELEMENT * elements:
         return False
     return all(jnp.finfo(jnp.result_type(x)).bits >= 32 for x in (a, b))
-
-
-@rule("dot_general")
-def _dot_general(form: Form, op: Operation, args: Sequence[HyperDual]):
-    # `[batch, rows, columns]` is the natural result of a product; with the directions
-    # between its rows and its columns, `a · [b_1 … b_k]`, `[a_1 … a_k] · b` and all the
-    # cross products are one matrix product each, with no transpose.
-    (contracted, _), (batch, _) = op.params["dimension_numbers"]
-    a = args[0].primal
-    rows = jnp.ndim(a) - len(contracted) - len(batch)
-    inner = math.prod(jnp.shape(a)[i] for i in contracted)
-    return bilinear(
-        form,
-        op,
-        args,
-        axis=len(batch) + rows,
-        operations=2.0 * inner * math.prod(op.outputs[0].shape),
-        contracted=partial(_contracted, op),
-    )
-
-
-def _contracted(op: Operation, a: Stack, b: Stack) -> jax.Array:
-    """``Σ_i a_i · b_i``: the directions are one more contracted dimension."""
-    contracted, batch = op.params["dimension_numbers"]
-    shifted = lambda dims, axis: tuple(d + (d >= axis) for d in dims)
-    numbers = (
-        tuple((x.axis, *shifted(dims, x.axis)) for dims, x in zip(contracted, (a, b))),
-        tuple(shifted(dims, x.axis) for dims, x in zip(batch, (a, b))),
-    )
-    params = {**op.params, "dimension_numbers": numbers}
-    return dataclasses.replace(op, params=params)(a.array, b.array)[0]
 
 
 @rule("conv_general_dilated")
@@ -185,8 +153,3 @@ def _one_after_the_other(product: Callable, xs: jax.Array, ys: jax.Array) -> jax
 
 # Up to as many convolutions a program is written out; more are a loop.
 _WRITTEN_OUT = 32
-
-
-@rule("ragged_dot_general")
-def _ragged_dot(form: Form, op: Operation, args: Sequence[HyperDual]):
-    return bilinear(form, op, args)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from fomoh_jax.hyperdual.forms import Form
-from fomoh_jax.hyperdual.number import HyperDual, Stack, add, scale, spread
+from fomoh_jax.hyperdual.number import Channel, HyperDual, Stack, add, scale, spread
 from fomoh_jax.hyperdual.registry import Operation, rule
 from fomoh_jax.hyperdual.rules.generic import differentiable_part, generic
 
@@ -62,21 +62,45 @@ def elementwise(
 
     value, tangents, seconds = None, [], []
     slopes = [partial_derivative(phi, i) for i in range(len(active))]
+    bends = {}
     for i, (arg, slope) in enumerate(zip(active, slopes)):
         if curved and moving[i] and places[i] not in linear_in:
             twice = partial_derivative(slope, i)
-            (value, first), (_, second) = twice(*primals)
-            seconds.append(scale(second, form.product(arg.tangents, arg.tangents)))
+            (value, first), (_, bends[i, i]) = twice(*primals)
         else:
             value, first = slope(*primals)
         tangents.append(scale(first, arg.tangents))
         seconds.append(scale(first, arg.seconds))
     for i, j in combinations(range(len(active)), 2):
         if curved and moving[i] and moving[j]:
-            _, (_, mixed) = partial_derivative(slopes[i], j)(*primals)
-            product = form.cross(active[i].tangents, active[j].tangents)
-            seconds.append(scale(mixed, product))
-    return [HyperDual(value, add(*tangents), add(*seconds))]
+            _, (_, bends[i, j]) = partial_derivative(slopes[i], j)(*primals)
+    bent = _bent(form, bends, [arg.tangents for arg in active])
+    return [HyperDual(value, add(*tangents), add(*seconds, *bent))]
+
+
+def _bent(
+    form: Form, bends: dict[tuple[int, int], jax.Array], tangents: Sequence[Channel]
+) -> list[Channel]:
+    """``Σ φ_ab x_a x_b`` of several operands, in as few products as can be.
+
+    Each operand meets, once, the sum of all that it is yet to meet: of ``x / y`` there
+    is one product, ``y_i (φ_yx x_j + ½ φ_yy y_j)`` and the same with i and j swapped.
+    """
+    bent = []
+    while bends:
+        # Those that bend in themselves first: they need a product in any case.
+        a = max(range(len(tangents)), key=lambda a: ((a, a) in bends, a))
+        met = {pair: bends.pop(pair) for pair in list(bends) if a in pair}
+        if list(met) == [(a, a)]:
+            product = form.product(tangents[a], tangents[a])
+            bent.append(scale(met[a, a], product))
+            continue
+        others = []
+        for (i, j), bend in met.items():
+            half = 0.5 if i == j else 1
+            others.append(scale(half * bend, tangents[j if i == a else i]))
+        bent.append(form.cross(tangents[a], add(*others)))
+    return bent
 
 
 @rule("max", "min", "abs", "rem")

@@ -1,0 +1,116 @@
+"""Products of arrays: the directions fold into the rows or the columns of one matrix.
+
+`[batch, rows, columns]` is the natural result of a product. With the directions between
+its rows and its columns, ``a · [b_1 … b_k]``, ``[a_1 … a_k] · b`` and all the cross
+products are one matrix product each, with no transpose of the result.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from functools import partial
+
+import jax
+import numpy as np
+from jax import lax
+from jax.extend.core import primitives
+
+from fomoh_jax.hyperdual.forms import Form
+from fomoh_jax.hyperdual.number import HyperDual, Stack, moved
+from fomoh_jax.hyperdual.registry import Operation, rule
+from fomoh_jax.hyperdual.rules.bilinear import bilinear
+from fomoh_jax.hyperdual.rules.linear import linear
+
+
+@rule("dot_general")
+def _dot_general(form: Form, op: Operation, args: Sequence[HyperDual]):
+    a, b = args
+    if not _is_across(op, a.primal, b.primal):
+        return _product(form, op, a, b)
+    swapped, back = _swapped(op, a.primal)
+    return linear(form, back, _product(form, swapped, b, a))
+
+
+def _product(form: Form, op: Operation, a: HyperDual, b: HyperDual) -> list[HyperDual]:
+    (over, over_b), (batch, batch_b) = op.params["dimension_numbers"]
+    rows = a.primal.ndim - len(over) - len(batch)
+    out = math.prod(op.outputs[0].shape)
+    if b.primal.size < out:
+        # Of the two it is the operand that is cheaper to transpose.
+        free = set(range(b.primal.ndim)) - {*over_b, *batch_b}
+        b = moved(b, min(free, default=0))
+    if batch:
+        a, b = map(_finished, (a, b))
+    inner = math.prod(a.primal.shape[i] for i in over)
+    return bilinear(
+        form,
+        op,
+        [a, b],
+        axis=len(batch) + rows,
+        operations=2.0 * inner * out,
+        contracted=partial(_contracted, op),
+    )
+
+
+def _finished(number: HyperDual) -> HyperDual:
+    """The number, with its seconds computed before a product reads them.
+
+    XLA on the CPU (jax 0.12) takes a whole softmax into the batch of products that
+    follows it, and is slower at both than at one after the other.
+    """
+    seconds = number.seconds
+    if isinstance(seconds, Stack):
+        array = lax.optimization_barrier(seconds.array)
+        seconds = dataclasses.replace(seconds, array=array)
+    return HyperDual(number.primal, number.tangents, seconds)
+
+
+def _is_across(op: Operation, a: jax.Array, b: jax.Array) -> bool:
+    """Whether it is ``b · a`` that needs no transposed copy of an operand.
+
+    A matrix product reads its first operand along rows and its second one along
+    columns. Here ``a`` is ``[inner, rows]`` and ``b`` is ``[columns, inner]``, which is
+    how ``einsum`` writes the second product of attention.
+    """
+    (over_a, over_b), (along_a, _) = op.params["dimension_numbers"]
+    if not over_a or op.params.get("out_sharding") is not None:
+        return False
+    matrices = min(a.ndim, b.ndim) > len(over_a) + len(along_a)
+    return matrices and max(over_b) == b.ndim - 1 and max(over_a) < a.ndim - 1
+
+
+def _swapped(op: Operation, a: jax.Array) -> tuple[Operation, Operation]:
+    """``b · a``, and the transposition that makes ``a · b`` of it."""
+    over, along = op.params["dimension_numbers"]
+    (out,), precision = op.outputs, op.params["precision"]
+    params = {
+        **op.params,
+        "dimension_numbers": (over[::-1], along[::-1]),
+        "precision": precision[::-1] if isinstance(precision, tuple) else precision,
+    }
+    batch, ndim = len(along[0]), len(out.shape)
+    middle = a.ndim - len(over[0])  # where the columns of `a · b` begin
+    order = (*range(batch), *range(middle, ndim), *range(batch, middle))
+    turned = jax.ShapeDtypeStruct([out.shape[i] for i in order], out.dtype)
+    back = {"permutation": tuple(np.argsort(order).tolist())}
+    return (
+        dataclasses.replace(op, params=params, outputs=[turned]),
+        Operation(primitives.transpose_p, back, op.outputs),
+    )
+
+
+def _contracted(op: Operation, a: Stack, b: Stack) -> jax.Array:
+    """``Σ_i a_i · b_i``: the directions are one more contracted dimension."""
+    contracted, batch = op.params["dimension_numbers"]
+    shifted = lambda dims, axis: tuple(d + (d >= axis) for d in dims)
+    numbers = (
+        tuple((x.axis, *shifted(dims, x.axis)) for dims, x in zip(contracted, (a, b))),
+        tuple(shifted(dims, x.axis) for dims, x in zip(batch, (a, b))),
+    )
+    params = {**op.params, "dimension_numbers": numbers}
+    return dataclasses.replace(op, params=params)(a.array, b.array)[0]
+
+
+@rule("ragged_dot_general")
+def _ragged_dot(form: Form, op: Operation, args: Sequence[HyperDual]):
+    return bilinear(form, op, args)
