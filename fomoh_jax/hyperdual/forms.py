@@ -171,7 +171,7 @@ class IndexPairs(Form):
         present, i, j = self._places(a, b)
         if present == ():
             return ZERO
-        return Stack(take(a, i) * take(self._second(b), j), a.axis, present)
+        return Stack(take(a, i) * take(b, j), a.axis, present)
 
     def _bilinear(self, product: Bilinear, a: Stack, b: Stack, axis: int) -> Channel:
         a, b = a.moved(0), b.moved(0)
@@ -191,7 +191,7 @@ class IndexPairs(Form):
         present, i, j = self._places(a, b)
         if present == ():
             return ZERO
-        stacked = product(take(a, i), take(self._second(b), j))
+        stacked = product(take(a, i), take(b, j))
         return Stack(stacked, 0, present).moved(axis)
 
     def _quadratic(self, function, xs, zeros, out_axes) -> list[Channel]:
@@ -208,15 +208,15 @@ class IndexPairs(Form):
             ]
 
         axes = [0 if isinstance(x, Stack) else None for x in xs]
-        first, second = along(i, stacks), along(j, list(map(self._second, stacks)))
+        first, second = along(i, stacks), along(j, stacks)
         arrays = vectorise(function, axes + axes, list(out_axes))(*first, *second)
         return [Stack(array, axis, present) for array, axis in zip(arrays, out_axes)]
 
     def _product_by_table(self, a: Stack, b: Stack) -> Channel:
         # Choosing the pairs after the product and not before it takes one gather in the
         # place of two, and that one of a product that XLA fuses into it.
-        axis, width, last = a.axis, b.array.shape[b.axis], self._second(b).array
-        table = jnp.expand_dims(a.array, axis + 1) * jnp.expand_dims(last, axis)
+        axis, width = a.axis, b.array.shape[b.axis]
+        table = jnp.expand_dims(a.array, axis + 1) * jnp.expand_dims(b.array, axis)
         flat = lambda i, j: i * width + j
         return self._chosen(table, axis, self._places(a, b), flat)
 
@@ -232,10 +232,6 @@ class IndexPairs(Form):
             table.reshape(*lead, rows * columns, *table.shape[axis + 2 :]), axis
         )
         return Stack(take(stack, flat(i, j)), axis, present)
-
-    def _second(self, x: Stack) -> Stack:
-        """The stack in which ``j`` of a pair is looked up."""
-        return x
 
     def _places(
         self, a: Stack, b: Stack
@@ -266,26 +262,21 @@ class IndexPairs(Form):
         beside the other.
         """
         present, i, j = self._places(a, a)
-        last_a, last_b = self._second(a), self._second(b)
         size = lambda x: jnp.max(jnp.abs(x.array), axis=range(1, x.array.ndim))
-        t = lax.stop_gradient(_ratio(size(a)[i], size(last_a)[j]))
+        t = lax.stop_gradient(_ratio(size(a)[i], size(a)[j]))
         # A direction with itself is 2 B(a_i, b_i), without any sum.
-        same = self._same(i, j)
+        same = jnp.asarray(i == j)
         ahead, back = jnp.where(same, 0, t), jnp.where(same, 0, 1 / t)
         twice = jnp.where(same, 2, 1).astype(t.dtype)
         wide = lambda x: lax.expand_dims(x, range(1, a.array.ndim))
-        left = take(a, i) + wide(ahead) * take(last_a, j)
+        left = take(a, i) + wide(ahead) * take(a, j)
         wide = lambda x: lax.expand_dims(x, range(1, b.array.ndim))
-        right = wide(twice) * take(last_b, j) + wide(back) * take(b, i)
+        right = wide(twice) * take(b, j) + wide(back) * take(b, i)
         products = product.pairwise(left, right)
         own = self._own(product, a, b, products)
         wide = lambda x: lax.expand_dims(x, range(1, products.ndim))
-        rest = wide(back) * take(own, i) + wide(ahead) * take(self._second(own), j)
+        rest = wide(back) * take(own, i) + wide(ahead) * take(own, j)
         return Stack(products - rest, 0, present)
-
-    def _same(self, i: Indices, j: Indices) -> jax.Array:
-        """Which pairs are of one direction with itself."""
-        return jnp.asarray(i == j)
 
     def _own(self, product: Bilinear, a: Stack, b: Stack, products: jax.Array) -> Stack:
         """``B(a_i, b_i)``; ``products`` may hold twice of them."""
@@ -399,31 +390,31 @@ class Offsets(IndexPairs):
 
     @property
     def pairs(self) -> tuple[Indices, Indices]:
-        """Of the second of a pair, its place once ``start`` has come to the front."""
         i = np.tile(np.arange(self.k), self.count)
-        return i, (i + np.repeat(np.arange(self.count), self.k)) % self.k
-
-    def _second(self, x: Stack) -> Stack:
-        twice = jnp.concatenate([x.array, x.array], axis=x.axis)
-        return Stack(
-            lax.dynamic_slice_in_dim(twice, self.start, self.k, x.axis), x.axis
-        )
-
-    def _pairwise(self, product: Callable, a: Stack, b: Stack, axis: int) -> Channel:
-        # One offset after the other: for all at once the operands would be copied.
-        each = [Offsets(self.k, 1, self.start + n) for n in range(self.count)]
-        parts = [product(a.array, form._second(b).array) for form in each]
-        return Stack(jnp.concatenate(parts)).moved(axis)
-
-    def _same(self, i: Indices, j: Indices) -> jax.Array:
-        return jnp.asarray((j + self.start) % self.k == i)
+        offset = self.start + np.repeat(np.arange(self.count), self.k)
+        return i, (i + offset) % self.k
 
     def _product(self, a: Stack, b: Stack) -> Channel:
         return self._product_by_table(a.padded(None, self.k), b.padded(None, self.k))
 
     def _bilinear(self, product: Bilinear, a: Stack, b: Stack, axis: int) -> Channel:
         a, b = a.padded(None, self.k), b.padded(None, self.k)
-        return super()._bilinear(product, a, b, axis)
+        if product.polarise:
+            return super()._bilinear(product, a, b, axis)
+        if a.array.size < b.array.size:
+            swapped = Bilinear(
+                lambda y, x: product(x, y), lambda ys, xs: product.pairwise(xs, ys)
+            )
+            return self._bilinear(swapped, b, a, axis)
+        # One offset after the other, each by moving the smaller operand: for all pairs
+        # at once both would be copied.
+        a, b = a.moved(0), b.moved(0)
+        parts = []
+        for offset in map(self.start.__add__, range(self.count)):
+            ahead = product.pairwise(a.array, jnp.roll(b.array, -offset, 0))
+            behind = product.pairwise(a.array, jnp.roll(b.array, offset, 0))
+            parts.append(ahead + jnp.roll(behind, -offset, 0))
+        return Stack(jnp.concatenate(parts)).moved(axis)
 
     def _quadratic(self, function, xs, zeros, out_axes) -> list[Channel]:
         full = [x.padded(None, self.k) if isinstance(x, Stack) else x for x in xs]

@@ -23,7 +23,7 @@ from fomoh_jax.hyperdual.evaluation import (
 )
 from fomoh_jax.hyperdual.forms import Cross, Diagonal, FirstOrder, Offsets, Pairs
 from fomoh_jax.hyperdual.interpreter import interpret
-from fomoh_jax.hyperdual.number import HyperDual
+from fomoh_jax.hyperdual.number import HyperDual, Stack
 
 
 class QuadraticModel(NamedTuple):
@@ -275,17 +275,19 @@ def _in_chunks(
         # Each chunk finds its own tangents: kept for the next, they would be those of
         # every layer.
         again, _ = lax.optimization_barrier((args, start))
-        numbers = interpret(jaxpr, form, again)
-        return coefficients_of(numbers[:wanted], "seconds", form.q)
+        numbers = interpret(jaxpr, form, again)[:wanted]
+        return [
+            coefficients_of(numbers, *c) for c in (("tangents", k), ("seconds", form.q))
+        ]
 
+    slopes, seconds = lax.map(chunk, jnp.asarray(starts))
+    values = interpret(jaxpr, FirstOrder(k), [HyperDual(x.primal) for x in args])
+    bent = [
+        HyperDual(value.primal, Stack(slope[0])) for value, slope in zip(values, slopes)
+    ]
     places = _places_in_chunks(k, size, starts)
-
-    def assemble(chunks):
-        count, size, *out = chunks.shape
-        return chunks.reshape(count * size, *out)[places]
-
-    tables = [assemble(chunks) for chunks in lax.map(chunk, jnp.asarray(starts))]
-    return interpret(jaxpr, FirstOrder(k), args), tables
+    tables = [x.reshape(-1, *x.shape[2:])[places] for x in seconds]
+    return [*bent, *values[wanted:]], tables
 
 
 def _places_in_chunks(k: int, size: int, starts: np.ndarray) -> np.ndarray:

@@ -17,6 +17,7 @@ from fomoh_jax.hyperdual.number import (
     Zero,
     add,
     apply_linear,
+    moved,
     scale,
     spread,
 )
@@ -49,6 +50,7 @@ def bilinear(
     args: Sequence[HyperDual],
     axis: int = 0,
     *,
+    turned: int | None = None,
     operations: float = 0,
     paired: Callable | None = None,
     contracted: Callable | None = None,
@@ -62,6 +64,7 @@ def bilinear(
       op: the operation.
       args: its operands.
       axis: where the results' stacking axes go.
+      turned: where those of the second operand are moved first, if they are.
       operations: how many floating-point operations the product takes, if they are
         more than its operands have elements by far.
       paired: ``paired(product, xs, ys)``, of stacks as in :class:`Bilinear`.
@@ -86,6 +89,8 @@ def bilinear(
     along = b.tangents
     if not a.is_constant:
         along = _after(a.primal, along)
+    if turned is not None:
+        b, along = moved(b, turned), moved(HyperDual(b.primal, along), turned).tangents
     tangents = add(left(a.tangents), right(along))
     seconds = add(left(a.seconds), right(b.seconds))
     if isinstance(seconds, Stack) and isinstance(b.seconds, Zero):

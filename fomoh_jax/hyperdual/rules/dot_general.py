@@ -16,7 +16,7 @@ from jax import lax
 from jax.extend.core import primitives
 
 from fomoh_jax.hyperdual.forms import Form
-from fomoh_jax.hyperdual.number import HyperDual, Stack, moved
+from fomoh_jax.hyperdual.number import HyperDual, Stack
 from fomoh_jax.hyperdual.registry import Operation, rule
 from fomoh_jax.hyperdual.rules.bilinear import bilinear
 from fomoh_jax.hyperdual.rules.linear import linear
@@ -35,18 +35,19 @@ def _product(form: Form, op: Operation, a: HyperDual, b: HyperDual) -> list[Hype
     (over, over_b), (batch, batch_b) = op.params["dimension_numbers"]
     rows = a.primal.ndim - len(over) - len(batch)
     out = math.prod(op.outputs[0].shape)
-    if b.primal.size < out:
-        # Of the two it is the operand that is cheaper to transpose.
-        free = set(range(b.primal.ndim)) - {*over_b, *batch_b}
-        b = moved(b, min(free, default=0))
+    turned = None
     if batch:
         a, b = map(_finished, (a, b))
+        if b.primal.size < out:  # of the two it is cheaper to transpose
+            columns = set(range(b.primal.ndim)) - {*over_b, *batch_b}
+            turned = min(columns, default=0)
     inner = math.prod(a.primal.shape[i] for i in over)
     return bilinear(
         form,
         op,
         [a, b],
         axis=len(batch) + rows,
+        turned=turned,
         operations=2.0 * inner * out,
         contracted=partial(_contracted, op),
     )
