@@ -80,7 +80,10 @@ def markdown(result: dict[str, Any]) -> str:
 def comparison(results: Sequence[dict[str, Any]]) -> str:
     """Nested ÷ ours in time for each workload and k, a column for each place where it
     was measured, under what tells that place from the others."""
-    places = by_place(results, "hyperplane")
+    timed = [result for result in results if result["config"]["repeats"]]
+    places = by_place(timed, "hyperplane")
+    if not places:
+        raise SystemExit("report --compare needs a hyperplane file that holds times.")
     distinctive = [len(set(parts)) > 1 for parts in zip(*places)]
     tables = {place: {_key(row): row for row in places[place]} for place in places}
     keys = list(dict.fromkeys(key for table in tables.values() for key in table))

@@ -60,6 +60,8 @@ class Config:
 
 def run(table: str, config: Config) -> list[Path]:
     """Measure one table, or all of them; the files that were written."""
+    if config.repeats < 0:
+        raise SystemExit(f"--repeats must not be negative; got {config.repeats}.")
     jax.config.update("jax_enable_compilation_cache", False)
     described = environment.describe()
     names = list(TABLES) if table == "all" else [table]
@@ -105,7 +107,8 @@ def _without_out(config: Config) -> dict[str, Any]:
 
 
 def _file_name(table: str, config: Config, described: dict[str, Any]) -> str:
-    """A part, counts alone, or another precision must not overwrite the whole."""
+    """A part, a quick run, counts alone, or another precision must not overwrite the
+    whole."""
     parts = [table, environment.slug(described["device"]), f"jax{described['jax']}"]
     parts += [config.precision] if config.precision != "float32" else []
     parts += ["quick"] if config.quick else []

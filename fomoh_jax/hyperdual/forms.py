@@ -410,7 +410,7 @@ class Offsets(IndexPairs):
         # at once both would be copied.
         a, b = a.moved(0), b.moved(0)
         parts = []
-        for offset in map(self.start.__add__, range(self.count)):
+        for offset in (self.start + n for n in range(self.count)):
             ahead = product.pairwise(a.array, jnp.roll(b.array, -offset, 0))
             behind = product.pairwise(a.array, jnp.roll(b.array, offset, 0))
             parts.append(ahead + jnp.roll(behind, -offset, 0))

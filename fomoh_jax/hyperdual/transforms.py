@@ -276,18 +276,18 @@ def _in_chunks(
         # every layer.
         again, _ = lax.optimization_barrier((args, start))
         numbers = interpret(jaxpr, form, again)[:wanted]
-        return [
-            coefficients_of(numbers, *c) for c in (("tangents", k), ("seconds", form.q))
-        ]
+        slopes = coefficients_of(numbers, "tangents", k)
+        return slopes, coefficients_of(numbers, "seconds", form.q)
 
     slopes, seconds = lax.map(chunk, jnp.asarray(starts))
     values = interpret(jaxpr, FirstOrder(k), [HyperDual(x.primal) for x in args])
-    bent = [
+    outs = [
         HyperDual(value.primal, Stack(slope[0])) for value, slope in zip(values, slopes)
     ]
     places = _places_in_chunks(k, size, starts)
-    tables = [x.reshape(-1, *x.shape[2:])[places] for x in seconds]
-    return [*bent, *values[wanted:]], tables
+    joined = lambda x: x.reshape(x.shape[0] * x.shape[1], *x.shape[2:])
+    tables = [joined(x)[places] for x in seconds]
+    return [*outs, *values[wanted:]], tables
 
 
 def _places_in_chunks(k: int, size: int, starts: np.ndarray) -> np.ndarray:

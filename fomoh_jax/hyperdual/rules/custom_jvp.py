@@ -19,7 +19,7 @@ from jax.extend.core import Literal
 from fomoh_jax.compat import open_jaxpr
 from fomoh_jax.hyperdual.forms import Form
 from fomoh_jax.hyperdual.interpreter import interpret
-from fomoh_jax.hyperdual.number import HyperDual, add, is_inexact, scale
+from fomoh_jax.hyperdual.number import Channel, HyperDual, add, is_inexact, scale
 from fomoh_jax.hyperdual.registry import Operation, names_with_rule, rule
 from fomoh_jax.hyperdual.rules.elementwise import elementwise, partial_derivative
 from fomoh_jax.hyperdual.rules.generic import differentiable_part, forward, generic
@@ -70,16 +70,27 @@ def _chain_rule(
     n, zeros = len(active), rows(_zeros(jaxpr))
     values, *derivatives = rows(results)
 
+    def bent(a: int, out: int) -> Channel:
+        """``Σ_b φ_ab x_a x_b``, in one product."""
+        place = n + a * n
+        bends = {
+            b: derivatives[place + b][out]
+            for b in range(n)
+            if not zeros[1 + place + b][out]
+        }
+        along = active[a].tangents
+        if list(bends) == [a]:
+            return scale(bends[a], form.product(along, along))
+        others = [scale(bend, active[b].tangents) for b, bend in bends.items()]
+        return form.product(along, add(*others))
+
     def number(out: int) -> HyperDual:
         tangents, seconds = [], []
         for a, x in enumerate(active):
             tangents.append(scale(derivatives[a][out], x.tangents))
             seconds.append(scale(derivatives[a][out], x.seconds))
-            for b, y in enumerate(active if form.q else ()):
-                place = n + a * n + b
-                if not zeros[1 + place][out]:
-                    product = form.product(x.tangents, y.tangents)
-                    seconds.append(scale(derivatives[place][out], product))
+            if form.q:
+                seconds.append(bent(a, out))
         return HyperDual(values[out], add(*tangents), add(*seconds))
 
     return list(map(number, range(outputs)))

@@ -81,15 +81,16 @@ def elementwise(
 def _bent(
     form: Form, bends: dict[tuple[int, int], jax.Array], tangents: Sequence[Channel]
 ) -> list[Channel]:
-    """``Σ φ_ab x_a x_b`` of several operands, in as few products as can be.
+    """``Σ φ_ab x_a x_b`` of several operands, in at most one product for each.
 
-    Each operand meets, once, the sum of all that it is yet to meet: of ``x / y`` there
-    is one product, ``y_i (φ_yx x_j + ½ φ_yy y_j)`` and the same with i and j swapped.
+    An operand meets, once, the sum of all that it is yet to meet: for ``x / y`` that is
+    ``y_i (φ_yx x_j + ½ φ_yy y_j)``, and the same with i and j swapped.
     """
     bent = []
     while bends:
         # Those that bend in themselves first: they need a product in any case.
-        a = max(range(len(tangents)), key=lambda a: ((a, a) in bends, a))
+        operands = {operand for pair in bends for operand in pair}
+        a = max(operands, key=lambda operand: ((operand, operand) in bends, operand))
         met = {pair: bends.pop(pair) for pair in list(bends) if a in pair}
         if list(met) == [(a, a)]:
             product = form.product(tangents[a], tangents[a])

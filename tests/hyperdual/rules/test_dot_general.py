@@ -1,8 +1,10 @@
 """Products of arrays, in every layout of their dimensions."""
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 
+import fomoh_jax
 from tests.reference import assert_agrees_with_nested_jvp, normal
 
 SIZES = {"b": 2, "c": 3, "d": 4, "m": 2, "r": 5, "n": 3}
@@ -41,3 +43,18 @@ def test_every_layout_agrees_with_nested_jvp():
         ]
 
     assert_agrees_with_nested_jvp(products, operands)
+
+
+def test_an_algorithm_that_tells_the_operands_apart_is_kept():
+    algorithm = lax.DotAlgorithm(jnp.float32, jnp.float32, jnp.float32, 1, 1, 1, False)
+
+    def loss(a, b):
+        numbers = (((1,), (2,)), ((0,), (0,)))  # across
+        return jnp.sum(lax.dot_general(a, b, numbers, precision=algorithm) ** 2)
+
+    primals = jnp.ones((2, 4, 3), jnp.float32), jnp.ones((2, 9, 4), jnp.float32)
+    directions = tuple(jnp.stack([x, x]) for x in primals)
+    model = lambda *args: fomoh_jax.quadratic_model(loss, *args)
+    # The CPU has no such algorithm: as a program for another platform.
+    traced = jax.jit(model).trace(primals, directions)
+    assert "dot_general" in traced.lower(lowering_platforms=("cuda",)).as_text()
