@@ -12,3 +12,8 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 settings.load_profile("default")
+
+
+def pytest_collection_modifyitems(items):
+    """The long tests first, so that no worker is left alone with one at the end."""
+    items.sort(key=lambda item: "random" not in item.name)

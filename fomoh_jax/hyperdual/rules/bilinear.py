@@ -121,11 +121,11 @@ def _after(first: Any, channel: Channel) -> Channel:
     return lax.optimization_barrier((channel, first))[0]
 
 
-# Operations that a product must save for each element of the sums that polarising adds.
-# On two CPU cores, adding one takes as long as some 30 operations of a large matrix
-# product, and two are added for each product. Each is rounded, which a half precision
-# cannot spare.
-_OPERATIONS_PER_ELEMENT = 100
+# From so many operations for each element of its operands on, a product is polarised.
+# The sums of operands take time and memory too: on two CPU cores, in layers of 256, it
+# is slower for a batch of 64 (102 operations for each element) and faster for one of
+# 128 (171). And each sum is rounded, which a half precision cannot spare.
+_OPERATIONS_PER_ELEMENT = 150
 
 
 def _worth_polarising(operations: float, a: Any, b: Any) -> bool:
