@@ -36,6 +36,7 @@ def to_jaxpr(
 
 
 def primals_of(numbers: Any) -> Any:
+    """The value of each number, as an array."""
     return jax.tree.map(lambda n: jnp.asarray(n.primal), numbers, is_leaf=_is_number)
 
 

@@ -191,8 +191,7 @@ class IndexPairs(Form):
         present, i, j = self._places(a, b)
         if present == ():
             return ZERO
-        stacked = product(take(a, i), take(b, j))
-        return Stack(stacked, 0, present).moved(axis)
+        return Stack(product(take(a, i), take(b, j)), 0, present).moved(axis)
 
     def _quadratic(self, function, xs, zeros, out_axes) -> list[Channel]:
         stacks = alike([x.moved(0) for x in xs if isinstance(x, Stack)])
@@ -200,7 +199,7 @@ class IndexPairs(Form):
         if present == ():
             return [ZERO] * len(out_axes)
 
-        def along(places: Indices, stacks: Sequence[Stack]) -> list[Any]:
+        def along(places: Indices) -> list[Any]:
             stacked = iter(stacks)
             return [
                 take(next(stacked), places) if isinstance(x, Stack) else zero
@@ -208,8 +207,7 @@ class IndexPairs(Form):
             ]
 
         axes = [0 if isinstance(x, Stack) else None for x in xs]
-        first, second = along(i, stacks), along(j, stacks)
-        arrays = vectorise(function, axes + axes, list(out_axes))(*first, *second)
+        arrays = vectorise(function, axes + axes, list(out_axes))(*along(i), *along(j))
         return [Stack(array, axis, present) for array, axis in zip(arrays, out_axes)]
 
     def _product_by_table(self, a: Stack, b: Stack) -> Channel:
@@ -262,8 +260,8 @@ class IndexPairs(Form):
         beside the other.
         """
         present, i, j = self._places(a, a)
-        size = lambda x: jnp.max(jnp.abs(x.array), axis=range(1, x.array.ndim))
-        t = lax.stop_gradient(_ratio(size(a)[i], size(a)[j]))
+        size = jnp.max(jnp.abs(a.array), axis=range(1, a.array.ndim))
+        t = lax.stop_gradient(_ratio(size[i], size[j]))
         # A direction with itself is 2 B(a_i, b_i), without any sum.
         same = jnp.asarray(i == j)
         ahead, back = jnp.where(same, 0, t), jnp.where(same, 0, 1 / t)

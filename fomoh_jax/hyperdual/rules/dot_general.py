@@ -57,8 +57,7 @@ def _finished(number: HyperDual) -> HyperDual:
     """The number, with its seconds computed before a product reads them.
 
     XLA on the CPU (jax 0.12) takes a whole softmax into the batch of products that
-    follows it, and is slower at both than at one after the other: with ten directions
-    the quadratic model of a transformer took an eighth more time.
+    follows it, and is slower at both than at one after the other.
     """
     seconds = number.seconds
     if isinstance(seconds, Stack):
