@@ -104,7 +104,7 @@ def fomoh(
 
 def fomoh_kd(
     k: int,
-    learning_rate: optax.ScalarOrSchedule,
+    learning_rate: optax.ScalarOrSchedule | None = None,
     *,
     solver: solvers.Solver | None = None,
     chunk_size: int | None = None,
@@ -117,14 +117,17 @@ def fomoh_kd(
     .. math:: \theta \leftarrow \theta
       - \eta\, V (V^\top H V)^{-1} V^\top \nabla f, \qquad V_{ij} \sim N(0, 1)
 
-    With as many directions as parameters this is Newton's method.
+    Without a learning rate, :math:`\eta` tunes itself (``solvers.self_tuning()``). With
+    one it is the paper's method, and with ``learning_rate=1`` and as many directions as
+    parameters, Newton's.
 
     Args:
       k: number of directions.
       learning_rate: :math:`\eta`, a number or a schedule; 1 goes to the minimum of the
-        model. On minibatches that fits their noise: take it smaller, the smaller the
-        larger ``k`` is.
-      solver: how the k×k system is solved; the paper's ``solvers.newton()`` by default.
+        model. On minibatches that fits their noise, the more the larger ``k`` is.
+      solver: how the k×k system is solved; by default ``solvers.self_tuning()`` without
+        a learning rate, and the paper's ``solvers.newton()`` with one. The steps of a
+        solver without a learning rate are taken whole.
       chunk_size, key, has_aux, aux_struct: as in :func:`fomoh_jax.scale_by_hyperplane`.
 
     Returns:
@@ -147,6 +150,8 @@ def fomoh_kd(
     References:
       Cobb et al., 2024, arXiv:2408.10419, section 3 (FoMoH-KD).
     """
+    if solver is None:
+        solver = solvers.self_tuning() if learning_rate is None else solvers.newton()
     return optax.chain(
         scale_by_hyperplane(
             directions.gaussian(k),
@@ -156,7 +161,7 @@ def fomoh_kd(
             has_aux=has_aux,
             aux_struct=aux_struct,
         ),
-        optax.scale_by_learning_rate(learning_rate),
+        optax.scale_by_learning_rate(1.0 if learning_rate is None else learning_rate),
     )
 
 

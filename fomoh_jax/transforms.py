@@ -1,13 +1,10 @@
 """Gradient transformations that make their own gradients, by forward passes."""
 
-import inspect
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from fomoh_jax.directions import Directions
@@ -16,9 +13,11 @@ from fomoh_jax.hyperdual import (
     directional_derivatives,
     quadratic_model,
 )
-from fomoh_jax.hyperdual.active import as_active, is_active
-from fomoh_jax.hyperdual.arguments import check_size, signature
+from fomoh_jax.hyperdual.arguments import check_size
+from fomoh_jax.losses import check_call, outputs_of, scalar_loss, solve_dtype
 from fomoh_jax.solvers import Solver, newton
+from fomoh_jax.solvers.protocol import predicted_reduction
+from fomoh_jax.vectors import combination, gram
 
 
 class ScaleByForwardGradientState(NamedTuple):
@@ -28,12 +27,14 @@ class ScaleByForwardGradientState(NamedTuple):
       key: PRNG key of the next step's directions.
       value: loss at the last evaluated point; NaN before the first.
       slope: ``[k]``, its directional derivatives there.
+      directions_state: that of the source of directions.
       aux: what ``value_fn`` returned beside it, with ``has_aux``; otherwise ``None``.
     """
 
     key: chex.PRNGKey
     value: jax.Array
     slope: jax.Array
+    directions_state: Any
     aux: Any
 
 
@@ -43,10 +44,17 @@ class ScaleByHyperplaneState(NamedTuple):
     Attributes:
       key: PRNG key of the next step's directions.
       model: value, slope ``[k]`` and curvature ``[k, k]`` of the last step; NaN before
-        the first.
+        the first. Directions that the solver asks for are behind those given.
       coefficients: ``[k]``, the last step along each direction, before any learning
         rate.
-      solver_state: the solver's.
+      predicted_reduction: by how much the model falls on the last step, taken whole.
+      actual_reduction: by how much the loss fell: on the last step and the same batch,
+        where the solver judges its steps; otherwise from the last model to this one, on
+        the step before the last and another batch. NaN before it is known.
+      accepted: how many steps were taken, int32: those with a finite loss that the
+        solver did not refuse.
+      directions_state: that of the source of directions.
+      solver_state: the solver's, such as its step size or radius.
       aux: what ``value_fn`` returned beside the value, with ``has_aux``; otherwise
         ``None``.
     """
@@ -54,6 +62,10 @@ class ScaleByHyperplaneState(NamedTuple):
     key: chex.PRNGKey
     model: QuadraticModel
     coefficients: jax.Array
+    predicted_reduction: jax.Array
+    actual_reduction: jax.Array
+    accepted: jax.Array
+    directions_state: Any
     solver_state: Any
     aux: Any
 
@@ -108,26 +120,29 @@ def scale_by_forward_gradient(
     """
 
     def init_fn(params):
-        dtype = _solve_dtype(params)
+        dtype = solve_dtype(params)
         return ScaleByForwardGradientState(
             key=_as_key(key),
             value=jnp.full((), jnp.nan, dtype),
             slope=jnp.full((directions.count(params),), jnp.nan, dtype),
+            directions_state=directions.init(params),
             aux=_zeros(aux_struct),
         )
 
     def update_fn(updates, state, params=None, *, value_fn=None, **extra_args):
-        loss = _scalar_loss(params, value_fn, extra_args, has_aux)
-        dtype = _solve_dtype(params)
+        value_fn = check_call(params, value_fn)
+        loss = scalar_loss(value_fn, extra_args, has_aux)
+        dtype = solve_dtype(params)
         next_key, sample_key = jax.random.split(state.key)
-        vectors = directions.sample(sample_key, params, updates)
+        memory = directions.advance(state.directions_state, params)
+        vectors = directions.draw(sample_key, params, updates, memory)
         (value, slope), aux = directional_derivatives(
             loss, (params,), (vectors,), has_aux=True
         )
         value, slope = value.astype(dtype), slope.astype(dtype)
         weights = jnp.where(jnp.isfinite(value), slope / len(slope), 0)
-        step = _combination(weights, vectors, dtype)
-        return step, ScaleByForwardGradientState(next_key, value, slope, aux)
+        step = combination(weights, vectors, dtype)
+        return step, ScaleByForwardGradientState(next_key, value, slope, memory, aux)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
@@ -137,6 +152,7 @@ def scale_by_hyperplane(
     solver: Solver | None = None,
     *,
     key: chex.PRNGKey | int = 0,
+    curvature: Literal["hessian", "gauss_newton"] = "hessian",
     chunk_size: int | None = None,
     has_aux: bool = False,
     aux_struct: Any = None,
@@ -154,6 +170,9 @@ def scale_by_hyperplane(
       solver: how the k×k system is solved; ``solvers.newton()`` by default. It is
         solved in float32, or in the parameters' precision if that is higher.
       key: PRNG key or seed of the directions.
+      curvature: ``"hessian"``, or ``"gauss_newton"`` for a loss in two parts:
+        ``update`` then takes ``outputs_fn`` as well, and the loss is
+        ``value_fn(outputs_fn(params))``. See :func:`fomoh_jax.quadratic_model`.
       chunk_size: bound on memory, as in :func:`fomoh_jax.quadratic_model`.
       has_aux: whether ``value_fn`` returns ``(value, aux)``. The aux of the evaluated
         point is then in the state.
@@ -168,6 +187,7 @@ def scale_by_hyperplane(
       a zero step.
 
     Raises:
+      ValueError: if ``curvature`` is neither of the two.
       ValueError, TypeError: from ``init`` and ``update``, for parameters that are not
         real floating-point numbers, a missing ``params`` or ``value_fn``, or a loss
         that is no real scalar.
@@ -190,161 +210,77 @@ def scale_by_hyperplane(
       Cobb et al., 2024, arXiv:2408.10419, section 3 (FoMoH-KD).
     """
     solver = newton() if solver is None else solver
+    if curvature not in ("hessian", "gauss_newton"):
+        raise ValueError(
+            f'curvature must be "hessian" or "gauss_newton"; got {curvature!r}.'
+        )
     if chunk_size is not None:
         chunk_size = check_size("chunk_size", chunk_size)
+    if solver.probes is not None:
+        directions = directions + solver.probes
 
     def init_fn(params):
-        dtype = _solve_dtype(params)
+        dtype = solve_dtype(params)
         k = directions.count(params)
-        model = QuadraticModel(
-            *(jnp.full(shape, jnp.nan, dtype) for shape in ((), (k,), (k, k)))
-        )
+        nan = jnp.full((), jnp.nan, dtype)
         return ScaleByHyperplaneState(
             key=_as_key(key),
-            model=model,
+            model=QuadraticModel(
+                nan, *(jnp.full(shape, jnp.nan, dtype) for shape in ((k,), (k, k)))
+            ),
             coefficients=jnp.zeros((k,), dtype),
+            predicted_reduction=nan,
+            actual_reduction=nan,
+            accepted=jnp.zeros((), jnp.int32),
+            directions_state=directions.init(params),
             solver_state=solver.init(k),
             aux=_zeros(aux_struct),
         )
 
-    def update_fn(updates, state, params=None, *, value_fn=None, **extra_args):
-        loss = _scalar_loss(params, value_fn, extra_args, has_aux)
-        dtype = _solve_dtype(params)
+    def update_fn(
+        updates, state, params=None, *, value_fn=None, outputs_fn=None, **extra_args
+    ):
+        value_fn = check_call(params, value_fn)
+        dtype = solve_dtype(params)
         next_key, sample_key = jax.random.split(state.key)
-        vectors = directions.sample(sample_key, params, updates)
+        memory = directions.advance(state.directions_state, params)
+        vectors = directions.draw(sample_key, params, updates, memory)
+        loss = scalar_loss(value_fn, extra_args, has_aux)
+        point, moved, whole = params, vectors, loss
+        if curvature == "gauss_newton":
+            outputs = outputs_of(outputs_fn, extra_args)
+            point, moved = directional_derivatives(outputs, (params,), (vectors,))
+            whole = lambda params: loss(outputs(params))
         model, aux = quadratic_model(
-            loss, (params,), (vectors,), chunk_size=chunk_size, has_aux=True
+            loss, (point,), (moved,), chunk_size=chunk_size, has_aux=True
         )
         model = jax.tree.map(lambda x: x.astype(dtype), model)
         coefficients, solver_state = solver.solve(
-            model, _gram(vectors, dtype), state.solver_state
+            model, gram(vectors, dtype), state.solver_state
         )
-        step = _combination(coefficients, vectors, dtype)
+        predicted = predicted_reduction(model, coefficients)
+        accepted = jnp.isfinite(model.value)
+        step = combination(coefficients, vectors, dtype)
+        actual = state.model.value - model.value
+        if solver.judge is not None:
+            ahead, _ = whole(jax.tree.map(lambda p, s: p - s, params, step))
+            actual = model.value - ahead.astype(dtype)
+            taken, solver_state = solver.judge(predicted, actual, solver_state)
+            accepted &= taken
+            step = jax.tree.map(lambda s: jnp.where(accepted, s, 0), step)
         return step, ScaleByHyperplaneState(
-            next_key, model, coefficients, solver_state, aux
+            key=next_key,
+            model=model,
+            coefficients=coefficients,
+            predicted_reduction=predicted,
+            actual_reduction=actual,
+            accepted=state.accepted + accepted,
+            directions_state=memory,
+            solver_state=solver_state,
+            aux=aux,
         )
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
-
-
-def _scalar_loss(
-    params: Any, value_fn: Callable | None, extra_args: dict[str, Any], has_aux: bool
-) -> Callable:
-    """``value_fn`` as a function of the parameters that returns ``(value, aux)``."""
-    if params is None:
-        raise ValueError(
-            "update needs the current params to evaluate the loss at: call "
-            "tx.update(updates, state, params, value_fn=...)."
-        )
-    if value_fn is None:
-        raise ValueError(
-            "update needs the loss as value_fn, as optax's line searches do: call "
-            "tx.update(updates, state, params, value_fn=loss, batch=batch), with "
-            "everything that the loss takes beside params by keyword."
-        )
-    keywords = _keywords(value_fn, extra_args)
-
-    def loss(params):
-        out = value_fn(params, **keywords)
-        if not has_aux:
-            _check_scalar(out, " If it returns (value, aux), set has_aux=True.")
-            return out, None
-        if not (isinstance(out, tuple) and len(out) == 2):
-            raise TypeError(
-                "with has_aux=True, value_fn must return a pair (value, aux); got "
-                f"{jax.tree.structure(out)}."
-            )
-        _check_scalar(out[0], "")
-        return out
-
-    return loss
-
-
-def _keywords(value_fn: Callable, extra_args: dict[str, Any]) -> dict[str, Any]:
-    """Those of a chain's extra arguments that ``value_fn`` has a parameter for."""
-    own = signature(value_fn)
-    if own is None:  # some builtins do not say
-        return extra_args
-    if any(p.kind is p.VAR_KEYWORD for p in own.parameters.values()):
-        own = inspect.signature(value_fn)  # a wrapper that passes everything on
-    parameters = list(own.parameters.values())[1:]
-    if any(p.kind is p.VAR_KEYWORD for p in parameters):
-        return extra_args
-    names = [p.name for p in parameters if p.kind is not p.POSITIONAL_ONLY]
-    return {name: extra_args[name] for name in names if name in extra_args}
-
-
-def _check_scalar(value: Any, hint: str) -> None:
-    leaves = jax.tree.leaves(value)
-    if len(leaves) != 1 or leaves[0] is not value:
-        raise TypeError(
-            "value_fn must return a scalar array; got a tree of structure "
-            f"{jax.tree.structure(value)}.{hint}"
-        )
-    shape, dtype = jnp.shape(value), jnp.result_type(value)
-    if shape != () or not jnp.issubdtype(dtype, jnp.floating):
-        raise TypeError(
-            "value_fn must return a real floating-point scalar; got shape "
-            f"{list(shape)} and dtype {dtype}."
-        )
-
-
-def _solve_dtype(params: Any) -> Any:
-    """At least float32, and the precision of the parameters if that is higher."""
-    if not jax.tree.leaves(params):
-        raise ValueError(f"params holds no array to optimise; got {params!r}.")
-    dtype = jnp.dtype(jnp.float32)
-    for path, leaf in jax.tree_util.tree_leaves_with_path(
-        params, is_leaf=lambda x: isinstance(x, optax.MaskedNode)
-    ):
-        name = f"params{jax.tree_util.keystr(path)}"
-        if isinstance(leaf, optax.MaskedNode):
-            raise TypeError(
-                f"{name} is masked out, but the loss can only be evaluated at all of "
-                "the parameters. Put optax.masked around the other links of the chain."
-            )
-        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
-            raise TypeError(
-                "parameters must be real floating-point arrays; "
-                f"{name} has dtype {jnp.result_type(leaf)}. Hand integers and complex "
-                "numbers to value_fn by keyword instead."
-            )
-        dtype = jnp.promote_types(dtype, jnp.result_type(leaf))
-    return dtype
-
-
-def _gram(vectors: Any, dtype: Any) -> jax.Array:
-    """``VᵀV``, accumulated in ``dtype``."""
-
-    def of_leaf(leaf):
-        v = as_active(leaf)
-        flat = v.array.reshape(len(v.array), -1)
-        block = jnp.einsum("ia,ja->ij", flat, flat, preferred_element_type=dtype)
-        if len(v.present) == v.k:
-            return block
-        places = np.ix_(v.present, v.present)
-        return jnp.zeros((v.k, v.k), dtype).at[places].set(block)
-
-    leaves = jax.tree.leaves(vectors, is_leaf=is_active)
-    return jnp.sum(jnp.stack(list(map(of_leaf, leaves))), axis=0)
-
-
-def _combination(coefficients: jax.Array, vectors: Any, dtype: Any) -> Any:
-    """``Σ_i coefficients_i v_i`` in each leaf's dtype; zero if that is not finite."""
-
-    def of_leaf(leaf):
-        v = as_active(leaf)
-        own = coefficients
-        if len(v.present) < v.k:
-            own = coefficients[np.array(v.present, int)]
-        total = jnp.einsum("i,i...->...", own, v.array, preferred_element_type=dtype)
-        return total.astype(v.array.dtype)
-
-    step = jax.tree.map(of_leaf, vectors, is_leaf=is_active)
-    finite = jnp.all(
-        jnp.array([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(step)])
-    )
-    return jax.tree.map(lambda leaf: jnp.where(finite, leaf, 0), step)
 
 
 def _as_key(key: chex.PRNGKey | int) -> chex.PRNGKey:

@@ -3,9 +3,11 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
-from fomoh_jax import Active, directions
+import fomoh_jax
+from fomoh_jax import Active, directions, solvers
 from fomoh_jax.hyperdual.active import is_active
 from tests.reference import normal
 
@@ -182,3 +184,135 @@ def test_layerwise_refuses_what_it_does_not_know():
         directions.layerwise(by="block")
     with pytest.raises(TypeError, match="source of directions; got 3"):
         directions.layerwise(3)
+
+
+def test_sparse_directions_have_unit_covariance_and_the_zeros_asked_for():
+    v = directions.sparse(20_000, 0.75).sample(KEY, jnp.zeros(3), None)
+    np.testing.assert_allclose(v.T @ v / 20_000, np.eye(3), atol=0.06)
+    np.testing.assert_allclose(np.mean(v == 0), 0.75, atol=0.01)
+    with pytest.raises(ValueError, match="rate must be at least 0 and below 1"):
+        directions.sparse(2, 1.0)
+
+
+def test_orthonormal_directions_are_a_frame_over_all_the_leaves():
+    params = {"a": jnp.zeros((2, 3)), "b": jnp.zeros(2)}
+    tree = directions.orthonormal(8).sample(KEY, params, None)
+    v = np.concatenate([tree["a"].reshape(8, 6), tree["b"]], axis=1)
+    np.testing.assert_allclose(v @ v.T, np.eye(8), atol=1e-9)
+    np.testing.assert_allclose(v.T @ v, np.eye(8), atol=1e-9)
+    with pytest.raises(ValueError, match=r"orthonormal\(9\) needs as many parameters"):
+        directions.orthonormal(9).sample(KEY, params, None)
+
+
+def test_history_spans_the_last_steps_whoever_made_them():
+    iterates = np.cumsum(normal(6, 5), axis=0)
+    source = directions.history(3)
+    state = source.init(jnp.asarray(iterates[0]))
+    for n, x in enumerate(iterates):
+        state = source.advance(state, jnp.asarray(x))
+        v = np.asarray(source.sample(KEY, x, None, state))
+        steps = np.diff(iterates[: n + 1], axis=0)[-3:]
+        taken = len(steps)
+        assert np.sum(np.any(v != 0, axis=1)) == taken
+        # The projection onto the span of the steps is that onto the directions.
+        np.testing.assert_allclose(
+            v.T @ v, np.linalg.pinv(steps) @ steps if taken else 0, atol=1e-9
+        )
+
+
+def test_steps_that_depend_on_each_other_count_once():
+    source = directions.history(2)
+    state = source.init(jnp.zeros(3))
+    for x in ([0.0, 0, 0], [1.0, 0, 0], [3.0, 0, 0]):
+        state = source.advance(state, jnp.array(x))
+    v = np.asarray(source.sample(KEY, None, None, state))
+    np.testing.assert_allclose(v.T @ v, np.diag([1.0, 0, 0]), atol=1e-12)
+
+
+@pytest.mark.parametrize("solver", ["newton", "saddle_free", "damped"])
+def test_a_history_with_random_directions_is_conjugate_gradients_or_better(solver):
+    # On a quadratic, the last step and the gradient span the step of conjugate
+    # gradients, which ends after as many steps as there are parameters.
+    hessian = jnp.diag(jnp.array([1.0, 3.0, 10.0, 30.0]))
+    loss = lambda x: x @ hessian @ x / 2
+    tx = optax.chain(
+        fomoh_jax.scale_by_hyperplane(
+            directions.incoming() + directions.history(1),
+            getattr(solvers, solver)(*([1e-12] if solver == "damped" else [])),
+        ),
+        optax.scale(-1.0),
+    )
+    x = jnp.ones(4)
+    state = tx.init(x)
+    for _ in range(4):
+        updates, state = tx.update(jax.grad(loss)(x), state, x, value_fn=loss)
+        x = optax.apply_updates(x, updates)
+    assert loss(x) < 1e-18
+
+
+def test_the_average_spans_its_share_of_the_iterates():
+    source = directions.average(1.0)
+    iterates = normal(7, 4)
+    state = source.init(jnp.asarray(iterates[0]))
+    for n, x in enumerate(iterates):
+        state = source.advance(state, jnp.asarray(x))
+        np.testing.assert_allclose(state.mean, iterates[: n + 1].mean(0))
+    np.testing.assert_allclose(
+        source.sample(KEY, jnp.asarray(x), None, state)[0], x - iterates.mean(0)
+    )
+    half = directions.average().init({"w": jnp.zeros(2, "bfloat16")})
+    assert half.mean["w"].dtype == jnp.float32
+
+
+@pytest.mark.parametrize(
+    "mask", [{"w": False, "b": True}, lambda p: {"w": False, "b": True}]
+)
+def test_masked_parameters_stay_where_they_are_and_cost_nothing(mask):
+    params = {"w": jnp.ones((2, 3)), "b": jnp.ones(3)}
+    loss = lambda p: jnp.sum((p["w"] ** 2 + p["b"]) ** 2)
+    source = directions.masked(directions.gaussian(3), mask)
+    tx = optax.chain(fomoh_jax.scale_by_hyperplane(source), optax.scale(-1.0))
+    state = tx.init(params)
+    updates, _ = tx.update(None, state, params, value_fn=loss)
+    np.testing.assert_array_equal(updates["w"], 0)
+    # All of b moves: Newton's step for b alone, to its minimum at -1.
+    np.testing.assert_allclose(updates["b"], -2 * np.ones(3), rtol=1e-6)
+
+
+def test_masks_that_do_not_fit_are_refused():
+    params = {"w": jnp.ones(2), "b": jnp.ones(3)}
+    for mask, message in (
+        ({"w": True}, "mask must be a tree like params"),
+        ({"w": 1, "b": True}, "mask must hold Python Booleans"),
+        (False, "mask holds all of the parameters fixed"),
+    ):
+        source = directions.masked(directions.gaussian(1), mask)
+        with pytest.raises(ValueError, match=message):
+            source.sample(KEY, params, None)
+    with pytest.raises(TypeError, match="base must be a source"):
+        directions.masked(3, True)
+
+
+def test_the_state_of_a_sum_is_that_of_its_parts_and_goes_through_layers():
+    source = directions.gaussian(1) + directions.layerwise(directions.average())
+    state = source.init(LAYERS)
+    state = source.advance(state, LAYERS)
+    assert isinstance(state[1], directions.AverageState)
+    tree = source.draw(KEY, LAYERS, None, state)
+    assert present(tree)["second"]["bias"] == (0, 2)
+
+
+def test_the_line_search_along_adam_s_step_is_exact():
+    hessian = jnp.diag(jnp.array([1.0, 30.0]))
+    loss = lambda x: x @ hessian @ x / 2
+    tx = optax.chain(
+        optax.scale_by_adam(),
+        fomoh_jax.scale_by_hyperplane(directions.incoming()),
+        optax.scale(-1.0),
+    )
+    x = jnp.array([3.0, 1.0])
+    gradient = jax.grad(loss)(x)
+    updates, _ = tx.update(gradient, tx.init(x), x, value_fn=loss)
+    step, _ = optax.scale_by_adam().update(gradient, optax.scale_by_adam().init(x))
+    expected = -(gradient @ step) / (step @ hessian @ step) * step
+    np.testing.assert_allclose(updates, expected, rtol=1e-6)

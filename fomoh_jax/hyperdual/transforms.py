@@ -1,7 +1,7 @@
 """A function and its derivatives along given directions."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -99,6 +99,8 @@ def quadratic_model(
     primals: Sequence[Any],
     directions: Any,
     *,
+    curvature: Literal["hessian", "gauss_newton"] = "hessian",
+    loss: Callable | None = None,
     chunk_size: int | None = None,
     adjoint: bool = False,
     has_aux: bool = False,
@@ -114,12 +116,22 @@ def quadratic_model(
     The value and the ``k`` slopes are computed once and shared by all the
     ``k (k + 1) / 2`` curvatures.
 
+    With ``curvature="gauss_newton"`` it is the model of ``loss(fun(*primals))`` with
+    the Gauss–Newton matrix in the place of the Hessian,
+
+    .. math:: v_i^\top J^\top\, \nabla^2 \ell\, J v_j, \qquad J = \partial f,
+
+    which is positive semidefinite if the loss is convex. Only ``k`` tangents pass
+    through ``fun``; pairs of them meet in the loss alone.
+
     Args:
       fun: a function of pytrees of arrays that returns a pytree of arrays.
       primals: tuple of its arguments.
       directions: tuple like ``primals``, each leaf with a leading axis of length ``k``,
         or an :class:`fomoh_jax.Active` where only some of the ``k`` are not zero;
         ``None`` for an argument, or a part of one, that is held fixed.
+      curvature: ``"hessian"`` or ``"gauss_newton"``.
+      loss: with ``"gauss_newton"``, a function of what ``fun`` returns.
       chunk_size: bound on memory. The rows of the curvature are computed that many at a
         time, one after the other, so that at most ``chunk_size * k`` second-order
         coefficients of an intermediate exist at once. By default all of them.
@@ -141,7 +153,8 @@ def quadratic_model(
         ``chunk_size`` is not a Python integer.
       ValueError: if a shape does not match, if the leaves disagree on ``k``, if an
         ``Active`` holds directions that are not in ascending order within ``k``, if
-        ``chunk_size`` is not positive, or if it is given together with ``adjoint``.
+        ``chunk_size`` is not positive or is given together with ``adjoint``, if
+        ``curvature`` is neither of the two, or if ``loss`` is missing or superfluous.
 
     Example:
       >>> import jax.numpy as jnp
@@ -160,6 +173,29 @@ def quadratic_model(
       Cobb et al., *Second-Order Forward-Mode Automatic Differentiation for
       Optimization*, 2024, arXiv:2408.10419, section 3.
     """
+    if curvature not in ("hessian", "gauss_newton"):
+        raise ValueError(
+            f'curvature must be "hessian" or "gauss_newton"; got {curvature!r}.'
+        )
+    if (loss is None) != (curvature == "hessian"):
+        raise ValueError(
+            'curvature="gauss_newton" needs loss, the function of what fun returns, '
+            f'and "hessian" takes none; got curvature={curvature!r}, loss={loss!r}.'
+        )
+    if loss is not None:
+        outputs, aux = directional_derivatives(
+            fun if has_aux else lambda *args: (fun(*args), None),
+            primals,
+            directions,
+            has_aux=True,
+        )
+        model = quadratic_model(
+            loss,
+            *((part,) for part in outputs),
+            chunk_size=chunk_size,
+            adjoint=adjoint,
+        )
+        return (model, aux) if has_aux else model
     check_primals(fun, primals)
     k, channels = read_directions(primals, directions)
     if chunk_size is not None:
@@ -180,8 +216,8 @@ def quadratic_model(
     else:
         numbers, tables = _in_chunks(jaxpr, k, args, wanted, chunk_size)
     out, aux = structure.unflatten(numbers)
-    slope, curvature = coefficients_of(out, "tangents", k), of_out.unflatten(tables)
-    model = QuadraticModel(primals_of(out), slope, curvature)
+    slope = coefficients_of(out, "tangents", k)
+    model = QuadraticModel(primals_of(out), slope, of_out.unflatten(tables))
     return (model, primals_of(aux)) if has_aux else model
 
 

@@ -1,34 +1,13 @@
-"""How the k×k system of the hyperplane is solved.
-
-On ``θ - Vκ`` the quadratic model of the loss is ``f - κ·s + ½ κᵀ C κ`` with the slopes
-``s = Vᵀ∇f`` and the curvature ``C = Vᵀ H V``. A solver chooses the coefficients ``κ``,
-on the device and inside ``jit``, from the model and from the Gram matrix ``G = VᵀV``,
-which says how long a step is: ``|Vκ|² = κᵀ G κ``. No solver returns a non-finite
-coefficient.
-"""
+"""Solvers with no memory: Newton's step and its safer kin."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fomoh_jax.hyperdual import QuadraticModel
-
-
-class Solver(NamedTuple):
-    """A pair of pure functions, as a gradient transformation is.
-
-    Attributes:
-      init: ``init(k) -> state``.
-      solve: ``solve(model, gram, state) -> (coefficients, state)``; ``model`` and
-        ``gram`` in at least float32, ``coefficients`` of shape ``[k]`` such that the
-        step is ``-V @ coefficients``.
-    """
-
-    init: Callable[[int], Any]
-    solve: Callable[[QuadraticModel, jax.Array, Any], tuple[jax.Array, Any]]
+from fomoh_jax.metric import in_metric, rounding, unit_scale
+from fomoh_jax.solvers.protocol import Solver, guarded
 
 
 def newton(jitter: float = 1e-3, growth: float = 10.0, attempts: int = 5) -> Solver:
@@ -79,10 +58,14 @@ def newton(jitter: float = 1e-3, growth: float = 10.0, attempts: int = 5) -> Sol
 
     def solve(slope, curvature, gram):
         # Judged for directions of unit length: a short one is not a singular one.
-        unit = _unit(gram)
-        eigenvalues, vectors = jnp.linalg.eigh(unit[:, None] * curvature * unit)
+        unit = unit_scale(gram)
+        # A direction that is zero, as one of a history that has yet to happen, takes
+        # no part and makes nothing singular.
+        scaled = unit[:, None] * curvature * unit
+        absent = jnp.diag((unit == 0) * jnp.mean(jnp.abs(jnp.diagonal(scaled))))
+        eigenvalues, vectors = jnp.linalg.eigh(scaled + absent)
         size = jnp.abs(eigenvalues)
-        regular = jnp.all(size > _rounding(size))
+        regular = jnp.all(size > rounding(size))
         along = vectors.T @ (unit * slope) / jnp.where(regular, eigenvalues, 1)
         return jnp.where(regular, unit * (vectors @ along), jittered(slope, curvature))
 
@@ -90,7 +73,7 @@ def newton(jitter: float = 1e-3, growth: float = 10.0, attempts: int = 5) -> Sol
         eigenvalues, vectors = jnp.linalg.eigh(curvature)
         shifted = eigenvalues + jnp.asarray(shifts, eigenvalues.dtype)[:, None]
         size = jnp.abs(shifted)
-        regular = jnp.all(size > _rounding(size), axis=1)
+        regular = jnp.all(size > rounding(size), axis=1)
         along = (vectors.T @ slope) / shifted[jnp.argmax(regular)]
         return jnp.where(jnp.any(regular), vectors @ along, slope)
 
@@ -129,9 +112,9 @@ def saddle_free() -> Solver:
     """
 
     def solve(slope, curvature, gram):
-        eigenvalues, basis = _in_metric(curvature, gram)
+        eigenvalues, basis = in_metric(curvature, gram)
         size = jnp.abs(eigenvalues)
-        flat = size <= _rounding(size)
+        flat = size <= rounding(size)
         along = (basis.T @ slope) / jnp.where(flat, 1, size)
         return basis @ jnp.where(flat, 0, along)
 
@@ -174,59 +157,17 @@ def damped(damping: float = 1e-3) -> Solver:
         raise ValueError(f"damping must be positive; got {damping}.")
 
     def solve(slope, curvature, gram):
-        eigenvalues, basis = _in_metric(curvature, gram)
+        eigenvalues, basis = in_metric(curvature, gram)
         shift = damping + jnp.maximum(0, -jnp.min(eigenvalues))
         return basis @ ((basis.T @ slope) / (eigenvalues + shift))
 
     return _stateless(solve)
 
 
-def _rounding(size: jax.Array) -> jax.Array:
-    """What is zero to rounding beside the largest of the sizes, along the last axis."""
-    k = size.shape[-1]
-    largest = jnp.max(size, axis=-1, keepdims=True)
-    return k * jnp.finfo(size.dtype).eps * largest
-
-
-def _in_metric(curvature: jax.Array, gram: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """``λ, B`` with ``BᵀGB = I`` and ``BᵀCB = diag(λ)``.
-
-    Directions that depend on others to rounding are left out: their columns of ``B``
-    are zero.
-    """
-    unit = _unit(gram)
-    lengths, axes = jnp.linalg.eigh(unit[:, None] * gram * unit)
-    dependent = lengths <= _rounding(jnp.abs(lengths))
-    inverse = jnp.where(dependent, 0, 1 / jnp.sqrt(jnp.where(dependent, 1, lengths)))
-    whitening = unit[:, None] * axes * inverse
-    eigenvalues, rotation = jnp.linalg.eigh(whitening.T @ curvature @ whitening)
-    return eigenvalues, whitening @ rotation
-
-
-def _unit(gram: jax.Array) -> jax.Array:
-    """What scales each direction to unit length; zero for a direction that is zero.
-
-    A gradient near convergence is thousands of times shorter than a random direction.
-    Unscaled it would pass for one that depends on the others.
-    """
-    lengths = jnp.diagonal(gram)
-    return jnp.where(lengths > 0, 1 / jnp.sqrt(jnp.where(lengths > 0, lengths, 1)), 0)
-
-
 def _stateless(solve: Callable) -> Solver:
-    """A solver with no memory, and with a zero step where there is no finite one."""
+    """A solver with no memory, of ``solve(slope, curvature, gram)``."""
 
-    def guarded(model, gram, state):
-        finite = jnp.isfinite(model.value)
-        for part in (model.slope, model.curvature, gram):
-            finite &= jnp.all(jnp.isfinite(part))
-        identity = jnp.eye(len(gram), dtype=gram.dtype)
-        coefficients = solve(
-            jnp.where(finite, model.slope, 0),
-            jnp.where(finite, model.curvature, identity),
-            jnp.where(finite, gram, identity),
-        )
-        finite &= jnp.all(jnp.isfinite(coefficients))
-        return jnp.where(finite, coefficients, 0), state
+    def without_state(model, gram, state):
+        return solve(model.slope, model.curvature, gram), state
 
-    return Solver(lambda k: (), guarded)
+    return Solver(lambda k: (), guarded(without_state))

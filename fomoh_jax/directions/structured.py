@@ -1,140 +1,14 @@
-"""Where the hyperplane points: sources of directions.
+"""Directions that follow the parameters' structure, or the chain's updates."""
 
-A source makes a tree like the parameters whose leaves have a leading axis ``k``, or are
-an :class:`fomoh_jax.Active` where some of the ``k`` are known to be zero. Sources
-compose by ``+``: ``gaussian(7) + incoming()`` spans seven random directions and the
-update that the chain hands in.
-"""
-
-import dataclasses
 from collections import Counter
-from collections.abc import Callable
 from typing import Any
 
-import chex
 import jax
 import jax.numpy as jnp
-import optax
 
+from fomoh_jax.directions.random import gaussian
+from fomoh_jax.directions.source import Directions
 from fomoh_jax.hyperdual.active import Active, as_active, is_active
-from fomoh_jax.hyperdual.arguments import check_size
-
-
-@dataclasses.dataclass(frozen=True)
-class Directions:
-    """A source of directions.
-
-    Attributes:
-      size: how many directions it makes: an integer, or a function of ``params`` that
-        returns one, where that depends on them.
-      sample: ``sample(key, params, updates)``, a tree like ``params`` of leaves
-        ``[k, *leaf.shape]`` in the leaf's dtype, or :class:`fomoh_jax.Active`.
-        ``updates`` are those of the chain, or ``None``.
-    """
-
-    size: int | Callable[[Any], int]
-    sample: Callable[[chex.PRNGKey, Any, Any], Any]
-
-    def count(self, params: Any) -> int:
-        """How many directions it makes for these parameters."""
-        return self.size(params) if callable(self.size) else self.size
-
-    @property
-    def k(self) -> int:
-        """How many directions it makes, whatever the parameters.
-
-        Raises:
-          ValueError: if that depends on them.
-        """
-        if callable(self.size):
-            raise ValueError(
-                "how many directions this source makes depends on the parameters; ask "
-                "for count(params)."
-            )
-        return self.size
-
-    def __add__(self, other: "Directions") -> "Directions":
-        """The directions of both, those of the left operand first."""
-        if not isinstance(other, Directions):
-            return NotImplemented
-
-        def sample(key, params, updates):
-            left, right = jax.random.split(key)
-            return jax.tree.map(
-                _joined,
-                self.sample(left, params, updates),
-                other.sample(right, params, updates),
-                is_leaf=is_active,
-            )
-
-        if callable(self.size) or callable(other.size):
-            total = lambda params: self.count(params) + other.count(params)
-            return Directions(total, sample)
-        return Directions(self.size + other.size, sample)
-
-
-def _joined(a: Any, b: Any) -> Any:
-    """Two leaves of directions as one."""
-    if not (is_active(a) or is_active(b)):
-        return jnp.concatenate([a, b])
-    a, b = as_active(a), as_active(b)
-    present = (*a.present, *(a.k + i for i in b.present))
-    return Active(jnp.concatenate([a.array, b.array]), present, a.k + b.k)
-
-
-def gaussian(k: int) -> Directions:
-    """``k`` independent directions ``v ~ N(0, I)``.
-
-    Their forward gradient ``(∇f·v) v`` is unbiased: ``E[v vᵀ] = I``.
-
-    Args:
-      k: number of directions, at least 1.
-
-    Returns:
-      A source of directions.
-
-    Raises:
-      TypeError: if ``k`` is not a Python integer.
-      ValueError: if ``k < 1``.
-
-    Example:
-      >>> import jax, jax.numpy as jnp
-      >>> from fomoh_jax import directions
-      >>> params = {"w": jnp.zeros((3, 2)), "b": jnp.zeros(2)}
-      >>> tree = directions.gaussian(4).sample(jax.random.key(0), params, None)
-      >>> print(jax.tree.map(jnp.shape, tree))
-      {'b': (4, 2), 'w': (4, 3, 2)}
-
-    References:
-      Baydin et al., *Gradients without Backpropagation*, 2022, arXiv:2202.08587.
-    """
-    return _random(k, jax.random.normal)
-
-
-def rademacher(k: int) -> Directions:
-    """``k`` independent directions of random signs, ``v ∈ {-1, 1}^D``.
-
-    Unbiased as :func:`gaussian` is, and of the same length each time: ``|v|² = D``.
-
-    Args:
-      k: number of directions, at least 1.
-
-    Returns:
-      A source of directions.
-
-    Raises:
-      TypeError: if ``k`` is not a Python integer.
-      ValueError: if ``k < 1``.
-
-    Example:
-      >>> import jax, jax.numpy as jnp
-      >>> from fomoh_jax import directions
-      >>> v = directions.rademacher(2).sample(jax.random.key(0), jnp.zeros(3), None)
-      >>> print(jnp.abs(v))
-      [[1. 1. 1.]
-       [1. 1. 1.]]
-    """
-    return _random(k, jax.random.rademacher)
 
 
 def incoming() -> Directions:
@@ -158,8 +32,8 @@ def incoming() -> Directions:
       Cobb et al., 2024, arXiv:2408.10419, section 4 (FoMoH-BP).
     """
 
-    def sample(key, params, updates):
-        del key
+    def sample(key, params, updates, state=()):
+        del key, state
         if updates is None:
             raise ValueError(
                 "incoming() takes the chain's updates as a direction, but update was "
@@ -231,8 +105,8 @@ def layerwise(base: Directions | None = None, *, by: str = "layer") -> Direction
     def count(params):
         return base.count(params) * len(set(_layers(params, by)))
 
-    def sample(key, params, updates):
-        vectors = base.sample(key, params, updates)
+    def sample(key, params, updates, state=()):
+        vectors = base.draw(key, params, updates, state)
         leaves, structure = jax.tree.flatten(vectors, is_leaf=is_active)
         layers, k = _layers(params, by), count(params)
 
@@ -243,7 +117,7 @@ def layerwise(base: Directions | None = None, *, by: str = "layer") -> Direction
 
         return structure.unflatten(map(restricted, leaves, layers))
 
-    return Directions(count, sample)
+    return Directions(count, sample, base.init, base.advance)
 
 
 def _layers(params: Any, by: str) -> list[int]:
@@ -263,15 +137,74 @@ def _layers(params: Any, by: str) -> list[int]:
     return [numbers.setdefault(layer(path), len(numbers)) for path in paths]
 
 
-def _random(k: int, sampler: Callable) -> Directions:
-    k = check_size("k", k)
+def masked(base: Directions, mask: Any) -> Directions:
+    r"""The directions of ``base`` with some of the parameters held fixed.
 
-    def sample(key, params, updates):
-        del updates
-        shapes = jax.tree.map(
-            lambda p: jax.ShapeDtypeStruct((k, *jnp.shape(p)), jnp.result_type(p)),
-            params,
+    .. math:: v \;\mapsto\; P v
+
+    with the projection :math:`P` onto the leaves that are not masked. On the others the
+    directions are zero, and statically so: what depends on these alone is computed once
+    and not once a direction.
+
+    Args:
+      base: the directions to restrict.
+      mask: as in ``optax.masked``: a tree like the parameters, or a prefix of it, of
+        Python Booleans, ``True`` where a leaf moves; or a function of the parameters
+        that returns one.
+
+    Returns:
+      A source of as many directions as ``base``.
+
+    Raises:
+      TypeError: if ``base`` is no source of directions.
+      ValueError: from ``sample``, if the mask does not fit the parameters or holds
+        everything fixed.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from fomoh_jax import directions
+      >>> params = {"backbone": jnp.zeros(3), "head": jnp.zeros(2)}
+      >>> mask = {"backbone": False, "head": True}
+      >>> source = directions.masked(directions.gaussian(4), mask)
+      >>> v = source.sample(jax.random.key(0), params, None)
+      >>> print(v["backbone"].present, v["head"].shape)
+      () (4, 2)
+    """
+    if not isinstance(base, Directions):
+        raise TypeError(f"base must be a source of directions; got {base!r}.")
+
+    def sample(key, params, updates, state=()):
+        moves = _spread(mask(params) if callable(mask) else mask, params)
+        vectors = base.draw(key, params, updates, state)
+        return jax.tree.map(
+            lambda leaf, moving: leaf if moving else _still(leaf),
+            vectors,
+            moves,
+            is_leaf=is_active,
         )
-        return optax.tree.random_like(key, shapes, sampler)
 
-    return Directions(k, sample)
+    return Directions(base.size, sample, base.init, base.advance)
+
+
+def _spread(mask: Any, params: Any) -> Any:
+    """The mask with a Boolean for each leaf of the parameters."""
+    try:
+        moves = jax.tree.map(
+            lambda m, sub: jax.tree.map(lambda _: m, sub), mask, params
+        )
+    except ValueError as error:
+        raise ValueError(
+            "mask must be a tree like params, or a prefix of it, of Booleans; got "
+            f"{mask!r} for params of structure {jax.tree.structure(params)}."
+        ) from error
+    leaves = jax.tree.leaves(moves)
+    if not all(isinstance(m, bool) for m in leaves):
+        raise ValueError(f"mask must hold Python Booleans; got {mask!r}.")
+    if not any(leaves):
+        raise ValueError("mask holds all of the parameters fixed; got no True.")
+    return moves
+
+
+def _still(leaf: Any) -> Active:
+    whole = as_active(leaf)
+    return Active(whole.array[:0], (), whole.k)

@@ -1,0 +1,148 @@
+"""Directions that the run itself has taken."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fomoh_jax.averaging import HORIZON, window
+from fomoh_jax.directions.source import Directions
+from fomoh_jax.hyperdual.arguments import check_size
+from fomoh_jax.metric import whitening
+from fomoh_jax.vectors import gram, mixed
+
+
+class AverageState(NamedTuple):
+    """State of :func:`average`.
+
+    Attributes:
+      mean: the running average of the parameters, in at least float32.
+      seen: how often it has seen parameters, int32.
+    """
+
+    mean: Any
+    seen: jax.Array
+
+
+def average(horizon: float = HORIZON) -> Directions:
+    r"""The path from the running average of the iterates to the iterate.
+
+    .. math:: e = \theta - \bar\theta, \qquad
+      \bar\theta \leftarrow \bar\theta + (\theta - \bar\theta) / (1 + h t)
+
+    The average spans a fixed part of all the steps so far, so that nothing needs to
+    know how many there will be. ``solvers.self_tuning()`` reads the step size off this
+    direction. The average itself is in the state, for those who would rather use it
+    than the last iterate: ``optax.tree.get(state, "mean")``.
+
+    Args:
+      horizon: :math:`h`, in (0, 1].
+
+    Returns:
+      A source of one direction, which is zero at the first step.
+
+    Raises:
+      ValueError: if ``horizon`` is out of range.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from fomoh_jax import directions
+      >>> source = directions.average(1.0)  # of all the iterates
+      >>> state = source.init(jnp.zeros(2))
+      >>> for x in (jnp.array([1.0, 2.0]), jnp.array([3.0, 2.0])):
+      ...   state = source.advance(state, x)
+      >>> print(state.mean, source.sample(jax.random.key(0), x, None, state))
+      [2. 2.] [[1. 0.]]
+    """
+    window(jnp.zeros(()), horizon)  # checks it
+
+    def wide(leaf):
+        return leaf.astype(jnp.promote_types(jnp.result_type(leaf), jnp.float32))
+
+    def init(params):
+        mean = jax.tree.map(lambda p: wide(jnp.zeros_like(p)), params)
+        return AverageState(mean, jnp.zeros((), jnp.int32))
+
+    def advance(state, params):
+        share = 1 / window(state.seen, horizon)
+        mean = jax.tree.map(
+            lambda m, p: m + share.astype(m.dtype) * (wide(p) - m), state.mean, params
+        )
+        return AverageState(mean, state.seen + 1)
+
+    def sample(key, params, updates, state=()):
+        del key, updates
+        return jax.tree.map(
+            lambda p, m: (wide(p) - m).astype(p.dtype)[None], params, state.mean
+        )
+
+    return Directions(1, sample, init, advance)
+
+
+class HistoryState(NamedTuple):
+    """State of :func:`history`.
+
+    Attributes:
+      last: the parameters last seen.
+      steps: a tree like them of leaves ``[m, *leaf.shape]``, the last step first.
+      seen: how often parameters were seen, int32.
+    """
+
+    last: Any
+    steps: Any
+    seen: jax.Array
+
+
+def history(m: int) -> Directions:
+    r"""The last ``m`` steps, as directions of length 1 at right angles to each other.
+
+    .. math:: \mathrm{span}(\theta_t - \theta_{t-1}, \dots,
+      \theta_{t-m+1} - \theta_{t-m})
+
+    The steps are those between the parameters that ``update`` is called with, whatever
+    else of the chain, or outside it, has moved them. With ``gaussian(k)`` beside them,
+    a step can go on as the last ones did: momentum with coefficients that the model
+    chooses. Steps that depend on the others, and those that have yet to happen, are
+    zero directions, which no solver moves along.
+
+    Args:
+      m: number of steps, at least 1. So many copies of the parameters are in the state.
+
+    Returns:
+      A source of ``m`` directions.
+
+    Raises:
+      TypeError: if ``m`` is not a Python integer.
+      ValueError: if ``m < 1``.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from fomoh_jax import directions
+      >>> source = directions.history(2)
+      >>> state = source.init(jnp.zeros(3))
+      >>> for x in (jnp.array([0.0, 0, 0]), jnp.array([0.0, 4, 0])):
+      ...   state = source.advance(state, x)
+      >>> print(jnp.abs(source.sample(jax.random.key(0), x, None, state)))
+      [[0. 0. 0.]
+       [0. 1. 0.]]
+    """
+    m = check_size("m", m)
+
+    def init(params):
+        steps = jax.tree.map(lambda p: jnp.zeros((m, *jnp.shape(p)), p.dtype), params)
+        last = jax.tree.map(jnp.array, params)  # a copy: params may be donated
+        return HistoryState(last, steps, jnp.zeros((), jnp.int32))
+
+    def advance(state, params):
+        def pushed(steps, last, p):
+            step = jnp.where(state.seen > 0, p - last, 0)[None]
+            return jnp.concatenate([step.astype(steps.dtype), steps[:-1]])
+
+        steps = jax.tree.map(pushed, state.steps, state.last, params)
+        return HistoryState(params, steps, state.seen + 1)
+
+    def sample(key, params, updates, state=()):
+        del key, params, updates
+        return mixed(whitening(gram(state.steps)).T, state.steps)
+
+    return Directions(m, sample, init, advance)

@@ -1,0 +1,92 @@
+"""What a source of directions is, and how two of them make one."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from fomoh_jax.hyperdual.active import Active, as_active, is_active
+
+
+@dataclasses.dataclass(frozen=True)
+class Directions:
+    """A source of directions.
+
+    Attributes:
+      size: how many directions it makes: an integer, or a function of ``params`` that
+        returns one, where that depends on them.
+      sample: ``sample(key, params, updates)``, a tree like ``params`` of leaves
+        ``[k, *leaf.shape]`` in the leaf's dtype, or :class:`fomoh_jax.Active`.
+        ``updates`` are those of the chain, or ``None``. A source that remembers is
+        given its state as a fourth argument.
+      init: ``init(params)``, the state of a source that remembers; ``()`` by default.
+      advance: ``advance(state, params)``, the state that has seen these parameters,
+        before directions are made at them.
+    """
+
+    size: int | Callable[[Any], int]
+    sample: Callable[..., Any]
+    init: Callable[[Any], Any] = lambda params: ()
+    advance: Callable[[Any, Any], Any] = lambda state, params: state
+
+    def count(self, params: Any) -> int:
+        """How many directions it makes for these parameters."""
+        return self.size(params) if callable(self.size) else self.size
+
+    @property
+    def k(self) -> int:
+        """How many directions it makes, whatever the parameters.
+
+        Raises:
+          ValueError: if that depends on them.
+        """
+        if callable(self.size):
+            raise ValueError(
+                "how many directions this source makes depends on the parameters; ask "
+                "for count(params)."
+            )
+        return self.size
+
+    def draw(self, key: Any, params: Any, updates: Any, state: Any) -> Any:
+        """The directions, of a source that remembers or of one that does not."""
+        if isinstance(state, tuple) and not state:
+            return self.sample(key, params, updates)
+        return self.sample(key, params, updates, state)
+
+    def __add__(self, other: "Directions") -> "Directions":
+        """The directions of both, those of the left operand first."""
+        if not isinstance(other, Directions):
+            return NotImplemented
+
+        def sample(key, params, updates, state=()):
+            left, right = jax.random.split(key)
+            of_left, of_right = state or ((), ())
+            return jax.tree.map(
+                _joined,
+                self.draw(left, params, updates, of_left),
+                other.draw(right, params, updates, of_right),
+                is_leaf=is_active,
+            )
+
+        def init(params):
+            return self.init(params), other.init(params)
+
+        def advance(state, params):
+            left, right = state
+            return self.advance(left, params), other.advance(right, params)
+
+        size = lambda params: self.count(params) + other.count(params)
+        if not (callable(self.size) or callable(other.size)):
+            size = self.size + other.size
+        return Directions(size, sample, init, advance)
+
+
+def _joined(a: Any, b: Any) -> Any:
+    """Two leaves of directions as one."""
+    if not (is_active(a) or is_active(b)):
+        return jnp.concatenate([a, b])
+    a, b = as_active(a), as_active(b)
+    present = (*a.present, *(a.k + i for i in b.present))
+    return Active(jnp.concatenate([a.array, b.array]), present, a.k + b.k)

@@ -1,0 +1,41 @@
+"""The metric ``VᵀV`` of a hyperplane: how long a step is, and what rounding hides."""
+
+import jax
+import jax.numpy as jnp
+
+
+def rounding(size: jax.Array) -> jax.Array:
+    """What is zero to rounding beside the largest of the sizes, along the last axis."""
+    k = size.shape[-1]
+    largest = jnp.max(size, axis=-1, keepdims=True)
+    return k * jnp.finfo(size.dtype).eps * largest
+
+
+def in_metric(curvature: jax.Array, gram: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """``λ, B`` with ``BᵀGB = I`` and ``BᵀCB = diag(λ)``.
+
+    Directions that depend on others to rounding are left out: their columns of ``B``
+    are zero.
+    """
+    white = whitening(gram)
+    eigenvalues, rotation = jnp.linalg.eigh(white.T @ curvature @ white)
+    return eigenvalues, white @ rotation
+
+
+def whitening(gram: jax.Array) -> jax.Array:
+    """``W`` with ``WᵀGW = I``; its columns are zero for what depends on the others."""
+    unit = unit_scale(gram)
+    lengths, axes = jnp.linalg.eigh(unit[:, None] * gram * unit)
+    dependent = lengths <= rounding(jnp.abs(lengths))
+    inverse = jnp.where(dependent, 0, 1 / jnp.sqrt(jnp.where(dependent, 1, lengths)))
+    return unit[:, None] * axes * inverse
+
+
+def unit_scale(gram: jax.Array) -> jax.Array:
+    """What scales each direction to unit length; zero for a direction that is zero.
+
+    A gradient near convergence is thousands of times shorter than a random direction.
+    Unscaled it would pass for one that depends on the others.
+    """
+    lengths = jnp.diagonal(gram)
+    return jnp.where(lengths > 0, 1 / jnp.sqrt(jnp.where(lengths > 0, lengths, 1)), 0)

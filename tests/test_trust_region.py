@@ -1,0 +1,123 @@
+"""The trust-region subproblem against its own optimality conditions, and its radius."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import fomoh_jax
+from fomoh_jax import QuadraticModel, solvers
+from tests.programs import rosenbrock
+from tests.reference import normal
+
+
+@jax.jit
+def step_of(slope, curvature, gram, radius):
+    solver = solvers.trust_region()
+    state = solver.init(4)._replace(radius=radius)
+    return solver.solve(QuadraticModel(jnp.zeros(()), slope, curvature), gram, state)[0]
+
+
+def assert_optimal(step, slope, curvature, gram, radius):
+    """The conditions of Moré and Sorensen, which no other point meets."""
+    length = np.sqrt(step @ gram @ step)
+    assert length <= radius * (1 + 1e-9)
+    residual = slope - curvature @ step
+    multiplier = (step @ residual) / max(length**2, 1e-300)
+    np.testing.assert_allclose(
+        residual, multiplier * gram @ step, atol=1e-6 * np.abs(slope).max()
+    )
+    assert multiplier > -1e-8 * np.abs(curvature).max()
+    if multiplier > 1e-6 * np.abs(curvature).max():
+        np.testing.assert_allclose(length, radius, rtol=1e-8)
+    whitened = np.linalg.inv(np.linalg.cholesky(gram))
+    lowest = np.linalg.eigvalsh(whitened @ curvature @ whitened.T)[0]
+    assert lowest + multiplier >= -1e-6 * max(1, np.abs(lowest))
+
+
+@given(
+    st.lists(st.floats(-50, 50), min_size=4, max_size=4),
+    st.floats(0.01, 100),
+    st.integers(0, 30),
+)
+def test_the_step_is_the_minimum_within_the_radius_of_any_spectrum(
+    eigenvalues, radius, seed
+):
+    rotation = np.linalg.qr(normal(4, 4, seed=seed))[0]
+    v = normal(7, 4, seed=seed + 1)
+    curvature = rotation @ np.diag(eigenvalues) @ rotation.T
+    slope, gram = normal(4, seed=seed + 2), v.T @ v
+    step = np.asarray(step_of(slope, curvature, gram, jnp.asarray(radius)))
+    assert_optimal(step, slope, curvature, gram, radius)
+
+
+def test_the_hard_case_goes_along_negative_curvature_to_the_edge():
+    curvature, slope = np.diag([-2.0, 1.0, 3.0, 4.0]), np.array([0.0, 1.0, 0.0, 0.0])
+    step = np.asarray(step_of(slope, curvature, np.eye(4), jnp.asarray(5.0)))
+    np.testing.assert_allclose(step[1:], [1 / 3, 0, 0], atol=1e-12)
+    np.testing.assert_allclose(np.linalg.norm(step), 5.0)
+
+
+def test_a_zero_slope_at_a_minimum_is_no_step():
+    step = step_of(np.zeros(4), np.eye(4), np.eye(4), jnp.asarray(1.0))
+    np.testing.assert_array_equal(step, 0)
+
+
+def test_the_radius_follows_the_gain_and_a_rise_of_the_loss_is_refused():
+    solver = solvers.trust_region(1.0)
+    state = solver.init(1)._replace(length=jnp.array(1.0), last_value=jnp.array(1.0))
+    expected = [
+        (1.0, 2.0, True),  # as predicted, to the edge: wider
+        (0.5, 1.0, True),  # fair: as it is
+        (0.1, 0.25, True),  # poor: narrower
+        (-1.0, 0.25, False),  # the loss rises
+        (np.nan, 0.25, False),
+        (-np.inf, 0.25, False),
+    ]
+    for actual, radius, taken in expected:
+        accepted, after = solver.judge(jnp.array(1.0), jnp.array(actual), state)
+        assert bool(accepted) == taken
+        np.testing.assert_allclose(after.radius, radius)
+        assert int(after.accepted) + int(after.rejected) == 1
+
+
+def test_on_the_next_batch_the_radius_follows_the_value_of_the_next_model():
+    solver = solvers.trust_region(1.0, measured_on="next")
+    assert solver.judge is None
+    model = lambda value: QuadraticModel(
+        jnp.array(value), jnp.array([4.0]), jnp.array([[1.0]])
+    )
+    solve = lambda value, state: solver.solve(model(value), jnp.eye(1), state)
+    step, state = solve(10.0, solver.init(1))
+    np.testing.assert_allclose((step[0], state.predicted), (1.0, 3.5))
+    for value, radius in ((6.5, 2.0), (9.9, 0.25), (20.0, 0.25)):
+        np.testing.assert_allclose(solve(value, state)[1].radius, radius)
+
+
+def test_newton_in_a_trust_region_minimises_rosenbrock_and_never_climbs():
+    tx = fomoh_jax.fomoh_kd(4, solver=solvers.trust_region())
+
+    def step(carry, _):
+        x, state = carry
+        updates, state = tx.update(None, state, x, value_fn=rosenbrock)
+        return (optax.apply_updates(x, updates), state), state[0].model.value
+
+    x = jnp.array([-1.2, 1.0, -0.5, 2.0])
+    (x, state), values = jax.jit(
+        lambda x: jax.lax.scan(step, (x, tx.init(x)), length=100)
+    )(x)
+    assert np.all(np.diff(values) <= 0) and rosenbrock(x) < 1e-20
+    counts = state[0].solver_state
+    assert int(counts.accepted) + int(counts.rejected) == 100
+    assert int(state[0].accepted) == int(counts.accepted)
+
+
+def test_arguments_out_of_range_are_refused():
+    for arguments in ({"radius": 0.0}, {"radius": 2.0, "max_radius": 1.0}):
+        with pytest.raises(ValueError, match="trust_region needs 0 < radius"):
+            solvers.trust_region(**arguments)
+    with pytest.raises(ValueError, match='measured_on must be "same" or "next"'):
+        solvers.trust_region(measured_on="both")
