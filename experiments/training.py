@@ -37,6 +37,19 @@ class Progress(NamedTuple):
     losses: jax.Array
 
 
+class Standing(NamedTuple):
+    """Where a run goes on from.
+
+    Attributes:
+      epoch: how many epochs are done.
+      params, state: of the model and of the optimiser, after them.
+    """
+
+    epoch: int
+    params: Any
+    state: Any
+
+
 def make_epoch(model: nn.Module, method: Method, batch_size: int) -> Callable:
     """A jitted ``epoch(params, state, key, images, labels) -> Progress``.
 
@@ -97,6 +110,16 @@ def make_evaluation(model: nn.Module, batch_size: int = 1000) -> Callable:
     return evaluate
 
 
+def begin(model: nn.Module, method: Method, data: Split, seed: int) -> Standing:
+    """A fresh start: parameters and optimiser state, all of it from the seed."""
+    init_key, _, direction_key = _keys(seed)
+    params = model.init(init_key, data.images[:1])
+    state = method.transformation.init(params)
+    if not method.backpropagates:
+        state = optax.tree.set(state, key=direction_key)
+    return Standing(0, params, state)
+
+
 def train(
     model: nn.Module,
     method: Method,
@@ -104,20 +127,24 @@ def train(
     data: Split,
     epochs: int,
     seed: int,
+    start: Standing | None = None,
 ) -> Iterator[Progress]:
-    """Train from a fresh start, and yield after each epoch.
+    """Train from a fresh start, or from where a run of that seed stood.
 
-    Everything random follows from the seed: the initial parameters, the order of the
-    data, and, through the state's key, the directions.
+    Yields after each epoch. Everything random follows from the seed: the initial
+    parameters, the order of the data, and, through the state's key, the directions; so
+    that a run that goes on from ``start`` is the run that was never stopped.
     """
-    init_key, data_key, direction_key = jax.random.split(jax.random.key(seed), 3)
-    params = model.init(init_key, data.images[:1])
-    state = method.transformation.init(params)
-    if not method.backpropagates:
-        state = optax.tree.set(state, key=direction_key)
+    first, params, state = start or begin(model, method, data, seed)
+    _, data_key, _ = _keys(seed)
     images, labels = jnp.asarray(data.images), jnp.asarray(data.labels)
-    for number in range(epochs):
+    for number in range(first, epochs):
         key = jax.random.fold_in(data_key, number)
         progress = epoch(params, state, key, images, labels)
         params, state = progress.params, progress.state
         yield progress
+
+
+def _keys(seed: int) -> jax.Array:
+    """Of the parameters, of the order of the data, of the directions."""
+    return jax.random.split(jax.random.key(seed), 3)
