@@ -1,12 +1,16 @@
-"""Handwritten digits: 5,000 that a package ships, or the whole of MNIST from files."""
+"""Images of ten classes: digits that a package ships, files, or made-up ones.
+
+Every set is normalised by the mean and deviation of its training pixels.
+"""
 
 import gzip
 import hashlib
 import struct
+import tarfile
 import urllib.error
 import urllib.request
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -34,8 +38,19 @@ MNIST_MIRRORS = (
 )
 
 
+# CIFAR-10: the archive, its SHA-256, and what is in it (the binary version).
+CIFAR_ARCHIVE = "cifar-10-binary.tar.gz"
+CIFAR_SHA256 = "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"
+CIFAR_FOLDER = "cifar-10-batches-bin"
+CIFAR_TRAIN = tuple(f"data_batch_{i}.bin" for i in range(1, 6))
+CIFAR_TEST = "test_batch.bin"
+CIFAR_IMAGES = 10_000  # in each file
+CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+CIFAR_MIRRORS = ("https://www.cs.toronto.edu/~kriz/",)
+
+
 class Split(NamedTuple):
-    """Images ``[n, 28, 28, 1]`` float32, normalised, and labels ``[n]`` int32."""
+    """Images ``[n, height, width, channels]`` float32, and labels ``[n]`` int32."""
 
     images: np.ndarray
     labels: np.ndarray
@@ -44,6 +59,29 @@ class Split(NamedTuple):
 class Dataset(NamedTuple):
     train: Split
     test: Split
+
+
+def load(name: str, directory: Path | None = None) -> Dataset:
+    """The set of that name: ``small``, ``mnist``, ``cifar10`` or ``synthetic``.
+
+    Args:
+      name: of the set.
+      directory: of its files, if it has any; by default ``data/`` and the name.
+
+    Raises:
+      RuntimeError: if its files cannot be had, or one is damaged; it says what to do.
+    """
+    directory = Path("data") / name if directory is None else directory
+    match name:
+        case "small":
+            return load_small()
+        case "mnist":
+            return load_mnist(directory)
+        case "cifar10":
+            return load_cifar10(directory)
+        case "synthetic":
+            return make_synthetic()
+    raise ValueError(f"no data set {name!r}.")
 
 
 def load_small(test_size: int = 1000, seed: int = 0) -> Dataset:
@@ -57,8 +95,7 @@ def load_small(test_size: int = 1000, seed: int = 0) -> Dataset:
     order = np.random.default_rng(seed).permutation(len(labels))
     test, train = order[:test_size], order[test_size:]
     return Dataset(
-        _normalised(images[train], labels[train]),
-        _normalised(images[test], labels[test]),
+        _grey(images[train], labels[train]), _grey(images[test], labels[test])
     )
 
 
@@ -75,14 +112,73 @@ def load_mnist(directory: Path, mirrors: tuple[str, ...] = MNIST_MIRRORS) -> Dat
     """
     arrays = [_read_idx(_locate(directory, name, mirrors)) for name in MNIST_FILES]
     train_images, train_labels, test_images, test_labels = arrays
-    return Dataset(
-        _normalised(train_images, train_labels), _normalised(test_images, test_labels)
-    )
+    return Dataset(_grey(train_images, train_labels), _grey(test_images, test_labels))
 
 
-def _normalised(pixels: np.ndarray, labels: np.ndarray) -> Split:
+def load_cifar10(directory: Path, mirrors: tuple[str, ...] = CIFAR_MIRRORS) -> Dataset:
+    """CIFAR-10 from the six files of its binary version, or from their archive.
+
+    Args:
+      directory: where the files are, or the folder that holds them in the archive, or
+        the archive itself, which is downloaded if there is nothing.
+      mirrors: addresses to download from, tried in order.
+
+    Raises:
+      RuntimeError: as :func:`load_mnist`.
+    """
+    names = (*CIFAR_TRAIN, CIFAR_TEST)
+    for folder in (directory, directory / CIFAR_FOLDER):
+        if any((folder / name).exists() for name in names):
+            parts = [_read_cifar(folder / name) for name in names]
+            break
+    else:
+        archive = directory / CIFAR_ARCHIVE
+        if not archive.exists():
+            advice = (
+                f"Put the six files of its binary version ({', '.join(names)}) or the "
+                f"archive into {directory} yourself, or use --data synthetic, which "
+                "needs no files."
+            )
+            _download(archive, CIFAR_SHA256, mirrors, advice)
+        parts = _read_cifar_archive(archive, names)
+    *train, (test_images, test_labels) = parts
+    images, labels = (np.concatenate(arrays) for arrays in zip(*train))
+    normalised = lambda *split: _normalised(*split, CIFAR_MEAN, CIFAR_STD)
+    return Dataset(normalised(images, labels), normalised(test_images, test_labels))
+
+
+def make_synthetic(sizes: tuple[int, int] = (4000, 1000), seed: int = 0) -> Dataset:
+    """Images of the shape of CIFAR-10's that can be told apart, from nothing.
+
+    Each class is a smooth pattern of colours; an image is its pattern, moved by up to
+    four pixels, in noise of twice its deviation.
+    """
+    rng = np.random.default_rng(seed)
+    patterns = rng.normal(size=(10, 4, 4, 3)).astype(np.float32)
+    patterns = patterns.repeat(8, axis=1).repeat(8, axis=2)
+
+    def split(n):
+        labels = rng.integers(0, 10, n)
+        rows, columns = (np.arange(32) + rng.integers(-4, 5, (2, n, 1))) % 32
+        clean = patterns[labels[:, None, None], rows[:, :, None], columns[:, None]]
+        noise = rng.standard_normal(clean.shape, np.float32)
+        images = (clean + 2 * noise) / np.float32(5**0.5)
+        return Split(images, labels.astype(np.int32))
+
+    train_size, test_size = sizes
+    return Dataset(split(train_size), split(test_size))
+
+
+def _grey(pixels: np.ndarray, labels: np.ndarray) -> Split:
+    # In float64, as it has always been: the results that are published depend on it.
     images = (pixels.reshape(-1, 28, 28, 1) / 255 - MEAN) / STD
     return Split(images.astype(np.float32), labels.astype(np.int32))
+
+
+def _normalised(pixels: np.ndarray, labels: np.ndarray, mean: Any, std: Any) -> Split:
+    """Of bytes ``[n, height, width, channels]``."""
+    images = (pixels / np.float32(255) - np.float32(mean)) / np.float32(std)
+    return Split(images, labels.astype(np.int32))
 
 
 def _locate(directory: Path, name: str, mirrors: tuple[str, ...]) -> Path:
@@ -90,11 +186,16 @@ def _locate(directory: Path, name: str, mirrors: tuple[str, ...]) -> Path:
     for path in (directory / name, directory / name.removesuffix(".gz")):
         if path.exists():
             return path
-    return _download(directory / name, mirrors)
+    advice = (
+        f"Put the four MNIST files ({', '.join(MNIST_FILES)}) into {directory} "
+        "yourself, or leave out --data mnist to use the 5,000 digits that come\n"
+        "with the installation."
+    )
+    return _download(directory / name, MNIST_FILES[name], mirrors, advice)
 
 
-def _download(path: Path, mirrors: tuple[str, ...]) -> Path:
-    expected = MNIST_FILES[path.name]
+def _download(path: Path, expected: str, mirrors: tuple[str, ...], advice: str) -> Path:
+    """Fetch a file of that SHA-256."""
     problems = []
     for mirror in mirrors:
         try:
@@ -115,10 +216,47 @@ def _download(path: Path, mirrors: tuple[str, ...]) -> Path:
     raise RuntimeError(
         f"{path.name} is not in {path.parent} and could not be downloaded:\n  "
         + "\n  ".join(problems)
-        + f"\nPut the four MNIST files ({', '.join(MNIST_FILES)}) into {path.parent} "
-        "yourself, or leave out --data mnist to use the 5,000 digits that come\n"
-        "with the installation."
+        + f"\n{advice}"
     )
+
+
+def _read_cifar(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Images and labels of one file of the binary version."""
+    try:
+        return _parse_cifar(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise RuntimeError(
+            f"{path} is damaged or absent ({error}); get it again, or use "
+            "--data synthetic, which needs no files."
+        ) from None
+
+
+def _read_cifar_archive(
+    archive: Path, names: tuple[str, ...]
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Images and labels of each of the files, straight from the archive."""
+    try:
+        with tarfile.open(archive) as tar:
+            return [
+                _parse_cifar(tar.extractfile(f"{CIFAR_FOLDER}/{name}").read())
+                for name in names
+            ]
+    except (OSError, EOFError, ValueError, KeyError, tarfile.TarError) as error:
+        raise RuntimeError(
+            f"{archive} is damaged ({error}); delete it and run again."
+        ) from None
+
+
+def _parse_cifar(content: bytes) -> tuple[np.ndarray, np.ndarray]:
+    """A record is a label and three planes of 32×32 bytes."""
+    size = 1 + 3 * 32 * 32
+    if len(content) != CIFAR_IMAGES * size:
+        raise ValueError(f"{len(content)} bytes, expected {CIFAR_IMAGES * size}")
+    records = np.frombuffer(content, np.uint8).reshape(CIFAR_IMAGES, size)
+    labels, planes = records[:, 0], records[:, 1:].reshape(-1, 3, 32, 32)
+    if labels.max() > 9:
+        raise ValueError(f"a label is {labels.max()}, expected 0 to 9")
+    return planes.transpose(0, 2, 3, 1), labels
 
 
 def _read_idx(path: Path) -> np.ndarray:

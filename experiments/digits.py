@@ -1,42 +1,60 @@
-"""Train a classifier of handwritten digits without a backward pass.
+"""Train a classifier of handwritten digits, or of small images, with no backward pass.
 
     python -m experiments.digits                                # softmax regression
     python -m experiments.digits --model cnn --k 3 --steps 150  # the paper's CNN
     python -m experiments.digits --method sgd --seeds 5         # a reference
+    python -m experiments.digits --resume runs/digits/FOLDER    # go on with a run
 
-Writes ``metrics.jsonl`` and ``curves.png`` into ``runs/digits/…`` and prints a table.
+Writes ``metrics.jsonl``, ``curves.png``, the last parameters and checkpoints into
+``runs/digits/…`` and prints a table. A run that was stopped, by whatever, goes on with
+``--resume``, and ends as if it had not been stopped.
 """
 
 import dataclasses
+import fcntl
 import json
+import math
+import os
+import shlex
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TextIO
+from typing import Annotated, Any, BinaryIO, Literal, NamedTuple, NoReturn
 
-import jax
+import flax.linen as nn
 import matplotlib.pyplot as plt
 import numpy as np
 import optax
 import tyro
 from tqdm import tqdm
 
-from experiments import methods, plotting
-from experiments.data import Dataset, load_mnist, load_small
+from experiments import interruption, methods, plotting
+from experiments.checkpoints import Checkpoint, Checkpoints, save_params, write_whole
+from experiments.data import Dataset, load
 from experiments.models import MODELS
-from experiments.training import make_epoch, make_evaluation, train
+from experiments.training import (
+    Method,
+    Standing,
+    begin,
+    make_epoch,
+    make_evaluation,
+    train,
+)
+
+Record = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Softmax regression or the paper's CNN on handwritten digits."""
+    """Softmax regression or a convolutional network on small images."""
 
     method: Literal["fgd", "fomoh", "fomoh_kd", "fomoh_bp", "sgd", "adam"] = "fomoh_kd"
     """The optimiser; the last three backpropagate."""
     k: int = 10
     """Directions of fomoh_kd."""
-    model: Literal["softmax", "cnn"] = "softmax"
-    """7,850 or 431,080 parameters."""
+    model: Literal["softmax", "cnn", "vgg"] = "softmax"
+    """7,850 or 431,080 parameters on digits; vgg has 814,570 on CIFAR-10."""
     learning_rate: Annotated[float | None, tyro.conf.arg(aliases=["--lr"])] = None
     """By default one that was found by experiment for the method, the model and k."""
     milestone: int | None = None
@@ -50,37 +68,131 @@ class Config:
     """Steps between evaluations on the test images, rounded to whole epochs."""
     seeds: int = 1
     """Number of runs, from seed 0 on."""
-    data: Literal["small", "mnist"] = "small"
-    """The 5,000 digits that are installed, or MNIST from --data-dir."""
-    data_dir: Path = Path("data/mnist")
-    """The four IDX files of MNIST; downloaded if they are not there."""
+    data: Literal["small", "mnist", "cifar10", "synthetic"] = "small"
+    """The 5,000 digits that are installed, MNIST or CIFAR-10 from --data-dir, or
+    made-up images of the shape of CIFAR-10's."""
+    data_dir: Path | None = None
+    """The files of MNIST or of CIFAR-10 (binary version), downloaded if they are not
+    there; by default data/mnist or data/cifar10."""
     out: Path = Path("runs/digits")
     """A folder for the results; a run makes one of its own in it."""
+    checkpoint_every: int = 500
+    """Steps between checkpoints, rounded to whole epochs."""
+    resume: Path | None = None
+    """The folder of a run to go on with, under the options that are in it."""
+
+
+class Plan(NamedTuple):
+    """The length of a run in epochs.
+
+    Attributes:
+      steps: in an epoch.
+      epochs: of each seed.
+      evaluate_every, checkpoint_every: epochs from one to the next.
+    """
+
+    steps: int
+    epochs: int
+    evaluate_every: int
+    checkpoint_every: int
+
+
+def parse(arguments: Sequence[str] | None = None) -> Config:
+    """The options of a new run, or with ``--resume`` those that the run had."""
+    ask = lambda **default: tyro.cli(
+        Config, args=arguments, description=__doc__, **default
+    )
+    config = ask()
+    if config.resume is None:
+        return config
+    # What is given beside --resume differs from these defaults only if it contradicts.
+    return ask(default=read_config(config.resume))
 
 
 def main(config: Config) -> None:
-    """Run all the seeds, and write what came out."""
+    """Run all the seeds, or what is left of them, and write what came out."""
+    if config.resume is not None:
+        check_agreement(config, read_config(config.resume))
     try:
-        data = load_small() if config.data == "small" else load_mnist(config.data_dir)
+        data = load(config.data, config.data_dir)
     except RuntimeError as error:  # it says what to do; a traceback would hide it
         raise SystemExit(str(error)) from None
-    per_epoch = len(data.train.labels) // config.batch_size
-    if per_epoch < 1 or min(config.steps, config.seeds, config.k) < 1:
-        raise SystemExit(
-            f"--batch-size must be at most {len(data.train.labels)}, the number of "
-            "training images, and --steps, --seeds and --k at least 1."
-        )
-    name = f"{config.method}{config.k if config.method == 'fomoh_kd' else ''}"
-    folder = config.out / f"{config.model}-{name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    folder.mkdir(parents=True)
-    (folder / "config.json").write_text(
-        json.dumps(dataclasses.asdict(config), default=str, indent=2) + "\n"
-    )
-    with (folder / "metrics.jsonl").open("w") as log:
-        runs = run_all(config, data, per_epoch, log)
-    draw(config, runs, folder / "curves.png")
-    print(closing_table(name, config, runs))
+    plan = make_plan(config, data)
+    folder = config.resume or make_folder(config)
+    with interruption.postponed() as asked:
+        runs = run_all(config, data, plan, folder, asked)
+    partial = folder / "partial.png"
+    draw(config, runs, partial)
+    partial.replace(folder / "curves.png")
+    print(closing_table(full_name(config), config, runs))
     print(f"\nmetrics: {folder / 'metrics.jsonl'}\ncurves:  {folder / 'curves.png'}")
+
+
+def make_plan(config: Config, data: Dataset) -> Plan:
+    """Steps in whole epochs; or an end with what is wrong with the options."""
+    images = len(data.train.labels)
+    steps = images // config.batch_size if config.batch_size > 0 else 0
+    counts = (config.steps, config.seeds, config.k, config.checkpoint_every)
+    if steps < 1 or min(counts) < 1:
+        raise SystemExit(
+            f"--batch-size must be at most {images}, the number of "
+            "training images, and --steps, --seeds and --k at least 1 "
+            "(--checkpoint-every too)."
+        )
+    whole = lambda every: max(1, every // steps)
+    return Plan(
+        steps,
+        -(-config.steps // steps),
+        whole(config.evaluate_every),
+        whole(config.checkpoint_every),
+    )
+
+
+def full_name(config: Config) -> str:
+    """The method, with its k where it has one."""
+    return f"{config.method}{config.k if config.method == 'fomoh_kd' else ''}"
+
+
+def make_folder(config: Config) -> Path:
+    """A new folder for the run, with its options in it."""
+    name = f"{config.model}-{full_name(config)}-{time.strftime('%Y%m%d-%H%M%S')}"
+    folder = config.out / name
+    folder.mkdir(parents=True)
+    options = dataclasses.asdict(config)
+    del options["resume"]
+    write_whole(
+        folder / "config.json", json.dumps(options, default=str, indent=2) + "\n"
+    )
+    return folder
+
+
+def read_config(folder: Path) -> Config:
+    """The options of the run in that folder."""
+    path = folder / "config.json"
+    try:
+        options = json.loads(path.read_text())
+        for name in ("data_dir", "out"):
+            if options[name] is not None:
+                options[name] = Path(options[name])
+        return Config(**options, resume=folder)
+    except FileNotFoundError:
+        raise SystemExit(f"--resume: {folder} holds no run: no {path}.") from None
+    except (ValueError, TypeError, KeyError) as error:
+        raise SystemExit(f"--resume: {path} cannot be read: {error}.") from None
+
+
+def check_agreement(config: Config, saved: Config) -> None:
+    """A run goes on under the options that it was started with, or not at all."""
+    contradictions = [
+        f"--{field.name.replace('_', '-')} {asked} (the run has {had})"
+        for field in dataclasses.fields(Config)
+        if (asked := getattr(config, field.name)) != (had := getattr(saved, field.name))
+    ]
+    if contradictions:
+        raise SystemExit(
+            f"--resume goes on with the options in {config.resume / 'config.json'}; "
+            f"leave out {', '.join(contradictions)}."
+        )
 
 
 def learning_rate(config: Config) -> optax.ScalarOrSchedule:
@@ -94,70 +206,137 @@ def learning_rate(config: Config) -> optax.ScalarOrSchedule:
 
 
 def run_all(
-    config: Config, data: Dataset, per_epoch: int, log: TextIO
-) -> list[list[dict[str, Any]]]:
-    """The metrics of every seed; compiled once, logged as they come."""
+    config: Config,
+    data: Dataset,
+    plan: Plan,
+    folder: Path,
+    asked: interruption.Interruption,
+) -> list[list[Record]]:
+    """The metrics of every seed; compiled once, logged as they come.
+
+    From the last checkpoint in the folder on, if there is one. An interruption that was
+    asked for is honoured at the end of an epoch.
+    """
     model = MODELS[config.model]
     method = methods.make_method(config.method, learning_rate(config), config.k)
     epoch = make_epoch(model, method, config.batch_size)
     evaluate = make_evaluation(model)
-    epochs = -(-config.steps // per_epoch)
-    every = max(1, config.evaluate_every // per_epoch)
-    runs = []
-    with tqdm(total=epochs * per_epoch * config.seeds, unit="step") as bar:
-        for seed in range(config.seeds):
-            progress = train(model, method, epoch, data.train, epochs, seed)
-            records = list(
-                _watch(progress, evaluate, data, epochs, every, seed, bar, log)
-            )
-            runs.append(records)
+    path = folder / "metrics.jsonl"
+    with path.open("ab") as log, Checkpoints(folder / "checkpoints") as checkpoints:
+        _lock(log, folder)
+        fresh = begin(model, method, data.train, seed=0)
+        whole = lambda checkpoint: read_records(path, checkpoint.metrics_size)
+        last = checkpoints.restore(fresh, whole) or Checkpoint(0, fresh, 0.0, 0, 0)
+        log.truncate(last.metrics_size)  # what came after it will come again
+        runs = [[] for _ in range(config.seeds)]
+        for record in read_records(path, last.metrics_size):
+            runs[record["seed"]].append(record)
+        done = last.seed * plan.epochs + last.standing.epoch
+        with tqdm(
+            total=plan.epochs * plan.steps * config.seeds,
+            initial=done * plan.steps,
+            unit="step",
+        ) as bar:
+            for seed in range(last.seed, config.seeds):
+                if seed != last.seed:
+                    fresh = begin(model, method, data.train, seed)
+                    last = Checkpoint(seed, fresh, 0.0, 0, 0)
+                progress = _run_seed(model, method, epoch, evaluate, data, plan, last)
+                for last, record in progress:
+                    bar.update(plan.steps)
+                    if record is not None:
+                        runs[seed].append(record)
+                        _report(record, log, bar)
+                    epochs = last.standing.epoch
+                    if (
+                        asked.signal is not None
+                        or epochs % plan.checkpoint_every == 0
+                        or epochs == plan.epochs
+                    ):
+                        os.fsync(log.fileno())  # a checkpoint counts on what it counts
+                        last = last._replace(metrics_size=log.tell())
+                        checkpoints.save(seed * plan.epochs + epochs, last)
+                    if asked.signal is not None:
+                        bar.close()
+                        _leave(asked.signal, folder)
+                save_params(folder / "params" / f"seed{seed}", last.standing.params)
     return runs
 
 
-def _watch(
-    progress: Iterator[Any],
-    evaluate: Any,
+def _run_seed(
+    model: nn.Module,
+    method: Method,
+    epoch: Callable,
+    evaluate: Callable,
     data: Dataset,
-    epochs: int,
-    every: int,
-    seed: int,
-    bar: tqdm,
-    log: TextIO,
-) -> Iterator[dict[str, Any]]:
-    """Evaluate now and then, show it on the bar, and write a line."""
-    start, step = time.perf_counter(), 0
-    for number, state in enumerate(progress, 1):
+    plan: Plan,
+    start: Checkpoint,
+) -> Iterator[tuple[Checkpoint, Record | None]]:
+    """After each epoch, where the seed's run stands, and now and then its metrics."""
+    clock = time.perf_counter() - start.seconds
+    first, nonfinite = start.standing.epoch + 1, start.nonfinite
+    progress = train(
+        model, method, epoch, data.train, plan.epochs, start.seed, start.standing
+    )
+    for number, state in enumerate(progress, first):
         losses = np.asarray(state.losses)
-        step += len(losses)
-        bar.update(len(losses))
-        if number % every and number != epochs and number != 1:
-            continue
-        jax.block_until_ready(state.params)
-        seconds = time.perf_counter() - start
-        test_loss, test_accuracy = map(float, evaluate(state.params, *data.test))
-        record = {
-            "seed": seed,
-            "epoch": number,
-            "step": step,
-            "seconds": round(seconds, 3),
-            "batch_loss": float(losses.mean()),
-            "test_loss": test_loss,
-            "test_accuracy": test_accuracy,
-        }
-        if number == epochs:
+        finite = losses[np.isfinite(losses)]
+        nonfinite += len(losses) - len(finite)
+        seconds, record = time.perf_counter() - clock, None
+        if number in (1, plan.epochs) or number % plan.evaluate_every == 0:
+            test_loss, test_accuracy = map(float, evaluate(state.params, *data.test))
+            record = {
+                "seed": start.seed,
+                "epoch": number,
+                "step": number * plan.steps,
+                "seconds": round(seconds, 3),
+                "batch_loss": float(finite.mean()) if len(finite) else math.nan,
+                "nonfinite_losses": nonfinite,
+                "test_loss": test_loss,
+                "test_accuracy": test_accuracy,
+            }
+            nonfinite = 0
+        if number == plan.epochs:
             train_loss, train_accuracy = map(float, evaluate(state.params, *data.train))
             record |= {"train_loss": train_loss, "train_accuracy": train_accuracy}
-        log.write(json.dumps(record) + "\n")
-        log.flush()
-        bar.set_postfix(
-            seed=seed,
-            loss=f"{record['batch_loss']:.3f}",
-            accuracy=f"{test_accuracy:.3f}",
-        )
-        yield record
+        standing = Standing(number, state.params, state.state)
+        yield Checkpoint(start.seed, standing, seconds, nonfinite, 0), record
 
 
-def draw(config: Config, runs: list[list[dict[str, Any]]], path: Path) -> None:
+def read_records(path: Path, size: int) -> list[Record]:
+    """The records in the first ``size`` bytes of a metrics file."""
+    content = path.read_bytes()[:size]
+    if len(content) < size:
+        raise ValueError(f"{path} has {len(content)} bytes, not the {size} it had")
+    return [json.loads(line) for line in content.splitlines()]
+
+
+def _report(record: Record, log: BinaryIO, bar: tqdm) -> None:
+    """Write a line, and show it on the bar."""
+    log.write(json.dumps(record).encode() + b"\n")
+    log.flush()
+    bar.set_postfix(
+        seed=record["seed"],
+        loss=f"{record['batch_loss']:.3f}",
+        accuracy=f"{record['test_accuracy']:.3f}",
+    )
+
+
+def _lock(log: BinaryIO, folder: Path) -> None:
+    """Until the process ends, however it ends."""
+    try:
+        fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        raise SystemExit(f"The run in {folder} is still going on.") from None
+
+
+def _leave(number: int, folder: Path) -> NoReturn:
+    command = f"python -m experiments.digits --resume {shlex.quote(str(folder))}"
+    print(f"Stopped; to go on:\n    {command}", file=sys.stderr)
+    raise SystemExit(128 + number)  # as the shell reports a process that a signal ended
+
+
+def draw(config: Config, runs: list[list[Record]], path: Path) -> None:
     """Loss and accuracy against steps."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6))
     steps = np.array([record["step"] for record in runs[0]])
@@ -178,7 +357,7 @@ def draw(config: Config, runs: list[list[dict[str, Any]]], path: Path) -> None:
     plotting.save(figure, path)
 
 
-def closing_table(name: str, config: Config, runs: list[list[dict[str, Any]]]) -> str:
+def closing_table(name: str, config: Config, runs: list[list[Record]]) -> str:
     """The end of every run, as mean ± standard deviation over the seeds."""
     last = [run[-1] for run in runs]
     show = lambda key, digits=3: plotting.mean_and_deviation(
@@ -187,6 +366,7 @@ def closing_table(name: str, config: Config, runs: list[list[dict[str, Any]]]) -
     rate = config.learning_rate
     if rate is None:
         rate = methods.default_learning_rate(config.model, config.method, config.k)
+    nonfinite = sum(record["nonfinite_losses"] for run in runs for record in run)
     return plotting.table(
         {
             "method": [name],
@@ -198,8 +378,9 @@ def closing_table(name: str, config: Config, runs: list[list[dict[str, Any]]]) -
             "test accuracy": [show("test_accuracy")],
             "seconds": [show("seconds", 1)],
         }
+        | ({"non-finite losses": [str(nonfinite)]} if nonfinite else {})
     )
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+    main(parse())

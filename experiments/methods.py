@@ -21,6 +21,11 @@ LEARNING_RATES = {
     ("cnn", "fomoh_bp"): 0.5,
     ("cnn", "sgd"): 0.1,
     ("cnn", "adam"): 1e-3,
+    ("vgg", "fgd"): 3e-4,
+    ("vgg", "fomoh"): 0.5,
+    ("vgg", "fomoh_bp"): 0.5,
+    ("vgg", "sgd"): 0.1,
+    ("vgg", "adam"): 1e-3,
 }
 
 

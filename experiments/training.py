@@ -54,7 +54,8 @@ def make_epoch(model: nn.Module, method: Method, batch_size: int) -> Callable:
     """A jitted ``epoch(params, state, key, images, labels) -> Progress``.
 
     It shuffles, cuts off what does not fill a batch, and scans over the batches, so
-    that an epoch is one dispatch.
+    that an epoch is one dispatch. A minibatch whose loss is not finite changes nothing:
+    forward methods see to that themselves; with backpropagation the step is undone.
     """
     tx = optax.with_extra_args_support(method.transformation)
 
@@ -68,9 +69,11 @@ def make_epoch(model: nn.Module, method: Method, batch_size: int) -> Callable:
         else:
             loss, updates = None, None
         updates, state = tx.update(updates, state, params, value_fn=loss_fn, **batch)
+        after = optax.apply_updates(params, updates), state
         if loss is None:  # the forward pass has left it in the state
-            loss = optax.tree.get(state, "value")
-        return (optax.apply_updates(params, updates), state), loss
+            return after, optax.tree.get(state, "value")
+        keep = lambda new, old: jnp.where(jnp.isfinite(loss), new, old)
+        return jax.tree.map(keep, after, carry), loss
 
     @jax.jit
     def epoch(params, state, key, images, labels):
