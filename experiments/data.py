@@ -5,10 +5,12 @@ Every set is normalised by the mean and deviation of its training pixels.
 
 import gzip
 import hashlib
+import io
 import struct
 import tarfile
 import urllib.error
 import urllib.request
+import zlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -47,6 +49,9 @@ CIFAR_TEST = "test_batch.bin"
 CIFAR_IMAGES = 10_000  # in each file
 CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 CIFAR_MIRRORS = ("https://www.cs.toronto.edu/~kriz/",)
+
+
+UNREADABLE = (OSError, EOFError, ValueError, zlib.error)  # what gzip and NumPy raise
 
 
 class Split(NamedTuple):
@@ -236,12 +241,14 @@ def _read_cifar_archive(
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """Images and labels of each of the files, straight from the archive."""
     try:
-        with tarfile.open(archive) as tar:
+        # To its end, where gzip has a checksum, which tarfile would not read.
+        content = io.BytesIO(gzip.decompress(archive.read_bytes()))
+        with tarfile.open(fileobj=content) as tar:
             return [
                 _parse_cifar(tar.extractfile(f"{CIFAR_FOLDER}/{name}").read())
                 for name in names
             ]
-    except (OSError, EOFError, ValueError, KeyError, tarfile.TarError) as error:
+    except (*UNREADABLE, KeyError, tarfile.TarError) as error:
         raise RuntimeError(
             f"{archive} is damaged ({error}); delete it and run again."
         ) from None
@@ -268,7 +275,7 @@ def _read_idx(path: Path) -> np.ndarray:
         zero, kind, ndim = struct.unpack_from(">HBB", content)
         shape = struct.unpack_from(f">{ndim}I", content, 4)
         array = np.frombuffer(content, np.uint8, offset=4 + 4 * ndim).reshape(shape)
-    except (OSError, EOFError, ValueError, struct.error) as error:
+    except (*UNREADABLE, struct.error) as error:
         raise RuntimeError(
             f"{path} is damaged ({error}); delete it and run again."
         ) from None

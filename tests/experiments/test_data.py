@@ -2,7 +2,9 @@
 
 import gzip
 import hashlib
+import io
 import struct
+import tarfile
 
 import numpy as np
 import pytest
@@ -96,3 +98,132 @@ def test_a_damaged_file_is_named(tmp_path, content):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(RuntimeError, match=f"{name} is damaged"):
         data.load_mnist(tmp_path, mirrors=())
+
+
+@pytest.fixture
+def cifar(tmp_path, monkeypatch):
+    """A folder with the six files, of four images each, and what is in them."""
+    monkeypatch.setattr(data, "CIFAR_IMAGES", 4)
+    folder = tmp_path / "cifar10"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    arrays = {}
+    for name in (*data.CIFAR_TRAIN, data.CIFAR_TEST):
+        images = rng.integers(0, 256, (4, 32, 32, 3)).astype(np.uint8)
+        labels = rng.integers(0, 10, 4).astype(np.uint8)
+        planes = images.transpose(0, 3, 1, 2).reshape(4, -1)
+        (folder / name).write_bytes(np.hstack([labels[:, None], planes]).tobytes())
+        arrays[name] = images, labels
+    return folder, arrays
+
+
+def archive(folder):
+    """The archive as it is published, of the files in the folder."""
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode="w:gz") as tar:
+        for path in folder.iterdir():
+            tar.add(path, f"{data.CIFAR_FOLDER}/{path.name}")
+    return content.getvalue()
+
+
+def assert_is_cifar(read, arrays):
+    images, labels = zip(*(arrays[name] for name in data.CIFAR_TRAIN))
+    assert read.train.images.dtype == np.float32
+    np.testing.assert_allclose(
+        read.train.images * data.CIFAR_STD + data.CIFAR_MEAN,
+        np.concatenate(images) / 255,
+        atol=1e-6,
+    )
+    np.testing.assert_array_equal(read.train.labels, np.concatenate(labels))
+    np.testing.assert_array_equal(read.test.labels, arrays[data.CIFAR_TEST][1])
+    assert read.test.images.shape == (4, 32, 32, 3)
+
+
+def test_cifar10_is_read_from_the_files_of_its_binary_version(cifar):
+    folder, arrays = cifar
+    assert_is_cifar(data.load("cifar10", folder), arrays)
+    folder.rename(folder.with_name(data.CIFAR_FOLDER))  # as it is unpacked
+    assert_is_cifar(data.load("cifar10", folder.parent), arrays)
+
+
+def test_cifar10_is_downloaded_once_and_read_from_its_archive(
+    cifar, tmp_path, monkeypatch
+):
+    folder, arrays = cifar
+    content = archive(folder)
+    mirror, target = tmp_path / "mirror", tmp_path / "target"
+    mirror.mkdir()
+    (mirror / data.CIFAR_ARCHIVE).write_bytes(content)
+    address = (f"{mirror.as_uri()}/",)
+    with pytest.raises(RuntimeError, match=r"(?s)SHA-256 is .*--data synthetic"):
+        data.load_cifar10(target, address)
+    assert not target.exists()
+    monkeypatch.setattr(data, "CIFAR_SHA256", hashlib.sha256(content).hexdigest())
+    assert_is_cifar(data.load_cifar10(target, address), arrays)
+    assert_is_cifar(data.load_cifar10(target, ()), arrays)
+
+
+def test_without_cifar10_it_names_the_synthetic_set(tmp_path):
+    with pytest.raises(RuntimeError, match=r"(?s)not be down.*six files.*--data synth"):
+        data.load_cifar10(tmp_path, mirrors=("file:///nowhere/",))
+
+
+def spoil(kind, path):
+    content = path.read_bytes()
+    match kind:
+        case "cut":  # by a whole image
+            path.write_bytes(content[:-3073])
+        case "empty":
+            path.write_bytes(b"")
+        case "label":
+            path.write_bytes(b"\x0a" + content[1:])
+        case "absent":
+            path.unlink()
+
+
+@pytest.mark.parametrize("kind", ["cut", "empty", "label", "absent"])
+@pytest.mark.parametrize("name", ["data_batch_3.bin", "test_batch.bin"])
+def test_a_damaged_file_of_cifar10_is_named(cifar, kind, name):
+    folder, _ = cifar
+    spoil(kind, folder / name)
+    with pytest.raises(RuntimeError, match=f"{name} is damaged or absent"):
+        data.load_cifar10(folder, mirrors=())
+
+
+def flipped(content):
+    """With another bit in the middle."""
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda c: b"", lambda c: c[: len(c) // 2], lambda c: c[:-1], flipped]
+)
+def test_a_damaged_archive_is_named(cifar, tmp_path, damage):
+    target = tmp_path / "target"
+    target.mkdir()
+    (target / data.CIFAR_ARCHIVE).write_bytes(damage(archive(cifar[0])))
+    with pytest.raises(RuntimeError, match=f"{data.CIFAR_ARCHIVE} is damaged"):
+        data.load_cifar10(target, mirrors=())
+    name, array = next(iter(mnist_like().items()))
+    (target / name).write_bytes(damage(gzip.compress(idx(array))))
+    with pytest.raises(RuntimeError, match=f"{name} is damaged"):
+        data.load_mnist(target, mirrors=())
+
+
+def test_the_synthetic_set_is_normal_and_can_be_told_apart():
+    made = data.load("synthetic")
+    assert made.train.images.shape == (4000, 32, 32, 3)
+    assert made.test.images.shape == (1000, 32, 32, 3)
+    assert made.train.images.dtype == np.float32
+    assert abs(made.train.images.mean()) < 0.05
+    assert abs(made.train.images.std() - 1) < 0.05
+    assert set(made.test.labels) == set(range(10))
+    again = data.make_synthetic()
+    np.testing.assert_array_equal(made.test.images, again.test.images)
+    # By the nearest mean image alone, which chance has right one time in ten.
+    means = np.stack(
+        [made.train.images[made.train.labels == c].mean(0) for c in range(10)]
+    )
+    guesses = np.einsum("nijk,cijk->nc", made.test.images, means).argmax(1)
+    assert np.mean(guesses == made.test.labels) > 0.6

@@ -2,9 +2,10 @@
 
 import json
 
+import numpy as np
 import pytest
 
-from experiments import digits
+from experiments import data, digits
 
 
 def run(tmp_path, capsys, **options):
@@ -33,6 +34,29 @@ def test_the_cnn_takes_a_step(tmp_path, capsys):
         tmp_path, capsys, model="cnn", method="fomoh", batch_size=1000, steps=1
     )
     assert records[-1]["step"] == 4 and records[-1]["train_loss"] < 3
+
+
+def test_vgg_takes_a_step_on_images_of_the_shape_of_cifar(
+    tmp_path, capsys, monkeypatch
+):
+    tiny = data.make_synthetic((8, 4))
+    monkeypatch.setattr(data, "make_synthetic", lambda: tiny)
+    _, records, _ = run(
+        tmp_path,
+        capsys,
+        model="vgg",
+        data="synthetic",
+        method="fomoh",
+        batch_size=8,
+        steps=2,
+    )
+    assert records[-1]["step"] == 2 and np.isfinite(records[-1]["train_loss"])
+
+
+def test_what_cannot_be_had_is_explained(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(data.load_cifar10, "__defaults__", (("file:///nowhere/",),))
+    with pytest.raises(SystemExit, match=r"or use --data synthetic"):
+        run(tmp_path, capsys, data="cifar10", data_dir=tmp_path)
 
 
 def test_bad_options_are_explained(tmp_path, capsys):

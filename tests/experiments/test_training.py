@@ -10,7 +10,13 @@ import pytest
 from experiments import methods
 from experiments.data import Split
 from experiments.models import MODELS
-from experiments.training import make_epoch, make_evaluation, train
+from experiments.training import (
+    Standing,
+    begin,
+    make_epoch,
+    make_evaluation,
+    train,
+)
 
 
 def blobs(n=64):
@@ -26,6 +32,18 @@ def test_the_models_have_the_sizes_of_the_paper():
     for name, size in (("softmax", 7_850), ("cnn", 431_080)):
         params = MODELS[name].init(jax.random.key(0), jnp.zeros((1, 28, 28, 1)))
         assert sum(x.size for x in jax.tree.leaves(params)) == size
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("shape", [(28, 28, 1), (32, 32, 3)])
+def test_the_models_take_the_shape_of_the_data(name, shape):
+    images = jax.ShapeDtypeStruct((2, *shape), jnp.float32)
+    logits, params = jax.eval_shape(
+        lambda key, x: MODELS[name].init_with_output(key, x), jax.random.key(0), images
+    )
+    assert logits.shape == (2, 10)
+    if (name, shape) == ("vgg", (32, 32, 3)):
+        assert sum(x.size for x in jax.tree.leaves(params)) == 814_570
 
 
 @pytest.mark.parametrize("name", methods.NAMES)
@@ -62,6 +80,34 @@ def test_a_seed_is_a_run():
     ]
     np.testing.assert_array_equal(ends[0], ends[1])
     assert np.any(ends[0] != ends[2])
+
+
+@pytest.mark.parametrize("name", methods.NAMES)
+def test_a_run_that_goes_on_is_the_run_that_was_not_stopped(name):
+    method = methods.make_method(name, 0.01, 2)
+    model, data = MODELS["softmax"], blobs()
+    epoch = make_epoch(model, method, batch_size=16)
+    whole = list(train(model, method, epoch, data, 4, seed=3))
+    start = Standing(2, whole[1].params, whole[1].state)
+    rest = list(train(model, method, epoch, data, 4, 3, start))
+    assert len(rest) == 2
+    np.testing.assert_array_equal(rest[-1].losses, whole[-1].losses)
+    jax.tree.map(np.testing.assert_array_equal, rest[-1].params, whole[-1].params)
+
+
+@pytest.mark.parametrize("name", methods.NAMES)
+def test_a_minibatch_without_a_finite_loss_changes_nothing(name):
+    method = methods.make_method(name, 0.01, 2)
+    model, data = MODELS["softmax"], blobs(16)
+    spoilt = data._replace(images=np.full_like(data.images, np.nan))
+    epoch = make_epoch(model, method, batch_size=16)
+    start = begin(model, method, data, 0)
+    (after,) = train(model, method, epoch, spoilt, 1, 0, start)
+    assert not np.isfinite(after.losses).any()
+    jax.tree.map(np.testing.assert_array_equal, after.params, start.params)
+    (then,) = train(model, method, epoch, data, 1, 0, Standing(0, *after[:2]))
+    assert np.isfinite(then.losses).all()
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(then.params))
 
 
 def test_evaluation_is_the_mean_over_all_the_examples():
