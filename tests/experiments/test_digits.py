@@ -36,8 +36,11 @@ def test_the_cnn_takes_a_step(tmp_path, capsys):
     assert records[-1]["step"] == 4 and records[-1]["train_loss"] < 3
 
 
+@pytest.mark.parametrize(
+    "method", ["sgd", pytest.param("fomoh", marks=pytest.mark.slow)]
+)
 def test_vgg_takes_a_step_on_images_of_the_shape_of_cifar(
-    tmp_path, capsys, monkeypatch
+    tmp_path, capsys, monkeypatch, method
 ):
     tiny = data.make_synthetic((8, 4))
     monkeypatch.setattr(data, "make_synthetic", lambda: tiny)
@@ -46,7 +49,7 @@ def test_vgg_takes_a_step_on_images_of_the_shape_of_cifar(
         capsys,
         model="vgg",
         data="synthetic",
-        method="fomoh",
+        method=method,
         batch_size=8,
         steps=2,
     )
