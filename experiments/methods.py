@@ -36,8 +36,14 @@ def default_learning_rate(model: str, name: str, k: int) -> float:
     return LEARNING_RATES[model, name]
 
 
-def make_method(name: str, learning_rate: optax.ScalarOrSchedule, k: int) -> Method:
-    """The optimiser of that name."""
+def make_method(
+    name: str, learning_rate: optax.ScalarOrSchedule | None, k: int
+) -> Method:
+    """The optimiser of that name; without a learning rate, one that tunes itself."""
+    if learning_rate is None:
+        if name != "fomoh_kd":
+            raise ValueError(f"Only fomoh_kd tunes itself; {name} takes a number.")
+        return Method(fomoh_jax.fomoh_kd(k), False)
     match name:
         case "fgd":
             return Method(fomoh_jax.fgd(learning_rate), False)

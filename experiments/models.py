@@ -1,4 +1,4 @@
-"""The classifiers of the paper, in flax."""
+"""The classifiers of the studies, in flax."""
 
 import flax.linen as nn
 import jax
@@ -12,6 +12,15 @@ class SoftmaxRegression(nn.Module):
     @nn.compact
     def __call__(self, images: jax.Array) -> jax.Array:
         return nn.Dense(10)(images.reshape(len(images), -1))
+
+
+class MLP(nn.Module):
+    """One hidden layer of 100: 79,510 parameters on 28×28 images."""
+
+    @nn.compact
+    def __call__(self, images: jax.Array) -> jax.Array:
+        x = nn.relu(nn.Dense(100)(images.reshape(len(images), -1)))
+        return nn.Dense(10)(x)
 
 
 class CNN(nn.Module):
@@ -48,6 +57,7 @@ class VGG(nn.Module):
 
 MODELS: dict[str, nn.Module] = {
     "softmax": SoftmaxRegression(),
+    "mlp": MLP(),
     "cnn": CNN(),
     "vgg": VGG(),
 }
