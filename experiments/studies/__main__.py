@@ -16,27 +16,50 @@ from typing import Annotated
 import tyro
 
 from experiments.data import load_small
-from experiments.studies import batches, tuning
+from experiments.studies import batches, paper, report, tuning
 from experiments.studies.runner import run_all
+from experiments.studies.runs import load_all
 
 RESULTS = Path("experiments/results/digits")
+NO_NAME = tyro.conf.arg(name="")
 
 
-def _study(module):
-    def command(
-        config: Annotated[module.Config, tyro.conf.arg(name="")],
-        results: Path = RESULTS,
-    ) -> None:
-        run_all(module.runs(config), results / "runs", load_small())
+def tune(config: Annotated[tuning.Config, NO_NAME], results: Path = RESULTS) -> None:
+    """FoMoH-KD with each learning rate of a grid, and tuning itself."""
+    run_all(tuning.runs(config), results / "runs", load_small())
+    report.main(results)
 
-    command.__doc__ = module.Config.__doc__
-    return command
+
+def vary_batches(
+    config: Annotated[batches.Config, NO_NAME], results: Path = RESULTS
+) -> None:
+    """Self-tuned FoMoH-KD on softmax regression, from small batches to the full one."""
+    run_all(batches.runs(config), results / "runs", load_small())
+    report.main(results)
+
+
+def compare(config: Annotated[paper.Config, NO_NAME], results: Path = RESULTS) -> None:
+    """The paper's methods at their best learning rates, constant and with a step."""
+    data, folder = load_small(), results / "runs"
+    run_all(paper.grid(config), folder, data)
+    run_all(paper.chosen(config, load_all(folder)), folder, data)
+    report.main(results)
+
+
+def write_report(results: Path = RESULTS) -> None:
+    """Tables and figures of the runs that are kept; runs nothing."""
+    report.main(results)
 
 
 def main(args: list[str] | None = None) -> None:
     """Run the command line."""
     tyro.extras.subcommand_cli_from_dict(
-        {"tuning": _study(tuning), "batches": _study(batches)},
+        {
+            "tuning": tune,
+            "batches": vary_batches,
+            "paper": compare,
+            "report": write_report,
+        },
         prog="python -m experiments.studies",
         description=__doc__,
         args=args,
