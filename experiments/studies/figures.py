@@ -1,5 +1,6 @@
 """The figures of the report."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -33,7 +34,7 @@ def curves_by_rate(by_k: dict[int, list[Result]], title: str, path: Path) -> Non
     for spare in axes.flat[len(by_k) :]:
         spare.axis("off")
     _loss_axes(axes, [r for results in by_k.values() for r in results])
-    _legend(figure, axes, "learning rate")
+    _legend(axes, map(_name, styles), "learning rate")
     figure.suptitle(f"FoMoH-KD: {title}")
     plotting.save(figure, path)
 
@@ -71,8 +72,7 @@ def losses_by_k(by_k: dict[int, list[Result]], title: str, path: Path) -> None:
     )
     axes.set_xticks(ks, labels=map(str, ks), minor=False)
     axes.xaxis.set_minor_locator(plt.NullLocator())
-    axes.yaxis.set_major_formatter("{x:g}")
-    axes.yaxis.set_minor_formatter(plt.LogFormatter(minor_thresholds=(2, 0.5)))
+    _plain_logarithm(axes)
     axes.grid(alpha=0.3, which="both")
     axes.legend(
         title="learning rate\n(× : a seed diverged)",
@@ -101,7 +101,7 @@ def methods(results: list[Result], title: str, path: Path) -> None:
             if rate is None or group[0].run.schedule == schedule:
                 _curves(panel, group, label=label, **styles[label])
     _loss_axes(axes, [r for _, _, group, _ in chosen for r in group])
-    _legend(figure, axes, None)
+    _legend(axes, labels, None)
     figure.suptitle(title)
     plotting.save(figure, path)
 
@@ -136,7 +136,7 @@ def _loss_axes(axes: np.ndarray, results: list[Result]) -> None:
     first = np.median(_finite(r.first_loss or np.inf for r in results))
     for panel in axes.flat:
         panel.set(yscale="log", ylim=(0.85 * values.min(), 2 * first))
-        panel.yaxis.set_major_formatter("{x:g}")
+        _plain_logarithm(panel)
         panel.grid(alpha=0.3, which="both")
     for panel in axes[-1]:
         panel.set_xlabel("step")
@@ -144,15 +144,23 @@ def _loss_axes(axes: np.ndarray, results: list[Result]) -> None:
         panel.set_ylabel("minibatch loss")
 
 
-def _legend(figure: plt.Figure, axes: np.ndarray, title: str | None) -> None:
+def _plain_logarithm(axes: plt.Axes) -> None:
+    """Ticks at 1, 2 and 5 without exponents: a loss spans a decade or two."""
+    axes.yaxis.set_major_locator(plt.LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter(plt.NullFormatter())
+
+
+def _legend(axes: np.ndarray, labels: Iterable[str], title: str | None) -> None:
     """One for all the panels, beside the last of the first row."""
     found = {}
     for panel in axes.flat:
         for handle, label in zip(*panel.get_legend_handles_labels()):
             found.setdefault(label, handle)
+    labels = list(labels)
     axes[0, -1].legend(
-        found.values(),
-        found.keys(),
+        [found[label] for label in labels],
+        labels,
         title=title,
         fontsize=8,
         title_fontsize=8,

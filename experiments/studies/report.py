@@ -13,8 +13,10 @@ Made by `python -m experiments.studies report` of the runs in `runs/`, which
 `python -m experiments.studies --help` makes: 4,000 of the 5,000 digits of
 `experiments.data.load_small` to train, 1,000 to test. The train loss is that of all
 4,000 at the end. Mean ± standard deviation over seeds. A run has *diverged* when a
-minibatch loss is not finite, or after the tenth step ten times the first. Learning
-rates are picked by the train loss; *(edge)* says that none beyond was tried.
+minibatch loss is not finite, or after the tenth step ten times the first; *largest ÷
+first* is the worst such ratio of any seed. Learning rates are picked by the train loss;
+*(edge)* says that none beyond was tried. Times are medians over a run's steps, on the
+machine that its file names and with whatever else that was doing.
 """
 
 
