@@ -56,7 +56,7 @@ class Config:
     model: Literal["softmax", "cnn", "vgg"] = "softmax"
     """7,850 or 431,080 parameters on digits; vgg has 814,570 on CIFAR-10."""
     learning_rate: Annotated[float | None, tyro.conf.arg(aliases=["--lr"])] = None
-    """By default one that was found by experiment for the method, the model and k."""
+    """By default fomoh_kd tunes itself, and the others take one found by experiment."""
     milestone: int | None = None
     """Step at which the learning rate is multiplied by gamma; by default never."""
     gamma: float = 0.1
@@ -195,13 +195,18 @@ def check_agreement(config: Config, saved: Config) -> None:
         )
 
 
-def learning_rate(config: Config) -> optax.ScalarOrSchedule:
-    """A number, or the step schedule that was asked for."""
+def learning_rate(config: Config) -> optax.ScalarOrSchedule | None:
+    """A number, the step schedule that was asked for, or ``None`` for self-tuning."""
     rate = config.learning_rate
     if rate is None:
-        rate = methods.default_learning_rate(config.model, config.method, config.k)
+        rate = methods.default_learning_rate(config.model, config.method)
     if config.milestone is None:
         return rate
+    if rate is None:
+        raise SystemExit(
+            "--milestone cuts a learning rate, and fomoh_kd without one tunes itself: "
+            "give --learning-rate, or leave --milestone out."
+        )
     return optax.piecewise_constant_schedule(rate, {config.milestone: config.gamma})
 
 
@@ -365,12 +370,12 @@ def closing_table(name: str, config: Config, runs: list[list[Record]]) -> str:
     )
     rate = config.learning_rate
     if rate is None:
-        rate = methods.default_learning_rate(config.model, config.method, config.k)
+        rate = methods.default_learning_rate(config.model, config.method)
     nonfinite = sum(record["nonfinite_losses"] for run in runs for record in run)
     return plotting.table(
         {
             "method": [name],
-            "learning rate": [f"{rate:g}"],
+            "learning rate": ["self-tuned" if rate is None else f"{rate:g}"],
             "steps": [str(last[0]["step"])],
             "train loss": [show("train_loss")],
             "train accuracy": [show("train_accuracy")],

@@ -29,11 +29,9 @@ LEARNING_RATES = {
 }
 
 
-def default_learning_rate(model: str, name: str, k: int) -> float:
-    """The learning rate that a study uses when none is given."""
-    if name == "fomoh_kd":  # tried at k = 2, 5, 10 and 20, and at 2 and 3 for the CNN
-        return 2 / (k + 2)
-    return LEARNING_RATES[model, name]
+def default_learning_rate(model: str, name: str) -> float | None:
+    """What is used when no learning rate is given; ``None`` is self-tuning."""
+    return None if name == "fomoh_kd" else LEARNING_RATES[model, name]
 
 
 def make_method(

@@ -49,7 +49,7 @@ def test_the_models_take_the_shape_of_the_data(name, shape):
 @pytest.mark.parametrize("name", methods.NAMES)
 def test_every_method_trains(name):
     k = 4
-    rate = methods.default_learning_rate("softmax", name, k)
+    rate = methods.default_learning_rate("softmax", name)
     method = methods.make_method(name, rate / 2 if name == "fgd" else rate, k)
     model, data = MODELS["softmax"], blobs()
     epoch = make_epoch(model, method, batch_size=16)
