@@ -65,7 +65,7 @@ def test_a_step_is_saddle_free_damped_and_shortened_by_the_root_of_the_size(size
 def test_without_noise_the_step_size_goes_to_one_and_the_method_to_newton_s():
     tx = fomoh_jax.fomoh_kd(4)
     x, _, sizes = run(tx, rosenbrock_of_batch, jnp.array([0.2, -1.0, 0.5, 2.0]), 80)
-    assert sizes[0] < 0.11 and sizes[-1] > 0.9
+    assert sizes[0] < 0.21 and sizes[-1] > 0.9
     assert rosenbrock(x) < 1e-20
 
 

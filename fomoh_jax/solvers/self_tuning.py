@@ -50,7 +50,7 @@ class SelfTuningState(NamedTuple):
 
 
 def self_tuning(
-    initial: float = 0.1, growth: float = 0.005, *, horizon: float = HORIZON
+    initial: float = 0.2, growth: float = 0.02, *, horizon: float = HORIZON
 ) -> Solver:
     r"""A step size that the next batches set, for nothing.
 
