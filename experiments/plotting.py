@@ -42,6 +42,27 @@ def plot_seeds(
         axes.plot(x, curves.T, lw=0.6, alpha=0.2, zorder=2, **faint)
 
 
+def plot_quartiles(
+    axes: plt.Axes, x: np.ndarray, curves: np.ndarray, *, label: str, **style: Any
+) -> None:
+    """Draw the median over the seeds, and a band between the quartiles.
+
+    A median says what a seed does where some seeds converge and others do not, of which
+    a mean of any kind says nothing.
+
+    Args:
+      axes: where to draw.
+      x: shape ``[points]``.
+      curves: shape ``[seeds, points]``; they may be infinite.
+      label: of the median, in the legend.
+      **style: of the median, as matplotlib takes it.
+    """
+    low, middle, high = np.quantile(curves, (0.25, 0.5, 0.75), axis=0, method="nearest")
+    (line,) = axes.plot(x, middle, label=label, lw=1.8, zorder=3, **style)
+    band = {"color": line.get_color(), "alpha": 0.07, "lw": 0, "zorder": 2}
+    axes.fill_between(x, low, high, **band)
+
+
 def save(figure: plt.Figure, path: Path) -> None:
     """Write a figure, with room for its labels."""
     figure.tight_layout()

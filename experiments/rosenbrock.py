@@ -1,13 +1,13 @@
 """Minimise the D-dimensional Rosenbrock function from random starts.
 
-    python -m experiments.rosenbrock --dimension 10
+    python -m experiments.rosenbrock --dimensions 2 5 10
 
-FGD, FoMoH, FoMoH-KD for K = 2 … D, Newton's method with the exact Hessian, and Adam.
-Writes ``curves.png`` and ``table.md`` into ``runs/rosenbrock/D…`` and prints the table.
+FoMoH, FoMoH-KD for K = 2 … D, Newton's method with the exact Hessian, and FGD and Adam
+with learning rates searched over a grid. Writes ``curves.png`` and ``table.md`` into
+``experiments/results/rosenbrock`` and prints the table.
 """
 
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -20,19 +20,34 @@ from tqdm import tqdm
 
 import fomoh_jax
 from experiments import plotting
+from experiments.minimisation import (
+    Contender,
+    Runs,
+    backpropagated,
+    minimise,
+    newton,
+    steps_to,
+)
+
+TARGET = 1e-8  # a loss that has arrived at the minimum, which is zero
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
     """The D-dimensional Rosenbrock function, float64, from standard normal starts."""
 
-    dimension: int = 10
+    dimensions: tuple[int, ...] = (2, 5, 10)
+    """The values of D."""
     steps: int = 1000
+    """Iterations of every method."""
     seeds: int = 10
-    fgd_learning_rate: float = 5e-5
-    fomoh_learning_rate: float = 1.0
-    adam_learning_rate: float = 0.3
-    out: Path = Path("runs/rosenbrock")
+    """Random starts."""
+    fgd_rates: tuple[float, ...] = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
+    """Grid of learning rates; the one of the best median final loss is shown."""
+    adam_rates: tuple[float, ...] = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+    """Grid of learning rates; the one of the best median final loss is shown."""
+    out: Path = Path("experiments/results")
+    """A folder; the results are in its folder rosenbrock."""
 
 
 def rosenbrock(x: jax.Array) -> jax.Array:
@@ -40,54 +55,59 @@ def rosenbrock(x: jax.Array) -> jax.Array:
     return jnp.sum((1 - x[:-1]) ** 2 + 100 * (x[1:] - x[:-1] ** 2) ** 2)
 
 
-def newton() -> optax.GradientTransformationExtraArgs:
-    """Newton's method with the exact gradient and ``jax.hessian``, for comparison."""
-
-    def update(updates, state, params=None, *, value_fn, **_):
-        gradient, hessian = jax.grad(value_fn)(params), jax.hessian(value_fn)(params)
-        return -jnp.linalg.solve(hessian, gradient), state
-
-    return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
-
-
-def make_methods(config: Config) -> dict[str, Callable]:
-    """What is compared: ``name -> transformation(key)``."""
-    kd = {
-        f"FoMoH-{k}D": lambda key, k=k: fomoh_jax.fomoh_kd(k, 1.0, key=key)
-        for k in range(2, config.dimension + 1)
-    }
+def make_contenders(dimension: int, config: Config) -> dict[str, Contender]:
+    """What is compared. Only FGD and Adam need a learning rate."""
+    kd = lambda k, **options: Contender(
+        lambda rate, key: fomoh_jax.fomoh_kd(k, rate, key=key, **options)
+    )
+    adam = lambda rate, key: optax.chain(backpropagated(), optax.adam(rate))
     return {
-        "FGD": lambda key: fomoh_jax.fgd(config.fgd_learning_rate, key=key),
-        "FoMoH": lambda key: fomoh_jax.fomoh(config.fomoh_learning_rate, key=key),
-        **kd,
-        "Newton": lambda key: newton(),
-        "Adam": lambda key: optax.adam(config.adam_learning_rate),
+        "FGD": Contender(
+            lambda rate, key: fomoh_jax.fgd(rate, key=key), config.fgd_rates
+        ),
+        "FoMoH": Contender(lambda rate, key: fomoh_jax.fomoh(rate, key=key)),
+        **{f"FoMoH-{k}D": kd(k) for k in range(2, dimension + 1)},
+        # The trust region: kd(dimension, solver=fomoh_jax.solvers.trust_region()).
+        "Newton": Contender(lambda rate, key: newton()),
+        "Adam": Contender(adam, config.adam_rates),
     }
 
 
-def minimise(make: Callable, starts: jax.Array, steps: int) -> np.ndarray:
-    """Loss before each step and after the last, ``[seeds, steps + 1]``."""
-
-    def run(start, key):
-        tx = optax.with_extra_args_support(make(key))
-
-        def step(carry, _):
-            x, state = carry
-            value, gradient = jax.value_and_grad(rosenbrock)(x)
-            updates, state = tx.update(gradient, state, x, value_fn=rosenbrock)
-            return (optax.apply_updates(x, updates), state), value
-
-        (x, _), values = jax.lax.scan(step, (start, tx.init(start)), length=steps)
-        return jnp.append(values, rosenbrock(x))
-
-    keys = jax.random.split(jax.random.key(1), len(starts))
-    return np.asarray(jax.jit(jax.vmap(run))(starts, keys))
+def run_all(dimension: int, config: Config) -> dict[str, Runs]:
+    """Every method, from the same starts."""
+    shape = config.seeds, dimension
+    starts = jax.random.normal(jax.random.key(0), shape, jnp.float64)
+    contenders = make_contenders(dimension, config)
+    results = {}
+    for name, contender in (bar := tqdm(contenders.items(), unit="method")):
+        bar.set_postfix_str(f"D={dimension}, {name}")
+        results[name] = minimise(rosenbrock, contender, starts, config.steps)
+    return results
 
 
-def draw(results: dict[str, np.ndarray], path: Path, dimension: int) -> None:
-    """One curve a method on logarithmic axes."""
-    figure, axes = plt.subplots(figsize=(8, 5.2))
-    planes = [name for name in results if name.startswith("FoMoH-")]
+def draw(results: dict[int, dict[str, Runs]], path: Path) -> None:
+    """A panel a dimension, a curve a method, on logarithmic axes."""
+    figure, panels = plt.subplots(
+        1, len(results), figsize=(4.4 * len(results), 4.8), sharey=True, squeeze=False
+    )
+    for axes, (dimension, runs) in zip(panels[0], results.items()):
+        for (name, run), style in zip(runs.items(), _styles(list(runs))):
+            x = np.arange(1, run.losses.shape[1] + 1)
+            # Zero has no logarithm: what is below the axis ends there.
+            shown = np.clip(run.losses, 1e-32, 1e30)
+            label = name.replace("FoMoH-", "") if "-" in name else name
+            plotting.plot_quartiles(axes, x, shown, label=label, **style)
+        axes.set(xscale="log", xlabel="iteration", title=f"D = {dimension}")
+        axes.legend(fontsize=7.5, ncols=2, loc="lower left")
+        axes.grid(alpha=0.3, which="major")
+    panels[0, 0].set(yscale="log", ylim=(1e-20, 1e6), ylabel="f(x) - min f")
+    figure.suptitle("Rosenbrock: median over the seeds, and the quartiles")
+    plotting.save(figure, path)
+
+
+def _styles(names: list[str]) -> list[dict]:
+    """The hyperplanes from dark to light as K grows, the others apart from them."""
+    planes = [name for name in names if name.startswith("FoMoH-")]
     shades = plt.colormaps["viridis"](np.linspace(0, 0.92, len(planes)))
     styles = {name: {"color": shade} for name, shade in zip(planes, shades)}
     styles |= {
@@ -96,64 +116,55 @@ def draw(results: dict[str, np.ndarray], path: Path, dimension: int) -> None:
         "Newton": {"color": "black", "ls": "--", "dashes": (2, 2)},
         "Adam": {"color": "tab:orange"},
     }
-    for name, curves in results.items():
-        x = np.arange(1, curves.shape[1] + 1)
-        # Zero has no logarithm: what is below the axis ends there.
-        shown = np.maximum(curves, 1e-32)
-        plotting.plot_seeds(
-            axes, x, shown, label=name, logarithmic=True, **styles[name]
-        )
-    axes.set(
-        xscale="log",
-        yscale="log",
-        ylim=(1e-28, 1e6),
-        xlabel="iteration",
-        ylabel="f(x) - min f",
-        title=f"Rosenbrock, {dimension} dimensions: geometric mean over seeds",
-    )
-    axes.legend(fontsize=8, ncols=2, loc="lower left")
-    axes.grid(alpha=0.3, which="major")
-    plotting.save(figure, path)
+    return [styles.get(name, {"color": "tab:pink"}) for name in names]
 
 
-def summary(results: dict[str, np.ndarray]) -> str:
+def summary(results: dict[int, dict[str, Runs]], config: Config) -> str:
     """Final loss, and how soon a seed is there."""
-    target = 1e-8
-    names, finals, reached, median = [], [], [], []
-    for name, curves in results.items():
-        hits = curves <= target
-        first = np.where(hits.any(1), hits.argmax(1), np.inf)
-        names.append(name)
-        finals.append(f"{np.median(curves[:, -1]):.1e}")
-        reached.append(f"{np.isfinite(first).sum()} / {len(curves)}")
-        steps = np.median(first)
-        median.append(f"{steps:.0f}" if np.isfinite(steps) else "-")
-    return plotting.table(
-        {
-            "method": names,
-            "median final loss": finals,
-            f"seeds at {target:g}": reached,
-            "median steps to it": median,
-        }
+    grids = {
+        name: contender.rates
+        for name, contender in make_contenders(2, config).items()
+        if len(contender.rates) > 1
+    }
+    rows = []
+    for dimension, runs in results.items():
+        for name, run in runs.items():
+            first = steps_to(run.losses, TARGET)
+            arrived = f"{np.isfinite(first).sum()} / {len(first)}"
+            steps = np.median(first)
+            rows.append(
+                {
+                    "method": name,
+                    "D": str(dimension),
+                    "learning rate": f"{run.rate:g}" if name in grids else "-",
+                    "median final loss": f"{np.median(run.losses[:, -1]):.1e}",
+                    "worst": f"{run.losses[:, -1].max():.1e}",
+                    f"seeds at {TARGET:g}": arrived,
+                    "median steps to it": f"{steps:.0f}" if np.isfinite(steps) else "-",
+                }
+            )
+    searched = "; ".join(
+        f"{name} over {', '.join(f'{rate:g}' for rate in grid)}"
+        for name, grid in grids.items()
     )
+    notes = (
+        f"{config.steps} iterations. Learning rates are of the best median final loss "
+        f"for these same starts: {searched}."
+    )
+    columns = {title: [row[title] for row in rows] for title in rows[0]}
+    return f"{plotting.table(columns)}\n\n{notes}"
 
 
 def main(config: Config) -> None:
     """Run every method from every start, and write what came out."""
-    if config.dimension < 2 or min(config.steps, config.seeds) < 1:
-        raise SystemExit("--dimension must be at least 2, --steps and --seeds 1.")
+    if min(config.dimensions, default=0) < 2 or min(config.steps, config.seeds) < 1:
+        raise SystemExit("--dimensions must be at least 2, --steps and --seeds 1.")
     jax.config.update("jax_enable_x64", True)
-    starts = jax.random.normal(
-        jax.random.key(0), (config.seeds, config.dimension), jnp.float64
-    )
-    results = {}
-    for name, make in (bar := tqdm(make_methods(config).items(), unit="method")):
-        bar.set_postfix_str(name)
-        results[name] = minimise(make, starts, config.steps)
-    folder = config.out / f"D{config.dimension}"
+    results = {dimension: run_all(dimension, config) for dimension in config.dimensions}
+    folder = config.out / "rosenbrock"
     folder.mkdir(parents=True, exist_ok=True)
-    draw(results, folder / "curves.png", config.dimension)
-    text = summary(results)
+    draw(results, folder / "curves.png")
+    text = summary(results, config)
     (folder / "table.md").write_text(text + "\n")
     print(f"{text}\n\nfigure: {folder / 'curves.png'}")
 

@@ -34,3 +34,14 @@ def test_seeds_are_drawn_faint_behind_their_mean():
     np.testing.assert_allclose(mean.get_ydata(), [10.0, 100.0])
     assert len(seeds) == 2 and all(s.get_alpha() < 0.5 for s in seeds)
     plt.close()
+
+
+def test_the_median_is_drawn_in_a_band_of_the_quartiles_also_where_seeds_diverge():
+    _, axes = plt.subplots()
+    curves = np.array([[1.0], [2.0], [3.0], [4.0], [np.inf]])
+    plotting.plot_quartiles(axes, np.arange(1), curves, label="x")
+    (median,), (band,) = axes.lines, axes.collections
+    np.testing.assert_array_equal(median.get_ydata(), [3.0])
+    heights = band.get_paths()[0].vertices[:, 1]
+    assert heights.min() == 2 and heights.max() == 4
+    plt.close()

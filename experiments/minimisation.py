@@ -1,0 +1,91 @@
+"""Minimise a function from several starts, with a search for the learning rate."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+
+class Contender(NamedTuple):
+    """A method, and the learning rates that it is tried with.
+
+    Attributes:
+      make: ``make(rate, key)``, a transformation that takes ``value_fn``.
+      rates: the grid to search; one rate is no search.
+    """
+
+    make: Callable[[jax.Array, jax.Array], optax.GradientTransformation]
+    rates: Sequence[float] = (1.0,)
+
+
+class Runs(NamedTuple):
+    """A method from every start, with its best learning rate.
+
+    Attributes:
+      rate: the learning rate.
+      losses: before each step and after the last, ``[seeds, steps + 1]``.
+      points: where it ended, ``[seeds, dimensions]``.
+    """
+
+    rate: float
+    losses: np.ndarray
+    points: np.ndarray
+
+
+def backpropagated() -> optax.GradientTransformationExtraArgs:
+    """The first link of a chain: the updates are ``jax.grad`` of ``value_fn``."""
+
+    def update(updates, state, params=None, *, value_fn, **_):
+        return jax.grad(value_fn)(params), state
+
+    return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
+
+
+def newton() -> optax.GradientTransformationExtraArgs:
+    """Newton's method with the exact gradient and ``jax.hessian``, for comparison."""
+
+    def update(updates, state, params=None, *, value_fn, **_):
+        gradient, hessian = jax.grad(value_fn)(params), jax.hessian(value_fn)(params)
+        return -jnp.linalg.solve(hessian, gradient), state
+
+    return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
+
+
+def minimise(
+    loss: Callable, contender: Contender, starts: jax.Array, steps: int
+) -> Runs:
+    """Every start with every rate in one program; the rate of the best median loss."""
+
+    def run(rate, start, key):
+        tx = optax.with_extra_args_support(contender.make(rate, key))
+
+        def step(carry, _):
+            x, state = carry
+            updates, state = tx.update(None, state, x, value_fn=loss)
+            return (optax.apply_updates(x, updates), state), loss(x)
+
+        (x, _), losses = jax.lax.scan(step, (start, tx.init(start)), length=steps)
+        return jnp.append(losses, loss(x)), x
+
+    starts = jnp.asarray(starts)
+    keys = jax.random.split(jax.random.key(1), len(starts))
+    every = jax.vmap(jax.vmap(run, (None, 0, 0)), (0, None, None))
+    rates = jnp.asarray(contender.rates, starts.dtype)
+    losses, points = map(np.asarray, jax.jit(every)(rates, starts, keys))
+    final = np.median(_finite(losses[:, :, -1]), axis=1)
+    best = int(final.argmin())
+    return Runs(float(contender.rates[best]), _finite(losses[best]), points[best])
+
+
+def steps_to(losses: np.ndarray, target: float) -> np.ndarray:
+    """Steps of each seed until its loss is at the target; infinite if it never is."""
+    hits = losses <= target
+    return np.where(hits.any(1), hits.argmax(1), np.inf)
+
+
+def _finite(losses: np.ndarray) -> np.ndarray:
+    """What has overflowed is no better than anything."""
+    return np.where(np.isnan(losses), np.inf, losses)
