@@ -1,0 +1,318 @@
+"""Fit an ODE whose solver reverse mode cannot differentiate.
+
+    python -m experiments.ode
+
+The four parameters of the Lotka-Volterra equations from noisy observations. The solver
+chooses its own step in a ``jax.lax.while_loop``, so ``jax.grad`` raises; one forward
+pass gives the quadratic model of the loss all the same, and with as many directions as
+parameters that is Newton's method.
+
+Writes ``fit.png`` and ``table.md`` into ``experiments/results/ode`` and prints
+the table.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+import tyro
+from jax import lax
+from tqdm import tqdm
+
+import fomoh_jax
+from experiments import plotting
+from experiments.minimisation import Contender, Runs, minimise, steps_to
+from fomoh_jax import solvers
+
+# Growth of the prey, predation, growth of the predators, their death.
+NAMES = ("α", "β", "δ", "γ")
+TRUTH = np.array([1.1, 0.4, 0.1, 0.4])
+POPULATIONS = np.array([10.0, 5.0])  # at time zero
+NEAR = 1e-6  # a loss that is this close to the best one has arrived
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Four parameters of the Lotka-Volterra equations, float64, from random starts."""
+
+    steps: int = 200
+    """Iterations of every method."""
+    seeds: int = 10
+    """Random starts."""
+    spread: float = 0.2
+    """Standard deviation of the starts' log-parameters around the truth."""
+    duration: float = 10.0
+    """Length of time that is observed."""
+    observations: int = 20
+    """Number of times, equally spaced, at which both populations are observed."""
+    noise: float = 0.1
+    """Standard deviation of the observed log-populations."""
+    rtol: float = 1e-6
+    """Relative tolerance of the solver's step."""
+    atol: float = 1e-6
+    """Absolute tolerance of the solver's step."""
+    out: Path = Path("experiments/results")
+    """A folder; the results are in its folder ode."""
+
+
+def lotka_volterra(parameters: jax.Array, y: jax.Array) -> jax.Array:
+    r""":math:`\dot u = α - β e^v,\ \dot v = δ e^u - γ` of the log-populations."""
+    alpha, beta, delta, gamma = parameters
+    prey, predators = jnp.exp(y)
+    return jnp.stack([alpha - beta * predators, delta * prey - gamma])
+
+
+# Dormand and Prince's embedded pair of orders 5 and 4, for an autonomous equation. The
+# last stage is the fifth-order solution, whose slope is the first of the next step.
+STAGES = (
+    (1 / 5,),
+    (3 / 40, 9 / 40),
+    (44 / 45, -56 / 15, 32 / 9),
+    (19372 / 6561, -25360 / 2187, 64448 / 6561, -212 / 729),
+    (9017 / 3168, -355 / 33, 46732 / 5247, 49 / 176, -5103 / 18656),
+    (35 / 384, 0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84),
+)
+FOURTH = (5179 / 57600, 0, 7571 / 16695, 393 / 640, -92097 / 339200, 187 / 2100, 1 / 40)
+ERROR = tuple(b - c for b, c in zip((*STAGES[-1], 0), FOURTH))
+
+
+def solve(
+    field: Callable,
+    y: jax.Array,
+    times: jax.Array,
+    rtol: float,
+    atol: float,
+    max_steps: int = 200,
+) -> jax.Array:
+    """The solution of ``y' = field(y)``, ``y(0) = y``, at the times.
+
+    The step follows the error estimate by a PI controller.
+
+    Args:
+      field: of the state alone.
+      y: the state at time zero, ``[n]``.
+      times: increasing, ``[m]``.
+      rtol, atol: what an error of 1 is relative to and beside the state.
+      max_steps: in all, the rejected ones too, beside one for each of the times. Where
+        they do not suffice the state is NaN.
+
+    Returns:
+      The states, ``[m, n]``.
+    """
+
+    def attempt(y, slope, h):
+        slopes = [slope]
+        for row in STAGES:
+            stage = y + h * sum(a * s for a, s in zip(row, slopes))
+            slopes.append(field(stage))
+        error = h * sum(e * s for e, s in zip(ERROR, slopes))
+        scale = atol + rtol * jnp.maximum(jnp.abs(y), jnp.abs(stage))
+        # A step's length is a choice and no part of the solution: nothing is learnt
+        # from its derivative.
+        norm = lax.stop_gradient(jnp.sqrt(jnp.mean((error / scale) ** 2)))
+        return stage, slopes[-1], jnp.maximum(norm, 1e-10)
+
+    def interval(carry, end):
+        def unfinished(carry):
+            t, *_, count = carry
+            return (t < end) & (count < max_steps + len(times))
+
+        def step(carry):
+            t, y, slope, h, last_error, count = carry
+            cut = jnp.minimum(h, end - t)
+            new_y, new_slope, error = attempt(y, slope, cut)
+            accepted = error <= 1
+            t = jnp.where(accepted, jnp.where(cut < h, end, t + cut), t)
+            y, slope = (
+                jnp.where(accepted, new, old)
+                for new, old in ((new_y, y), (new_slope, slope))
+            )
+            factor = jnp.clip(0.9 * error**-0.14 * last_error**0.08, 0.2, 5)
+            # A step that was cut to end here says little about the next one.
+            h = jnp.where(accepted & (cut < h), h, cut * factor)
+            last_error = jnp.where(accepted, jnp.maximum(error, 1e-4), last_error)
+            return t, y, slope, h, last_error, count + 1
+
+        t, y, *rest = lax.while_loop(unfinished, step, carry)
+        y = jnp.where(t < end, jnp.nan, y)
+        return (t, y, *rest), y
+
+    one = jnp.ones((), y.dtype)
+    start = (0 * one, y, field(y), 1e-3 * one, one, 0)
+    return lax.scan(interval, start, times)[1]
+
+
+def trajectory(
+    log_parameters: jax.Array, times: jax.Array, config: Config
+) -> jax.Array:
+    """The log-populations at the times, ``[m, 2]``."""
+    field = lambda y: lotka_volterra(jnp.exp(log_parameters), y)
+    start = jnp.log(jnp.asarray(POPULATIONS))
+    return solve(field, start, times, config.rtol, config.atol)
+
+
+def observe(config: Config) -> tuple[jax.Array, jax.Array]:
+    """Times ``[m]`` and noisy log-populations ``[m, 2]``."""
+    times = jnp.linspace(0, config.duration, config.observations + 1)[1:]
+    exact = trajectory(jnp.log(jnp.asarray(TRUTH)), times, config)
+    noise = jax.random.normal(jax.random.key(2), exact.shape, exact.dtype)
+    return times, exact + config.noise * noise
+
+
+def make_loss(config: Config) -> Callable[[jax.Array], jax.Array]:
+    """Half the mean squared error of the log-populations."""
+    times, data = observe(config)
+
+    def loss(log_parameters):
+        error = trajectory(log_parameters, times, config) - data
+        return jnp.mean(error**2) / 2
+
+    return loss
+
+
+def reverse_mode_error(loss: Callable, x: jax.Array) -> str:
+    """What ``jax.grad`` says. Raises if it says nothing."""
+    try:
+        jax.grad(loss)(x)
+    except ValueError as error:
+        return f"{type(error).__name__}: {str(error).splitlines()[0]}"
+    raise AssertionError("jax.grad has differentiated a while_loop.")
+
+
+def make_contenders() -> dict[str, Contender]:
+    """What is compared. The rate 1 on the full hyperplane is Newton's method."""
+    kd = lambda k, solver: (
+        lambda rate, key: fomoh_jax.fomoh_kd(k, rate, solver=solver, key=key)
+    )
+    rates = (0.1, 0.3, 1.0)
+    return {
+        "FGD": Contender(
+            lambda rate, key: fomoh_jax.fgd(rate, key=key),
+            (1e-3, 3e-3, 1e-2, 3e-2, 1e-1),
+        ),
+        "FoMoH": Contender(lambda rate, key: fomoh_jax.fomoh(rate, key=key), rates),
+        "FoMoH-2D, saddle-free": Contender(kd(2, solvers.saddle_free()), rates),
+        "FoMoH-4D, Newton": Contender(kd(4, solvers.newton())),
+        "FoMoH-4D, saddle-free": Contender(kd(4, solvers.saddle_free()), rates),
+        # One more line: "FoMoH-4D, trust region": Contender(kd(4, trust_region())).
+        "FoMoH-4D, damped": Contender(kd(4, solvers.damped(1e-2)), rates),
+    }
+
+
+def draw(
+    config: Config, results: dict[str, Runs], best: float, starts: jax.Array, path: Path
+) -> None:
+    """Distance from the best loss, and the data with the best fit."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.4))
+    for name, run in results.items():
+        x = np.arange(1, run.losses.shape[1] + 1)
+        shown = np.clip(run.losses - best, 1e-16, 1e30)
+        plotting.plot_quartiles(left, x, shown, label=name)
+    left.axhline(NEAR, color="black", lw=0.8, ls=":")
+    left.set(
+        xscale="log", yscale="log", ylim=(1e-13, 10), xlabel="iteration",
+        ylabel="loss - best loss", title="median over the starts, and the quartiles",
+    )  # fmt: skip
+    left.legend(fontsize=7.5, loc="lower left")
+    left.grid(alpha=0.3)
+
+    times, data = observe(config)
+    fine = jnp.linspace(0, config.duration, 401)[1:]
+    populations = lambda x: np.exp(trajectory(x, fine, config))
+    winner = min(results.values(), key=lambda run: run.losses[:, -1].min())
+    seed = winner.losses[:, -1].argmin()
+    fitted, started = populations(winner.points[seed]), populations(starts[seed])
+    for i, (label, color) in enumerate(
+        (("prey", "tab:blue"), ("predators", "tab:red"))
+    ):
+        right.plot(times, np.exp(data[:, i]), "o", ms=4, color=color, label=label)
+        right.plot(fine, fitted[:, i], color=color, label="fit")
+        right.plot(fine, started[:, i], color=color, ls=":", lw=1, label="its start")
+    right.set(xlabel="time", ylabel="population", title="data and the best fit")
+    right.set_ylim(0, 1.5 * float(np.exp(data).max()))
+    right.legend(fontsize=7.5, ncols=2)
+    right.grid(alpha=0.3)
+    plotting.save(figure, path)
+
+
+def parameter_error(points: np.ndarray) -> np.ndarray:
+    """The largest relative error of the parameters, ``[seeds]``."""
+    with np.errstate(over="ignore"):
+        return np.abs(np.exp(points) / TRUTH - 1).max(axis=1)
+
+
+def summary(results: dict[str, Runs], best: float) -> str:
+    """A row a method, then a row a start."""
+    number = lambda x: f"{x:.0f}" if np.isfinite(x) else "-"
+    methods, seeds = [], []
+    for name, run in results.items():
+        finals, errors = run.losses[:, -1], parameter_error(run.points)
+        first = steps_to(run.losses, best + NEAR)
+        arrived = np.isfinite(first)
+        methods.append(
+            {
+                "method": name,
+                "learning rate": f"{run.rate:g}",
+                "median final loss": f"{np.median(finals):.6f}",
+                f"within {NEAR:g} of the best": f"{arrived.sum()} / {len(first)}",
+                "median iterations of those": number(np.median(first[arrived]))
+                if arrived.any()
+                else "-",
+                "their parameter error": f"{np.median(errors[arrived]):.3f}"
+                if arrived.any()
+                else "-",
+            }
+        )
+        for seed, (final, steps, error) in enumerate(zip(finals, first, errors)):
+            seeds.append(
+                {
+                    "method": name,
+                    "start": str(seed),
+                    "final loss": f"{final:.6g}",
+                    "iterations": number(steps),
+                    "parameter error": f"{error:.3g}",
+                }
+            )
+    show = lambda rows: plotting.table({key: [r[key] for r in rows] for key in rows[0]})
+    return f"{show(methods)}\n\nEvery start:\n\n{show(seeds)}"
+
+
+def main(config: Config) -> None:
+    """Fit from every start with every method, and write what came out."""
+    if min(config.steps, config.seeds, config.observations) < 1:
+        raise SystemExit("--steps, --seeds and --observations must be at least 1.")
+    jax.config.update("jax_enable_x64", True)
+    loss, truth = make_loss(config), jnp.log(jnp.asarray(TRUTH))
+    noise = jax.random.normal(jax.random.key(0), (config.seeds, 4), truth.dtype)
+    starts = truth + config.spread * noise
+    refusal = reverse_mode_error(loss, truth)
+    print(f"jax.grad of the loss:\n  {refusal}\n")
+    results = {}
+    for name, contender in (bar := tqdm(make_contenders().items(), unit="method")):
+        bar.set_postfix_str(name)
+        results[name] = minimise(loss, contender, starts, config.steps)
+    best = min(run.losses.min() for run in results.values())
+    folder = config.out / "ode"
+    folder.mkdir(parents=True, exist_ok=True)
+    draw(config, results, best, starts, folder / "fit.png")
+    grids = "; ".join(
+        f"{name} over {', '.join(f'{rate:g}' for rate in contender.rates)}"
+        for name, contender in make_contenders().items()
+        if len(contender.rates) > 1
+    )
+    text = (
+        f"`jax.grad` of the loss: {refusal}\n\nBest loss {best:.6f}; at the true "
+        f"parameters {float(loss(truth)):.6f}. {config.steps} iterations. The "
+        "parameter error is the largest of the four relative errors. Learning rates "
+        f"of the best median final loss for these same starts: {grids}.\n\n{summary(results, best)}"
+    )
+    (folder / "table.md").write_text(text + "\n")
+    print(f"{text.split('Every start')[0]}figure: {folder / 'fit.png'}")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config, description=__doc__))
