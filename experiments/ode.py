@@ -308,7 +308,8 @@ def main(config: Config) -> None:
         f"`jax.grad` of the loss: {refusal}\n\nBest loss {best:.6f}; at the true "
         f"parameters {float(loss(truth)):.6f}. {config.steps} iterations. The "
         "parameter error is the largest of the four relative errors. Learning rates "
-        f"of the best median final loss for these same starts: {grids}.\n\n{summary(results, best)}"
+        f"of the best median final loss for these same starts: {grids}.\n\n"
+        f"{summary(results, best)}"
     )
     (folder / "table.md").write_text(text + "\n")
     print(f"{text.split('Every start')[0]}figure: {folder / 'fit.png'}")
