@@ -245,9 +245,9 @@ def summary(
     ]
     notes = (
         "Temporaries of one optimiser step, by XLA's count. Times are those of this "
-        "machine while other work ran on it. The gradient of Adam checkpointed in fours "
-        "of fours costs a forward pass more for every fourfold depth. Losses of those "
-        "that fit, and of that one for comparison, which a budget a little larger admits."
+        "machine while other work ran on it. Checkpoints in fours of fours cost a "
+        "forward pass more for every fourfold depth. Losses of what fits, and of that "
+        "one for comparison, which a budget a little larger admits."
     )
     return f"{plotting.table(columns)}\n\n{notes}"
 
