@@ -47,7 +47,9 @@ def _forward(
         )
         return optax.apply_updates(params, updates), state
 
-    return Contender(step, (params, tx.init(params), *data), agrees=False)
+    # As behind a first step: before it there is no reduction to report but NaN.
+    state = optax.tree.set(tx.init(params), value=jnp.zeros(()))
+    return Contender(step, (params, state, *data), agrees=False)
 
 
 def _backward(

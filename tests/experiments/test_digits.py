@@ -17,7 +17,14 @@ def run(tmp_path, capsys, **options):
 
 def test_it_writes_metrics_a_figure_and_a_table(tmp_path, capsys):
     folder, records, printed = run(
-        tmp_path, capsys, k=4, steps=60, evaluate_every=30, seeds=2, milestone=45
+        tmp_path,
+        capsys,
+        k=4,
+        learning_rate=0.3,
+        steps=60,
+        evaluate_every=30,
+        seeds=2,
+        milestone=45,
     )
     assert {r["seed"] for r in records} == {0, 1}
     assert [r["step"] for r in records if r["seed"] == 0] == [3, 30, 60]
