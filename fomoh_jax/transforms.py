@@ -229,11 +229,12 @@ def scale_by_hyperplane(
                 nan, *(jnp.full(shape, jnp.nan, dtype) for shape in ((k,), (k, k)))
             ),
             coefficients=jnp.zeros((k,), dtype),
-            predicted_reduction=nan,
-            actual_reduction=nan,
+            predicted_reduction=jnp.array(nan),
+            actual_reduction=jnp.array(nan),
             accepted=jnp.zeros((), jnp.int32),
             directions_state=directions.init(params),
-            solver_state=solver.init(k),
+            # Copies: a buffer that is there twice cannot be donated.
+            solver_state=jax.tree.map(jnp.array, solver.init(k)),
             aux=_zeros(aux_struct),
         )
 
@@ -265,8 +266,13 @@ def scale_by_hyperplane(
         if solver.judge is not None:
             ahead, _ = whole(jax.tree.map(lambda p, s: p - s, params, step))
             actual = model.value - ahead.astype(dtype)
-            taken, solver_state = solver.judge(predicted, actual, solver_state)
-            accepted &= taken
+            taken, judged = solver.judge(predicted, actual, solver_state)
+            # No step was tried where the model is not finite: nothing is learned.
+            tried = jnp.isfinite(predicted) & jnp.any(coefficients != 0)
+            solver_state = jax.tree.map(
+                lambda new, old: jnp.where(tried, new, old), judged, solver_state
+            )
+            accepted &= taken & tried
             step = jax.tree.map(lambda s: jnp.where(accepted, s, 0), step)
         return step, ScaleByHyperplaneState(
             key=next_key,

@@ -141,3 +141,19 @@ def test_arguments_out_of_range_are_refused():
         solvers.self_tuning(horizon=0.0)
     with pytest.raises(ValueError, match="at least one direction before its path"):
         solvers.self_tuning().init(1)
+
+
+def test_a_first_step_of_nothing_does_not_hold_the_others_back():
+    loss = lambda x, batch: batch * jnp.sum((x - 1) ** 2)
+    batches = jnp.ones(150).at[0].set(0.0)
+    x, _, _ = run(fomoh_jax.fomoh_kd(2), loss, jnp.zeros(4), 150, batches)
+    np.testing.assert_allclose(x, 1.0, atol=1e-3)
+
+
+@pytest.mark.parametrize("solver", [solvers.self_tuning(), solvers.trust_region()])
+def test_the_first_state_can_be_donated(solver):
+    tx = fomoh_jax.fomoh_kd(2, solver=solver)
+    step = lambda x, state: tx.update(None, state, x, value_fn=lambda x: jnp.sum(x**2))
+    x = jnp.ones(4)
+    updates, _ = jax.jit(step, donate_argnums=(0, 1))(x, tx.init(x))
+    assert np.all(np.isfinite(updates))

@@ -57,7 +57,8 @@ def average(horizon: float = HORIZON) -> Directions:
     window(jnp.zeros(()), horizon)  # checks it
 
     def wide(leaf):
-        return leaf.astype(jnp.promote_types(jnp.result_type(leaf), jnp.float32))
+        wider = jnp.promote_types(jnp.result_type(leaf), jnp.float32)
+        return jnp.asarray(leaf, wider)
 
     def init(params):
         mean = jax.tree.map(lambda p: wide(jnp.zeros_like(p)), params)
@@ -73,7 +74,9 @@ def average(horizon: float = HORIZON) -> Directions:
     def sample(key, params, updates, state=()):
         del key, updates
         return jax.tree.map(
-            lambda p, m: (wide(p) - m).astype(p.dtype)[None], params, state.mean
+            lambda p, m: (wide(p) - m).astype(jnp.result_type(p))[None],
+            params,
+            state.mean,
         )
 
     return Directions(1, sample, init, advance)
@@ -129,7 +132,9 @@ def history(m: int) -> Directions:
     m = check_size("m", m)
 
     def init(params):
-        steps = jax.tree.map(lambda p: jnp.zeros((m, *jnp.shape(p)), p.dtype), params)
+        steps = jax.tree.map(
+            lambda p: jnp.zeros((m, *jnp.shape(p)), jnp.result_type(p)), params
+        )
         last = jax.tree.map(jnp.array, params)  # a copy: params may be donated
         return HistoryState(last, steps, jnp.zeros((), jnp.int32))
 

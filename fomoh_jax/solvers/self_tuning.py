@@ -32,7 +32,7 @@ class SelfTuningState(NamedTuple):
         1.
       factor: the last sample of the factor by which the path was too short.
       path_step_size: the step size behind the average that the path is measured from.
-      mean_square: of the lengths of the steps; 0 before the first.
+      mean_square: of the lengths of the steps that were any; 0 before the first.
       last_value: the loss that the last step started from; NaN before the first.
       predicted: by how much the model fell on the last step.
       streak: how many steps in a row have come true as predicted, int32.
@@ -155,17 +155,19 @@ def self_tuning(
         plane = QuadraticModel(model.value, model.slope[:-1], model.curvature[:-1, :-1])
         coefficients, length = _shortened(plane, gram[:-1, :-1], step_size)
         longest = _LONGEST * jnp.sqrt(state.mean_square)
-        bounded = (state.steps > 0) & (length > longest)
+        bounded = (state.mean_square > 0) & (length > longest)
         shorter = jnp.where(bounded, longest / jnp.where(length > 0, length, 1), 1)
         coefficients, length = shorter * coefficients, shorter * length
         weight = jnp.maximum(1 / _MEMORY, 1 / (state.steps + 1))
+        weight = jnp.where(state.mean_square > 0, weight, 1)
+        mean_square = state.mean_square + weight * (length**2 - state.mean_square)
         share = 1 / window(state.steps, horizon)
         after = SelfTuningState(
             step_size=step_size,
             factor=sample,
             path_step_size=state.path_step_size
             + share * (shorter * step_size - state.path_step_size),
-            mean_square=state.mean_square + weight * (length**2 - state.mean_square),
+            mean_square=jnp.where(length > 0, mean_square, state.mean_square),
             last_value=model.value,
             predicted=predicted_reduction(plane, coefficients),
             streak=streak,

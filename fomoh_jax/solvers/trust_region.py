@@ -61,9 +61,9 @@ def trust_region(
       radius: the first radius, in the units of the parameters; positive.
       max_radius: no radius is larger; at least ``radius``.
       measured_on: ``"same"`` evaluates the loss at the end of the step, on the same
-        batch, by one more forward pass, and takes no step that raises it: for losses
-        that are the same at each step. ``"next"`` takes every step, and judges it by
-        the value of the next model, on another batch.
+        batch, by one more forward pass, and takes no step that raises it by more than
+        rounding: for losses that are the same at each step. ``"next"`` takes every
+        step, and judges it by the value of the next model, on another batch.
 
     Returns:
       A solver, whose state is a :class:`TrustRegionState`.
@@ -102,10 +102,12 @@ def trust_region(
     def judge(predicted, actual, state):
         # Near the minimum both reductions are rounding.
         noise = 10 * jnp.finfo(predicted.dtype).eps * jnp.abs(state.last_value)
-        agree = (jnp.abs(actual - predicted) <= noise) & jnp.isfinite(actual)
+        agree = (jnp.abs(actual - predicted) <= noise) & (predicted >= -noise)
         sound = jnp.where(predicted > 0, predicted, 1)
-        gain = jnp.where(agree | (predicted <= 0), 1.0, actual / sound)
-        gain = jnp.where(jnp.isfinite(actual), gain, -jnp.inf)
+        # A model that rises, by rounding, has nothing to be compared with.
+        known = (predicted > 0) & jnp.isfinite(actual)
+        gain = jnp.where(known, actual / sound, -jnp.inf)
+        gain = jnp.where(agree, 1.0, gain)
         whole = state.length >= 0.99 * state.radius
         wider = jnp.minimum(_GROW * state.radius, max_radius)
         after = jnp.where(
