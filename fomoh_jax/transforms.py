@@ -44,7 +44,7 @@ class ScaleByHyperplaneState(NamedTuple):
     Attributes:
       key: PRNG key of the next step's directions.
       model: value, slope ``[k]`` and curvature ``[k, k]`` of the last step; NaN before
-        the first. Directions that the solver asks for are behind those given.
+        the first.
       coefficients: ``[k]``, the last step along each direction, before any learning
         rate.
       predicted_reduction: by how much the model falls on the last step, taken whole.
@@ -216,8 +216,6 @@ def scale_by_hyperplane(
         )
     if chunk_size is not None:
         chunk_size = check_size("chunk_size", chunk_size)
-    if solver.probes is not None:
-        directions = directions + solver.probes
 
     def init_fn(params):
         dtype = solve_dtype(params)

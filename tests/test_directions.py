@@ -250,20 +250,6 @@ def test_a_history_with_random_directions_is_conjugate_gradients_or_better(solve
     assert loss(x) < 1e-18
 
 
-def test_the_average_spans_its_share_of_the_iterates():
-    source = directions.average(1.0)
-    iterates = normal(7, 4)
-    state = source.init(jnp.asarray(iterates[0]))
-    for n, x in enumerate(iterates):
-        state = source.advance(state, jnp.asarray(x))
-        np.testing.assert_allclose(state.mean, iterates[: n + 1].mean(0))
-    np.testing.assert_allclose(
-        source.sample(KEY, jnp.asarray(x), None, state)[0], x - iterates.mean(0)
-    )
-    half = directions.average().init({"w": jnp.zeros(2, "bfloat16")})
-    assert half.mean["w"].dtype == jnp.float32
-
-
 @pytest.mark.parametrize(
     "mask", [{"w": False, "b": True}, lambda p: {"w": False, "b": True}]
 )
@@ -294,10 +280,10 @@ def test_masks_that_do_not_fit_are_refused():
 
 
 def test_the_state_of_a_sum_is_that_of_its_parts_and_goes_through_layers():
-    source = directions.gaussian(1) + directions.layerwise(directions.average())
+    source = directions.gaussian(1) + directions.layerwise(directions.history(1))
     state = source.init(LAYERS)
     state = source.advance(state, LAYERS)
-    assert isinstance(state[1], directions.AverageState)
+    assert isinstance(state[1], directions.HistoryState)
     tree = source.draw(KEY, LAYERS, None, state)
     assert present(tree)["second"]["bias"] == (0, 2)
 

@@ -7,20 +7,13 @@ update that the chain hands in.
 """
 
 from fomoh_jax.directions.random import gaussian, orthonormal, rademacher, sparse
-from fomoh_jax.directions.remembered import (
-    AverageState,
-    HistoryState,
-    average,
-    history,
-)
+from fomoh_jax.directions.remembered import HistoryState, history
 from fomoh_jax.directions.source import Directions
 from fomoh_jax.directions.structured import incoming, layerwise, masked
 
 __all__ = [
-    "AverageState",
     "Directions",
     "HistoryState",
-    "average",
     "gaussian",
     "history",
     "incoming",

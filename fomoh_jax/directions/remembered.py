@@ -5,81 +5,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fomoh_jax.averaging import HORIZON, window
 from fomoh_jax.directions.source import Directions
 from fomoh_jax.hyperdual.arguments import check_size
 from fomoh_jax.metric import whitening
 from fomoh_jax.vectors import gram, mixed
-
-
-class AverageState(NamedTuple):
-    """State of :func:`average`.
-
-    Attributes:
-      mean: the running average of the parameters, in at least float32.
-      seen: how often it has seen parameters, int32.
-    """
-
-    mean: Any
-    seen: jax.Array
-
-
-def average(horizon: float = HORIZON) -> Directions:
-    r"""The path from the running average of the iterates to the iterate.
-
-    .. math:: e = \theta - \bar\theta, \qquad
-      \bar\theta \leftarrow \bar\theta + (\theta - \bar\theta) / (1 + h t)
-
-    The average spans a fixed part of all the steps so far, so that nothing needs to
-    know how many there will be. ``solvers.self_tuning()`` reads the step size off this
-    direction. The average itself is in the state, for those who would rather use it
-    than the last iterate: ``optax.tree.get(state, "mean")``.
-
-    Args:
-      horizon: :math:`h`, in (0, 1].
-
-    Returns:
-      A source of one direction, which is zero at the first step.
-
-    Raises:
-      ValueError: if ``horizon`` is out of range.
-
-    Example:
-      >>> import jax, jax.numpy as jnp
-      >>> from fomoh_jax import directions
-      >>> source = directions.average(1.0)  # of all the iterates
-      >>> state = source.init(jnp.zeros(2))
-      >>> for x in (jnp.array([1.0, 2.0]), jnp.array([3.0, 2.0])):
-      ...   state = source.advance(state, x)
-      >>> print(state.mean, source.sample(jax.random.key(0), x, None, state))
-      [2. 2.] [[1. 0.]]
-    """
-    window(jnp.zeros(()), horizon)  # checks it
-
-    def wide(leaf):
-        wider = jnp.promote_types(jnp.result_type(leaf), jnp.float32)
-        return jnp.asarray(leaf, wider)
-
-    def init(params):
-        mean = jax.tree.map(lambda p: wide(jnp.zeros_like(p)), params)
-        return AverageState(mean, jnp.zeros((), jnp.int32))
-
-    def advance(state, params):
-        share = 1 / window(state.seen, horizon)
-        mean = jax.tree.map(
-            lambda m, p: m + share.astype(m.dtype) * (wide(p) - m), state.mean, params
-        )
-        return AverageState(mean, state.seen + 1)
-
-    def sample(key, params, updates, state=()):
-        del key, updates
-        return jax.tree.map(
-            lambda p, m: (wide(p) - m).astype(jnp.result_type(p))[None],
-            params,
-            state.mean,
-        )
-
-    return Directions(1, sample, init, advance)
 
 
 class HistoryState(NamedTuple):

@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fomoh_jax.directions import Directions
 from fomoh_jax.hyperdual import QuadraticModel
 
 
@@ -22,14 +21,11 @@ class Solver(NamedTuple):
         it is there, the loss is evaluated once more, on the same batch, where the step
         leads; from the reduction that was predicted and the one that came, it says
         whether the step is taken.
-      probes: directions that the solver wants to see behind those it is given, such as
-        the path; or ``None``.
     """
 
     init: Callable[[int], Any]
     solve: Callable[[QuadraticModel, jax.Array, Any], tuple[jax.Array, Any]]
     judge: Callable[[jax.Array, jax.Array, Any], tuple[jax.Array, Any]] | None = None
-    probes: Directions | None = None
 
 
 def predicted_reduction(model: QuadraticModel, coefficients: jax.Array) -> jax.Array:

@@ -1,21 +1,30 @@
-"""A step size that follows from the path itself."""
+"""A step size that follows from whether the model's predictions come true."""
 
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from fomoh_jax.averaging import HORIZON, window
-from fomoh_jax.directions import average
 from fomoh_jax.hyperdual import QuadraticModel
 from fomoh_jax.metric import in_metric, rounding
 from fomoh_jax.solvers.protocol import Solver, guarded, predicted_reduction
 
-# The step size is averaged over so many steps: fewer and it is noise, more and it is
-# late.
+# Reductions are counted over about the last sixth of all steps, 1 / (1 + 1 / 0.2):
+# a window in proportion to the steps made needs not know how many there will be.
+_HORIZON = 0.2
+# Their ratio is that of averages over so many steps: fewer and it is noise, more and
+# it is late.
 _MEMORY = 50
-# Of one sample of the factor by which the path was too short.
-_CLIP = 4.0
+# So many steps are too few to judge by.
+_UNJUDGED = 3
+# The step size aimed at is the best one for the next step to this power (so that it is
+# larger), and at most so many times that.
+_FORESIGHT = 0.75
+_BOLDEST = 1.5
+# The largest part by which a step size falls.
+_FALL = 0.02
+# Below that there is no telling noise from steps.
+_SMALLEST = 1e-3
 # No step is longer than this many times the root mean square of those before it.
 _LONGEST = 2.0
 # How close the actual reduction must be to the predicted for a streak, and how long a
@@ -30,8 +39,11 @@ class SelfTuningState(NamedTuple):
     Attributes:
       step_size: what part of the way to the minimum of the model a step goes, at most
         1.
-      factor: the last sample of the factor by which the path was too short.
-      path_step_size: the step size behind the average that the path is measured from.
+      gain: what part of the predicted reduction has come, of late.
+      recent: ``[2]``, the actual and the predicted reduction over the last steps, each
+        as of the running average of the losses.
+      averaged: ``[2]``, the averages of the two whose ratio is the gain.
+      mean_step_size: the running average of the step sizes over the same steps.
       mean_square: of the lengths of the steps that were any; 0 before the first.
       last_value: the loss that the last step started from; NaN before the first.
       predicted: by how much the model fell on the last step.
@@ -40,8 +52,10 @@ class SelfTuningState(NamedTuple):
     """
 
     step_size: jax.Array
-    factor: jax.Array
-    path_step_size: jax.Array
+    gain: jax.Array
+    recent: jax.Array
+    averaged: jax.Array
+    mean_step_size: jax.Array
     mean_square: jax.Array
     last_value: jax.Array
     predicted: jax.Array
@@ -49,24 +63,27 @@ class SelfTuningState(NamedTuple):
     steps: jax.Array
 
 
-def self_tuning(
-    initial: float = 0.2, growth: float = 0.02, *, horizon: float = HORIZON
-) -> Solver:
+def self_tuning(initial: float = 0.05, growth: float = 0.1) -> Solver:
     r"""A step size that the next batches set, for nothing.
 
-    Behind the directions that span the hyperplane it looks along
-    ``directions.average(horizon)``, the path :math:`e` from the running average of the
-    iterates to the iterate. No step is made along it. The model of the next batch,
-    which has not seen the noise that the steps were fitted to, says by what factor the
-    path as a whole should have been longer,
+    A step is fitted to its batch, noise and all; the losses of the batches after it are
+    not. What part of the reductions that the models predicted has come,
 
-    .. math:: q = 1 - \frac{\nabla f \cdot e}{e^\top H e},
+    .. math:: r = \frac{\bar f - f_t}{\bar c_t}, \qquad
+      \bar f \leftarrow \bar f + (f_t - \bar f) / (1 + 0.2\, t)
 
-    and the step size :math:`\eta` is the average of :math:`q` times the step size
-    behind the path. At its balance the iterate is no better than the average of the
-    iterates before it and no worse: steps are as long as the noise allows. (A path
-    of one step would balance where a step does not improve *the next batch*, which
-    comes much too soon.)
+    with :math:`\bar c_t` the same average of the predictions and both sides averaged
+    over 50 steps, tells how much of a slope is signal. With slopes :math:`s` that carry
+    noise of variance :math:`\sigma^2`, steps of size :math:`\eta` have
+
+    .. math:: r = \frac{\eta^\ast - \eta/2}{1 - \eta/2}, \qquad
+      \eta^\ast = \frac{s^2}{s^2 + \sigma^2}
+
+    where :math:`\eta^\ast` is the size that lowers the loss most in one step. It is 1
+    where the loss is the same at each step. Steps that are larger make more of the
+    steps that come after them, so that the step size aimed at is
+    :math:`\min(\eta^{\ast\, 3/4}, \tfrac32 \eta^\ast)`. (Were it not for the second, a
+    step size at which nothing is won would not fall.)
 
     The step itself is half damped and half shortened, with eigenvalues
     :math:`\Lambda` and basis :math:`B` of the curvature in the metric
@@ -77,14 +94,17 @@ def self_tuning(
 
     so that it is that of ``saddle_free()`` for :math:`\eta = 1`, and :math:`\eta` times
     it for curvatures that are equal. It goes downhill on the model whatever the
-    curvature, and is at most twice as long as the steps before it are on average.
+    curvature; where the model has none at all, there is no step. It is at most twice as
+    long as the steps before it are on average, unless these have come true.
+
+    Steps have to be taken as they are: whatever scales them afterwards, such as a
+    learning rate, makes the predictions wrong.
 
     Args:
-      initial: the first step size, in (0, 1]. It is soon forgotten.
+      initial: the first step size, in (0, 1].
       growth: the step size grows by at most this fraction a step; after ``n``
         predictions in a row that came true within a quarter, as they do where the loss
         is the same at each step, by ``n`` times it; positive.
-      horizon: as that of the path, in (0, 1].
 
     Returns:
       A solver, whose state is a :class:`SelfTuningState`.
@@ -116,21 +136,19 @@ def self_tuning(
             "self_tuning needs 0 < initial <= 1 and growth > 0; got "
             f"initial={initial}, growth={growth}."
         )
-    smallest = min(1e-3, initial)
+    smallest = min(_SMALLEST, initial)
 
     def init(k):
-        if k < 2:
-            raise ValueError(
-                "self_tuning needs at least one direction before its path, the last; "
-                f"got {k} of both."
-            )
+        del k
         dtype = jnp.result_type(float)
         size, zero = jnp.array(initial, dtype), jnp.zeros((), dtype)
         none = jnp.zeros((), jnp.int32)
         return SelfTuningState(
             step_size=size,
-            factor=jnp.ones((), dtype),
-            path_step_size=size,
+            gain=jnp.ones((), dtype),
+            recent=jnp.zeros(2, dtype),
+            averaged=jnp.zeros(2, dtype),
+            mean_step_size=size,
             mean_square=zero,
             last_value=jnp.array(jnp.nan, dtype),
             predicted=zero,
@@ -139,59 +157,71 @@ def self_tuning(
         )
 
     def solve(model, gram, state):
-        sample = _path_factor(model, state)
-        streak = _streak(model, state)
-        step_size = (
-            state.step_size
-            + (sample * state.path_step_size - state.step_size) / _MEMORY
-        )
-        fastest = state.step_size * (1 + growth * (1 + streak))
-        step_size = jnp.minimum(step_size, fastest)
-        # Where the loss is the same at each step, the model is to be trusted.
-        step_size = jnp.where(streak >= _NO_ACCIDENT, fastest, step_size)
-        step_size = jnp.clip(step_size, smallest, 1.0)
+        steps = state.steps.astype(state.step_size.dtype)
+        share = 1 / (1 + _HORIZON * steps)
+        weight = jnp.maximum(1 / _MEMORY, 1 / (steps + 1))
+        actual = jnp.where(state.steps > 0, state.last_value - model.value, 0)
+        streak = _streak(actual, state)
+        # How far a sequence is from its running average follows from its differences.
+        fell = jnp.stack([actual, state.predicted])
+        recent = (1 - share) * (state.recent + fell)
+        averaged = state.averaged + weight * (recent - state.averaged)
+        gain = _ratio(*averaged)
 
-        # Along the path itself no step is made.
-        plane = QuadraticModel(model.value, model.slope[:-1], model.curvature[:-1, :-1])
-        coefficients, length = _shortened(plane, gram[:-1, :-1], step_size)
+        fastest = state.step_size * (1 + growth * (1 + streak))
+        slowest = state.step_size * (1 - _FALL)
+        target = jnp.where(
+            state.steps < _UNJUDGED, 1, _target(gain, state.mean_step_size)
+        )
+        step_size = jnp.clip(target, slowest, fastest)
+        # Where the loss is the same at each step, the model is to be trusted.
+        trusted = streak >= _NO_ACCIDENT
+        step_size = jnp.where(trusted, fastest, step_size)
+        step_size = jnp.clip(step_size, smallest, 1)
+
+        coefficients, length = _shortened(model, gram, step_size)
         longest = _LONGEST * jnp.sqrt(state.mean_square)
-        bounded = (state.mean_square > 0) & (length > longest)
+        bounded = (state.mean_square > 0) & (length > longest) & ~trusted
         shorter = jnp.where(bounded, longest / jnp.where(length > 0, length, 1), 1)
         coefficients, length = shorter * coefficients, shorter * length
-        weight = jnp.maximum(1 / _MEMORY, 1 / (state.steps + 1))
         weight = jnp.where(state.mean_square > 0, weight, 1)
         mean_square = state.mean_square + weight * (length**2 - state.mean_square)
-        share = 1 / window(state.steps, horizon)
         after = SelfTuningState(
             step_size=step_size,
-            factor=sample,
-            path_step_size=state.path_step_size
-            + share * (shorter * step_size - state.path_step_size),
+            gain=gain,
+            recent=recent,
+            averaged=averaged,
+            mean_step_size=state.mean_step_size
+            + share * (step_size - state.mean_step_size),
             mean_square=jnp.where(length > 0, mean_square, state.mean_square),
             last_value=model.value,
-            predicted=predicted_reduction(plane, coefficients),
+            predicted=predicted_reduction(model, coefficients),
             streak=streak,
             steps=state.steps + 1,
         )
-        return jnp.append(coefficients, 0), after
+        return coefficients, after
 
-    return Solver(init, guarded(solve), probes=average(horizon))
-
-
-def _path_factor(model: QuadraticModel, state: SelfTuningState) -> jax.Array:
-    """One sample of the factor by which the path was too short."""
-    slope, curvature = model.slope[-1], model.curvature[-1, -1]
-    bent = curvature > 0  # before the first step the path is zero
-    factor = 1 - slope / jnp.where(bent, curvature, 1)
-    return jnp.where(bent, jnp.clip(factor, -_CLIP, _CLIP), 1)
+    return Solver(init, guarded(solve))
 
 
-def _streak(model: QuadraticModel, state: SelfTuningState) -> jax.Array:
+def _streak(actual: jax.Array, state: SelfTuningState) -> jax.Array:
     """How many predictions in a row have come true."""
-    actual = state.last_value - model.value  # NaN at the first: no agreement
     off = jnp.abs(actual - state.predicted)
     true = (off <= _AGREEMENT * state.predicted) & (state.predicted > 0)
     return jnp.where(true, state.streak + 1, 0)
+
+
+def _ratio(actual: jax.Array, predicted: jax.Array) -> jax.Array:
+    """The gain, kept within what one can learn from: noise makes it any number."""
+    known = predicted > 0
+    return jnp.where(known, jnp.clip(actual / jnp.where(known, predicted, 1), -1, 2), 1)
+
+
+def _target(gain: jax.Array, step_size: jax.Array) -> jax.Array:
+    """The step size to aim at after this gain of steps of this size."""
+    best = gain * (1 - step_size / 2) + step_size / 2
+    best = jnp.clip(best, _SMALLEST, 1)
+    return jnp.minimum(best**_FORESIGHT, _BOLDEST * best)
 
 
 def _shortened(
