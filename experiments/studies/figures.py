@@ -107,13 +107,14 @@ def methods(results: list[Result], title: str, path: Path) -> None:
 
 
 def _method_style(label: str) -> dict:
+    if label.endswith(", self-tuned"):
+        return _method_style(label.removesuffix(", self-tuned")) | {"ls": ":"}
     return {
         "FGD": {"color": "tab:gray"},
         "FoMoH": {"color": "tab:orange"},
         "FoMoH-2D": {"color": "yellowgreen"},
         "FoMoH-3D": {"color": "tab:green"},
         "FoMoH-10D": {"color": "darkslategray"},
-        "FoMoH-10D, self-tuned": SELF_TUNED,
         "FoMoH-BP": {"color": "tab:purple", "ls": "--"},
         "SGD": {"color": "tab:blue", "ls": "--"},
         "Adam": {"color": "tab:cyan", "ls": "--"},

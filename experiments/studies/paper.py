@@ -1,6 +1,7 @@
 """The methods of the paper, each at its best learning rate: which runs."""
 
 import dataclasses
+from collections.abc import Collection, Iterable
 from typing import Literal
 
 from experiments.studies.runs import Result, Run
@@ -29,7 +30,7 @@ GRIDS = {
     ("softmax", "adam"): (1e-4, 3e-4, 1e-3, 3e-3, 1e-2),
     ("cnn", "fgd"): (3e-5, 1e-4, 3e-4, 1e-3),
     ("cnn", "fomoh"): (0.1, 0.2, 0.544, 1.0),
-    ("cnn", "fomoh_kd"): (0.1, 0.2, 0.5, 1.0),
+    ("cnn", "fomoh_kd"): (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0),
     ("cnn", "fomoh_bp"): (0.1, 0.2, 0.5, 1.0),
     ("cnn", "sgd"): (0.02, 0.05, 0.1, 0.2),
     ("cnn", "adam"): (3e-4, 1e-3, 3e-3, 1e-2),
@@ -57,8 +58,8 @@ class Config:
     """As the paper calls them."""
     schedules: tuple[Literal["constant", "step"], ...] = ("constant", "step")
     """A constant learning rate, or a tenth of it from two thirds of the steps on."""
-    self_tuned: bool = True
-    """FoMoH-10D without a learning rate, too."""
+    self_tuned: tuple[str, ...] = ("FoMoH-2D", "FoMoH-3D", "FoMoH-10D")
+    """Those that also run without a learning rate."""
     learning_rates: tuple[float, ...] | None = None
     """The grid, for the methods named; by default the method's own."""
     tuning_seeds: int = 1
@@ -69,11 +70,16 @@ class Config:
     batch_size: int | None = None
 
     def __post_init__(self):
-        if unknown := set(self.methods) - set(METHODS):
-            raise SystemExit(
-                f"--methods are among {', '.join(METHODS)}; got "
-                f"{', '.join(sorted(unknown))}."
-            )
+        _check("methods", self.methods, METHODS)
+        planes = [label for label, (name, _) in METHODS.items() if name == "fomoh_kd"]
+        _check("self-tuned", self.self_tuned, planes)
+
+
+def _check(name: str, labels: Iterable[str], known: Collection[str]) -> None:
+    if unknown := sorted(set(labels) - set(known)):
+        raise SystemExit(
+            f"--{name} are among {', '.join(known)}; got {', '.join(unknown)}."
+        )
 
 
 def grid(config: Config) -> list[Run]:
@@ -92,8 +98,8 @@ def chosen(config: Config, results: list[Result]) -> list[Run]:
     for kind in _kinds(config):
         rate = best_rate(of_kind(results, kind))
         runs += _seeds(dataclasses.replace(kind, learning_rate=rate), config)
-    if config.self_tuned:
-        runs += _seeds(_kind(config, "FoMoH-10D", "constant"), config)
+    for label in config.self_tuned:
+        runs += _seeds(_kind(config, label, "constant"), config)
     return runs
 
 

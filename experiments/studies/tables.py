@@ -102,7 +102,7 @@ def chosen(
             rate = best_rate(tried)
             if rate is not None:
                 listed.append((label, rate, by_rate(tried)[rate], tried))
-        if k == 10 and (tuned := by_rate(mine).get(None)):
+        if tuned := by_rate(mine).get(None):
             listed.append((f"{label}, self-tuned", None, tuned, tuned))
     return listed
 

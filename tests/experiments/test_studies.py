@@ -241,7 +241,7 @@ def test_paper_picks_from_a_grid_and_runs_more_seeds_of_the_best(tmp_path):
     options = "--methods SGD --schedules constant --learning-rates 0.1 0.001"
     studies.main(
         [
-            *f"paper {options} --no-self-tuned --steps 2 --seeds 2".split(),
+            *f"paper {options} --self-tuned --steps 2 --seeds 2".split(),
             *("--results", str(tmp_path)),
         ]
     )
@@ -252,3 +252,5 @@ def test_paper_picks_from_a_grid_and_runs_more_seeds_of_the_best(tmp_path):
 def test_an_unknown_method_is_named():
     with pytest.raises(SystemExit, match=r"among FGD, .* got FoMoH-7D"):
         paper.Config(methods=("FoMoH-7D",))
+    with pytest.raises(SystemExit, match="--self-tuned are among FoMoH-2D, .* got SGD"):
+        paper.Config(self_tuned=("SGD",))
