@@ -11,6 +11,7 @@ from fomoh_jax.aliases import fgd, fomoh, fomoh_bp, fomoh_kd  # noqa: E402
 from fomoh_jax.hyperdual import (  # noqa: E402
     Active,
     QuadraticModel,
+    Regenerated,
     directional_curvature,
     hessian,
     hessian_diagonal,
@@ -31,6 +32,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Active",
     "QuadraticModel",
+    "Regenerated",
     "ScaleByForwardGradientState",
     "ScaleByHyperplaneState",
     "directional_curvature",

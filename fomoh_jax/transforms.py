@@ -255,7 +255,7 @@ def scale_by_hyperplane(
         )
         model = jax.tree.map(lambda x: x.astype(dtype), model)
         coefficients, solver_state = solver.solve(
-            model, gram(vectors, dtype), state.solver_state
+            model, gram(vectors, dtype, after=model.value), state.solver_state
         )
         predicted = predicted_reduction(model, coefficients)
         accepted = jnp.isfinite(model.value)

@@ -7,19 +7,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fomoh_jax.hyperdual.active import as_active, is_active
+from fomoh_jax.hyperdual.active import Active, as_active, is_compact
 
 
-def gram(vectors: Any, dtype: Any = None) -> jax.Array:
-    """``VᵀV``, accumulated in ``dtype``: by default that of the leaves, or float32."""
+def gram(vectors: Any, dtype: Any = None, after: jax.Array | None = None) -> jax.Array:
+    """``VᵀV``, accumulated in ``dtype``: by default that of the leaves, or float32.
+
+    Vectors that are regenerated are made leaf after leaf, once ``after`` is known.
+    """
     if dtype is None:
-        arrays = [
-            as_active(v).array for v in jax.tree.leaves(vectors, is_leaf=is_active)
-        ]
-        dtype = jnp.result_type(jnp.float32, *arrays)
+        leaves = jax.tree.leaves(vectors, is_leaf=is_compact)
+        dtype = jnp.result_type(jnp.float32, *map(_dtype, leaves))
 
-    def of_leaf(leaf):
-        v = as_active(leaf)
+    def of_leaf(leaf, after):
+        v = as_active(leaf, after)
         n, *shape = v.array.shape
         flat = v.array.reshape(n, math.prod(shape))
         block = jnp.einsum("ia,ja->ij", flat, flat, preferred_element_type=dtype)
@@ -28,36 +29,46 @@ def gram(vectors: Any, dtype: Any = None) -> jax.Array:
         places = np.ix_(v.present, v.present)
         return jnp.zeros((v.k, v.k), dtype).at[places].set(block)
 
-    leaves = jax.tree.leaves(vectors, is_leaf=is_active)
-    return jnp.sum(jnp.stack(list(map(of_leaf, leaves))), axis=0)
+    blocks = []
+    for leaf in jax.tree.leaves(vectors, is_leaf=is_compact):
+        blocks.append(of_leaf(leaf, blocks[-1] if blocks else after))
+    return jnp.sum(jnp.stack(blocks), axis=0)
 
 
 def combination(coefficients: jax.Array, vectors: Any, dtype: Any) -> Any:
-    """``Σ_i coefficients_i v_i`` in each leaf's dtype; zero if that is not finite."""
+    """``Σ_i coefficients_i v_i`` in each leaf's dtype; zero if that is not finite.
 
-    def of_leaf(leaf):
-        v = as_active(leaf)
+    Vectors that are regenerated are made leaf after leaf.
+    """
+
+    def of_leaf(leaf, after):
+        v = as_active(leaf, after)
         own = coefficients
         if len(v.present) < v.k:
             own = coefficients[np.array(v.present, int)]
         total = jnp.einsum("i,i...->...", own, v.array, preferred_element_type=dtype)
         return total.astype(v.array.dtype)
 
-    step = jax.tree.map(of_leaf, vectors, is_leaf=is_active)
-    finite = jnp.all(
-        jnp.array([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(step)])
-    )
-    return jax.tree.map(lambda leaf: jnp.where(finite, leaf, 0), step)
+    leaves, structure = jax.tree.flatten(vectors, is_leaf=is_compact)
+    step = []
+    for leaf in leaves:
+        step.append(of_leaf(leaf, step[-1] if step else coefficients))
+    finite = jnp.all(jnp.array([jnp.all(jnp.isfinite(leaf)) for leaf in step]))
+    return structure.unflatten([jnp.where(finite, leaf, 0) for leaf in step])
 
 
 def mixed(matrix: jax.Array, vectors: Any) -> Any:
     """``Σ_j matrix_ij v_j``, other vectors of the same span, in each leaf's dtype."""
 
     def of_leaf(leaf):
-        array = as_active(leaf).dense() if is_active(leaf) else leaf
+        array = as_active(leaf).dense()
         total = jnp.einsum(
             "ij,j...->i...", matrix, array, preferred_element_type=matrix.dtype
         )
         return total.astype(array.dtype)
 
-    return jax.tree.map(of_leaf, vectors, is_leaf=is_active)
+    return jax.tree.map(of_leaf, vectors, is_leaf=is_compact)
+
+
+def _dtype(leaf: Any) -> Any:
+    return (leaf.array if isinstance(leaf, Active) else leaf).dtype

@@ -8,7 +8,7 @@ import pytest
 
 import fomoh_jax
 from fomoh_jax import Active, directions, solvers
-from fomoh_jax.hyperdual.active import is_active
+from fomoh_jax.hyperdual.active import is_compact
 from tests.reference import normal
 
 PARAMS = {"w": jnp.zeros((2, 3), "bfloat16"), "b": jnp.zeros(3, "float32")}
@@ -21,11 +21,11 @@ LAYERS = {
 
 
 def present(tree):
-    return jax.tree.map(lambda v: v.present, tree, is_leaf=is_active)
+    return jax.tree.map(lambda v: v.present, tree, is_leaf=is_compact)
 
 
 def dense(tree):
-    return jax.tree.map(lambda v: v.dense(), tree, is_leaf=is_active)
+    return jax.tree.map(lambda v: v.dense(), tree, is_leaf=is_compact)
 
 
 @pytest.mark.parametrize("source", [directions.gaussian, directions.rademacher])
@@ -105,7 +105,7 @@ def test_layerwise_gives_each_layer_its_own_part_of_one_direction():
 def test_layerwise_by_leaf_gives_each_leaf_its_own():
     source = directions.layerwise(directions.rademacher(2), by="leaf")
     assert source.count(LAYERS) == 10
-    leaves = jax.tree.leaves(source.sample(KEY, LAYERS, None), is_leaf=is_active)
+    leaves = jax.tree.leaves(source.sample(KEY, LAYERS, None), is_leaf=is_compact)
     assert [v.present for v in leaves] == [(2 * i, 2 * i + 1) for i in range(5)]
     assert all(v.k == 10 for v in leaves)
 

@@ -66,7 +66,9 @@ def test_the_best_step_size_is_known_from_the_gain_where_slopes_are_noisy():
     np.testing.assert_allclose(best, slope**2 / (slope**2 + noise**2), atol=0.01)
 
 
-@pytest.mark.parametrize("gain, aim", [(1.0, 1.0), (0.2, 0.26**0.75), (0.0, 0.09)])
+@pytest.mark.parametrize(
+    "gain, aim", [(1.0, 0.85), (0.5, 0.53**0.6), (0.2, 1.5 * 0.248), (0.0, 1.5 * 0.06)]
+)
 def test_the_step_size_goes_to_a_power_of_the_best_and_falls_where_none_is_won(
     gain, aim
 ):
@@ -91,9 +93,13 @@ def test_a_step_is_saddle_free_damped_and_shortened_by_the_root_of_the_size(size
     hessian = normal(7, 7, seed=1)
     hessian += hessian.T
     slope, curvature, gram = v.T @ normal(7, seed=2), v.T @ hessian @ v, v.T @ v
-    # Aiming at 1, it grows as fast as it may: not at all.
+    # Aiming higher, it grows as fast as it may: not at all.
     solver = solvers.self_tuning(initial=size, growth=1e-12)
-    step, _ = solver.solve(model(1.0, slope, curvature), gram, solver.init(3))
+    state = solver.init(3)
+    if size == 1.0:  # which only predictions that have come true allow
+        after = {"last_value": 1.5, "predicted": 0.5, "steps": 9, "streak": 9}
+        state = state._replace(**jax.tree.map(jnp.asarray, after))
+    step, _ = solver.solve(model(1.0, slope, curvature), gram, state)
     if size == 1.0:
         free = solvers.saddle_free()
         expected, _ = free.solve(model(1.0, slope, curvature), gram, free.init(3))
@@ -134,13 +140,13 @@ def test_noise_of_the_batches_makes_steps_small_and_its_absence_large(k):
 
 
 def test_a_step_is_at_most_twice_as_long_as_those_before_it():
-    solver = solvers.self_tuning(initial=1.0)
+    solver = solvers.self_tuning(initial=0.85)
     first = model(1.0, np.array([1.0]), np.eye(1))
     step, state = solver.solve(first, jnp.eye(1), solver.init(1))
-    np.testing.assert_allclose(jnp.abs(step), 1.0)
+    np.testing.assert_allclose(jnp.abs(step), 0.85)
     huge = model(1.0, np.array([100.0]), np.eye(1))
     step, _ = solver.solve(huge, jnp.eye(1), state)
-    np.testing.assert_allclose(jnp.abs(step), 2.0)
+    np.testing.assert_allclose(jnp.abs(step), 1.7)
 
 
 def test_a_loss_that_is_not_finite_leaves_the_state_as_it_was():

@@ -10,7 +10,7 @@ import pytest
 
 import fomoh_jax
 from fomoh_jax import directions, solvers, vectors
-from fomoh_jax.hyperdual.active import is_active
+from fomoh_jax.hyperdual.active import is_compact
 from tests.programs import mlp, rosenbrock
 from tests.reference import assert_close, normal
 
@@ -101,7 +101,7 @@ def written_out(source):
     def sample(key, params, updates):
         tree = source.sample(key, params, updates)
         return jax.tree.map(
-            lambda v: v.dense() if is_active(v) else v, tree, is_leaf=is_active
+            lambda v: v.dense() if is_compact(v) else v, tree, is_leaf=is_compact
         )
 
     return directions.Directions(source.size, sample)

@@ -6,7 +6,13 @@ compose by ``+``: ``gaussian(7) + incoming()`` spans seven random directions and
 update that the chain hands in.
 """
 
-from fomoh_jax.directions.random import gaussian, orthonormal, rademacher, sparse
+from fomoh_jax.directions.random import (
+    gaussian,
+    orthonormal,
+    rademacher,
+    regenerated,
+    sparse,
+)
 from fomoh_jax.directions.remembered import HistoryState, history
 from fomoh_jax.directions.source import Directions
 from fomoh_jax.directions.structured import incoming, layerwise, masked
@@ -21,5 +27,6 @@ __all__ = [
     "masked",
     "orthonormal",
     "rademacher",
+    "regenerated",
     "sparse",
 ]

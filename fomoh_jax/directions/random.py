@@ -1,5 +1,6 @@
 """Random directions."""
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -7,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from fomoh_jax.directions.source import Directions
+from fomoh_jax.hyperdual import Regenerated
 from fomoh_jax.hyperdual.arguments import check_size
 from fomoh_jax.vectors import gram, mixed
 
@@ -156,15 +158,76 @@ def orthonormal(k: int) -> Directions:
     return Directions(k, sample)
 
 
-def _random(k: int, sampler: Callable) -> Directions:
-    k = check_size("k", k)
+def regenerated(base: Directions) -> Directions:
+    """Random directions that are made again wherever they are needed.
+
+    Stored, ``k`` directions take ``k`` times the memory of the parameters, and what the
+    random generator needs to make them takes more. Made anew, from the same keys, they
+    exist for one leaf at a time: where the forward pass takes it, in the Gram matrix
+    and in the step, so that random numbers are made three times. They are the same as
+    those of ``base``. A leaf that a loop runs over is made whole before the loop, and
+    ``adjoint=True`` keeps all of them.
+
+    Args:
+      base: ``gaussian(k)``, ``rademacher(k)`` or ``sparse(k, rate)``: a source whose
+        directions of a leaf depend on no other leaf.
+
+    Returns:
+      A source of as many directions, of leaves :class:`fomoh_jax.Regenerated`.
+
+    Raises:
+      TypeError: if ``base`` is no source of directions.
+      ValueError: if ``base`` makes no leaf alone. (So ``masked(regenerated(base), m)``
+        and ``regenerated(a) + b`` are fine, and the other way round is not.)
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from fomoh_jax import directions
+      >>> params, key = {"w": jnp.zeros((3, 2)), "b": jnp.zeros(2)}, jax.random.key(0)
+      >>> base = directions.gaussian(4)
+      >>> v = directions.regenerated(base).sample(key, params, None)
+      >>> print(v["w"].shape, len(jax.tree.leaves(v)))  # a key a leaf
+      (4, 3, 2) 2
+      >>> print(bool(jnp.all(v["w"].dense() == base.sample(key, params, None)["w"])))
+      True
+    """
+    if not isinstance(base, Directions):
+        raise TypeError(f"base must be a source of directions; got {base!r}.")
+    maker = base.of_leaf
+    if maker is None:
+        raise ValueError(
+            "regenerated needs a source whose directions of a leaf depend on its key "
+            "alone: gaussian, rademacher or sparse. Write masked(regenerated(base), …) "
+            "or regenerated(a) + b instead of the other way round."
+        )
 
     def sample(key, params, updates, state=()):
         del updates, state
-        shapes = jax.tree.map(
-            lambda p: jax.ShapeDtypeStruct((k, *jnp.shape(p)), jnp.result_type(p)),
+
+        def of_leaf(key, leaf):
+            shape, dtype = jnp.shape(leaf), jnp.result_type(leaf)
+            make = maker(shape, dtype)
+            return Regenerated(key, make, (base.count(params), *shape), dtype)
+
+        return jax.tree.map(of_leaf, optax.tree.split_key_like(key, params), params)
+
+    return Directions(base.size, sample)
+
+
+def _random(k: int, sampler: Callable) -> Directions:
+    """``k`` directions of ``sampler(key, shape, dtype)`` on each leaf."""
+    k = check_size("k", k)
+
+    @functools.cache
+    def of_leaf(shape, dtype):
+        return lambda key: sampler(key, (k, *shape), dtype)
+
+    def sample(key, params, updates, state=()):
+        del updates, state
+        return jax.tree.map(
+            lambda key, p: of_leaf(jnp.shape(p), jnp.result_type(p))(key),
+            optax.tree.split_key_like(key, params),
             params,
         )
-        return optax.tree.random_like(key, shapes, sampler)
 
-    return Directions(k, sample)
+    return Directions(k, sample, of_leaf=of_leaf)

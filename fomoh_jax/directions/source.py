@@ -7,7 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fomoh_jax.hyperdual.active import Active, as_active, is_active
+from fomoh_jax.hyperdual.active import Active, as_active, is_compact
+from fomoh_jax.hyperdual.regenerated import Regenerated
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,18 +19,23 @@ class Directions:
       size: how many directions it makes: an integer, or a function of ``params`` that
         returns one, where that depends on them.
       sample: ``sample(key, params, updates)``, a tree like ``params`` of leaves
-        ``[k, *leaf.shape]`` in the leaf's dtype, or :class:`fomoh_jax.Active`.
+        ``[k, *leaf.shape]`` in the leaf's dtype, :class:`fomoh_jax.Active` or
+        :class:`fomoh_jax.Regenerated`.
         ``updates`` are those of the chain, or ``None``. A source that remembers is
         given its state as a fourth argument.
       init: ``init(params)``, the state of a source that remembers; ``()`` by default.
       advance: ``advance(state, params)``, the state that has seen these parameters,
         before directions are made at them.
+      of_leaf: ``of_leaf(shape, dtype)``, a function of a key that makes the directions
+        ``[k, *shape]`` of one leaf, if they depend on nothing else; ``None``
+        otherwise. The same function for the same leaf, each time.
     """
 
     size: int | Callable[[Any], int]
     sample: Callable[..., Any]
     init: Callable[[Any], Any] = lambda params: ()
     advance: Callable[[Any, Any], Any] = lambda state, params: state
+    of_leaf: Callable[..., Callable[[Any], jax.Array]] | None = None
 
     def count(self, params: Any) -> int:
         """How many directions it makes for these parameters."""
@@ -67,7 +73,7 @@ class Directions:
                 _joined,
                 self.draw(left, params, updates, of_left),
                 other.draw(right, params, updates, of_right),
-                is_leaf=is_active,
+                is_leaf=is_compact,
             )
 
         def init(params):
@@ -85,8 +91,38 @@ class Directions:
 
 def _joined(a: Any, b: Any) -> Any:
     """Two leaves of directions as one."""
-    if not (is_active(a) or is_active(b)):
+    if isinstance(a, Regenerated) or isinstance(b, Regenerated):
+        return _joined_when_made(a, b)
+    if not (is_compact(a) or is_compact(b)):
         return jnp.concatenate([a, b])
     a, b = as_active(a), as_active(b)
     present = (*a.present, *(a.k + i for i in b.present))
     return Active(jnp.concatenate([a.array, b.array]), present, a.k + b.k)
+
+
+def _joined_when_made(a: Any, b: Any) -> Regenerated:
+    a, b = _as_regenerated(a), _as_regenerated(b)
+    shape = (a.shape[0] + b.shape[0], *a.shape[1:])
+    return Regenerated((a.seed, b.seed), _Concatenation(a.make, b.make), shape, a.dtype)
+
+
+def _as_regenerated(leaf: Any) -> Regenerated:
+    if isinstance(leaf, Regenerated):
+        return leaf
+    array = as_active(leaf).dense()
+    return Regenerated(array, _stored, array.shape, array.dtype)
+
+
+def _stored(array: jax.Array) -> jax.Array:
+    return array
+
+
+@dataclasses.dataclass(frozen=True)
+class _Concatenation:
+    """Makes the directions of two sources; equal to another of the same two."""
+
+    left: Callable[[Any], jax.Array]
+    right: Callable[[Any], jax.Array]
+
+    def __call__(self, seed: tuple[Any, Any]) -> jax.Array:
+        return jnp.concatenate([self.left(seed[0]), self.right(seed[1])])

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 
 from fomoh_jax.directions.random import gaussian
 from fomoh_jax.directions.source import Directions
-from fomoh_jax.hyperdual.active import Active, as_active, is_active
+from fomoh_jax.hyperdual.active import Active, as_active, is_compact
+from fomoh_jax.hyperdual.regenerated import Regenerated
 
 
 def incoming() -> Directions:
@@ -82,7 +83,8 @@ def layerwise(base: Directions | None = None, *, by: str = "layer") -> Direction
 
     Raises:
       TypeError: if ``base`` is no source of directions.
-      ValueError: if ``by`` is neither ``"layer"`` nor ``"leaf"``.
+      ValueError: if ``by`` is neither ``"layer"`` nor ``"leaf"``; from ``sample``, if
+        the directions of ``base`` are regenerated.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -107,10 +109,15 @@ def layerwise(base: Directions | None = None, *, by: str = "layer") -> Direction
 
     def sample(key, params, updates, state=()):
         vectors = base.draw(key, params, updates, state)
-        leaves, structure = jax.tree.flatten(vectors, is_leaf=is_active)
+        leaves, structure = jax.tree.flatten(vectors, is_leaf=is_compact)
         layers, k = _layers(params, by), count(params)
 
         def restricted(leaf: Any, layer: int) -> Active:
+            if isinstance(leaf, Regenerated):
+                raise ValueError(
+                    "layerwise cannot cut directions that are regenerated; got a base "
+                    "of regenerated(...). Leave it out."
+                )
             whole = as_active(leaf)
             present = tuple(layer * whole.k + i for i in whole.present)
             return Active(whole.array, present, k)
@@ -180,7 +187,7 @@ def masked(base: Directions, mask: Any) -> Directions:
             lambda leaf, moving: leaf if moving else _still(leaf),
             vectors,
             moves,
-            is_leaf=is_active,
+            is_leaf=is_compact,
         )
 
     return Directions(base.size, sample, base.init, base.advance)
@@ -206,5 +213,8 @@ def _spread(mask: Any, params: Any) -> Any:
 
 
 def _still(leaf: Any) -> Active:
+    if isinstance(leaf, Regenerated):
+        k, *shape = leaf.shape
+        return Active(jnp.zeros((0, *shape), leaf.dtype), (), k)
     whole = as_active(leaf)
     return Active(whole.array[:0], (), whole.k)

@@ -16,6 +16,7 @@ from fomoh_jax.hyperdual.number import (
     scale,
 )
 from fomoh_jax.hyperdual.operators import hessian, hessian_diagonal, laplacian
+from fomoh_jax.hyperdual.regenerated import Regenerated
 from fomoh_jax.hyperdual.registry import Operation
 from fomoh_jax.hyperdual.rules.bilinear import bilinear
 from fomoh_jax.hyperdual.rules.constant import constant
@@ -37,6 +38,7 @@ __all__ = [
     "HyperDual",
     "Operation",
     "QuadraticModel",
+    "Regenerated",
     "Stack",
     "add",
     "apply_linear",

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import register_dataclass
 
+from fomoh_jax.hyperdual.regenerated import Regenerated
+
 
 @register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -47,17 +49,24 @@ class Active:
 
     def dense(self) -> jax.Array:
         """All the directions, ``[k, *leaf.shape]``."""
+        if len(self.present) == self.k:
+            return self.array
         zeros = jnp.zeros((self.k, *self.array.shape[1:]), self.array.dtype)
         return zeros.at[np.array(self.present, int)].set(self.array)
 
 
-def is_active(x: Any) -> bool:
-    """Whether ``x`` is a leaf of directions that a tree would look into."""
-    return isinstance(x, Active)
+def is_compact(x: Any) -> bool:
+    """Whether ``x`` is a leaf of directions that is no array: a tree would look in."""
+    return isinstance(x, (Active, Regenerated))
 
 
-def as_active(leaf: Any) -> Active:
-    """A leaf of directions as those that may not be zero: of an array, all."""
+def as_active(leaf: Any, after: jax.Array | None = None) -> Active:
+    """A leaf of directions as those that may not be zero: of an array, all.
+
+    One that is regenerated is made once ``after`` is known.
+    """
     if isinstance(leaf, Active):
         return leaf
+    if isinstance(leaf, Regenerated):
+        leaf = leaf.dense(after)
     return Active(leaf, tuple(range(len(leaf))), len(leaf))

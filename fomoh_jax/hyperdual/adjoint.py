@@ -38,6 +38,7 @@ from fomoh_jax.hyperdual.number import (
     Zero,
     is_inexact,
     scale,
+    settled,
 )
 
 
@@ -181,6 +182,8 @@ def curvatures(
       All the outputs with their tangents, and ``[k, k, *out]`` for each of those
       wanted, symmetric to the last bit, of ``float0`` where the output is of integers.
     """
+
+    args = settled(args)  # the sweep back keeps the tangents
 
     def seconds(ordered, halves):
         outs = interpret(jaxpr, Adjoint(k, ordered, halves), args)

@@ -7,13 +7,14 @@ import inspect
 import itertools
 import operator
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 
-from fomoh_jax.hyperdual.active import Active, is_active
+from fomoh_jax.hyperdual.active import Active, is_compact
 from fomoh_jax.hyperdual.number import ZERO, Channel, Stack, Zero, is_inexact
+from fomoh_jax.hyperdual.regenerated import Regenerated
 
 
 def check_primals(fun: Callable, primals: Any) -> None:
@@ -79,7 +80,8 @@ def read_directions(
     Args:
       primals: the arguments of the function.
       directions: a tuple like ``primals``; each leaf has a leading axis ``k``, or is
-        an :class:`Active`. ``None`` holds an argument, or any part of one, fixed.
+        an :class:`Active` or a :class:`Regenerated`. ``None`` holds an argument, or any
+        part of one, fixed.
 
     Returns:
       ``k`` and the channels, in the order of the leaves.
@@ -89,16 +91,17 @@ def read_directions(
       ValueError: if a shape does not match, if what is said to be present cannot be,
         or if nothing says what ``k`` is.
     """
-    leaves = _pair("directions", primals, directions, is_active)
+    leaves = _pair("directions", primals, directions, is_compact)
     sizes = {}
     for path, primal, direction in leaves:
         if isinstance(direction, Active):
             _check_present(path, direction)
             sizes[path] = direction.k
         elif direction is not None:
-            if jnp.ndim(direction) != jnp.ndim(primal) + 1:
+            shape = _array_type(direction).shape
+            if len(shape) != jnp.ndim(primal) + 1:
                 raise ValueError(_wrong_shape(path, primal, direction, "k, "))
-            sizes[path] = jnp.shape(direction)[0]
+            sizes[path] = shape[0]
     if not sizes:
         raise ValueError(
             "directions holds no array, so every argument is held fixed and the number "
@@ -241,7 +244,7 @@ def _as_channel(
     """One leaf of tangents; ``symbol`` is what an error calls the leading axis."""
     if tangent is None:
         return ZERO
-    dtype = jnp.result_type(tangent)
+    dtype = _array_type(tangent).dtype
     if dtype == jax.dtypes.float0:
         if is_inexact(primal):
             raise TypeError(f"{path} has dtype float0, but its primal can vary.")
@@ -256,9 +259,18 @@ def _as_channel(
             f"{path} must have the dtype of its primal, {jnp.result_type(primal)}; got "
             f"{dtype}. Cast it with .astype."
         )
-    if jnp.shape(tangent) != (*lead, *jnp.shape(primal)):
+    if _array_type(tangent).shape != (*lead, *jnp.shape(primal)):
         raise ValueError(_wrong_shape(path, primal, tangent, symbol))
+    if isinstance(tangent, Regenerated):  # until an equation takes the primal
+        return cast(Channel, tangent)
     return Stack(jnp.asarray(tangent))
+
+
+def _array_type(tangent: Any) -> jax.ShapeDtypeStruct:
+    """Shape and dtype, also of what is yet to be made."""
+    if isinstance(tangent, Regenerated):
+        return jax.ShapeDtypeStruct(tangent.shape, tangent.dtype)
+    return jax.ShapeDtypeStruct(jnp.shape(tangent), jnp.result_type(tangent))
 
 
 def _wrong_shape(path: str, primal: Any, tangent: Any, symbol: str) -> str:
@@ -266,5 +278,5 @@ def _wrong_shape(path: str, primal: Any, tangent: Any, symbol: str) -> str:
     return (
         f"{path} must have shape [{symbol}{expected}], like its primal"
         f"{' behind a leading axis for the directions' if symbol else ''}; got "
-        f"{list(jnp.shape(tangent))}."
+        f"{list(_array_type(tangent).shape)}."
     )

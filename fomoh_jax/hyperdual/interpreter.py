@@ -16,8 +16,8 @@ from jax.ref import AbstractRef
 
 from fomoh_jax.compat import open_jaxpr
 from fomoh_jax.hyperdual.forms import Form
-from fomoh_jax.hyperdual.number import HyperDual
-from fomoh_jax.hyperdual.registry import Operation, find_rule
+from fomoh_jax.hyperdual.number import HyperDual, settled
+from fomoh_jax.hyperdual.registry import Operation, find_rule, walks_inside
 
 _BLAME = "fomoh_jax: in the hyper-dual rule"
 
@@ -51,7 +51,7 @@ def interpret(
         env.update(zip(eqn.outvars, outs))
         for var in last_use.get(index, ()):
             del env[var]
-    return [read(atom) for atom in jaxpr.outvars]
+    return settled([read(atom) for atom in jaxpr.outvars])
 
 
 @lru_cache(maxsize=512)
@@ -77,7 +77,8 @@ def _apply(eqn: JaxprEqn, form: Form, args: list[HyperDual]) -> Sequence[HyperDu
     lasting = not any(isinstance(var.aval, AbstractRef) for var in eqn.outvars)
     if lasting and all(arg.is_constant for arg in args):
         return [HyperDual(out) for out in op(*(arg.primal for arg in args))]
-    return find_rule(eqn.primitive)(form, op, args)
+    rule = find_rule(eqn.primitive)
+    return rule(form, op, args if walks_inside(rule) else settled(args))
 
 
 def _needed(jaxpr: Any) -> list[JaxprEqn]:

@@ -16,6 +16,8 @@ import numpy as np
 from jax import lax
 from jax.tree_util import register_dataclass, register_static
 
+from fomoh_jax.hyperdual.regenerated import Regenerated
+
 
 @register_static
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +99,8 @@ class HyperDual:
 
     Attributes:
       primal: the value, shape ``s``.
-      tangents: first-order coefficients, ``k`` arrays of shape ``s``.
+      tangents: first-order coefficients, ``k`` arrays of shape ``s``. (Until an
+        equation takes the number, it may hold a :class:`Regenerated` in their place.)
       seconds: second-order coefficients, as many as the form carries (Cobb et al. 2024,
         section 2: the coefficient of ε1ε2).
     """
@@ -114,6 +117,35 @@ class HyperDual:
     @property
     def channels(self) -> tuple[Channel, Channel]:
         return self.tangents, self.seconds
+
+
+def settled(numbers: Sequence[HyperDual]) -> list[HyperDual]:
+    """The numbers, with tangents that are regenerated made now.
+
+    That is, once the last of what the equation that takes them needs is known.
+    """
+    if not any(isinstance(n.tangents, Regenerated) for n in numbers):
+        return list(numbers)
+    after = _known_last(numbers)
+
+    def settle(number: HyperDual) -> HyperDual:
+        if not isinstance(number.tangents, Regenerated):
+            return number
+        stack = Stack(number.tangents.dense(after))
+        return HyperDual(number.primal, stack, number.seconds)
+
+    return list(map(settle, numbers))
+
+
+def _known_last(numbers: Sequence[HyperDual]) -> jax.Array | None:
+    """Of what is at hand, what is known after the rest: seconds, if there are any.
+
+    All primals of a network could be computed before any of its tangents are.
+    """
+    seconds = [n.seconds.array for n in numbers if isinstance(n.seconds, Stack)]
+    tangents = [n.tangents.array for n in numbers if isinstance(n.tangents, Stack)]
+    primals = [n.primal for n in numbers if n.is_constant and is_inexact(n.primal)]
+    return next(iter((*seconds, *tangents, *primals)), None)
 
 
 # For each of several numbers, whether it has tangents and whether it has seconds.

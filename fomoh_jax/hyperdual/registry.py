@@ -44,9 +44,12 @@ R = TypeVar("R", bound=Rule)
 GENERIC = "*"
 
 _RULES: dict[Primitive | str, Rule] = {}
+# Rules that hand their operands on to an inner jaxpr as they are: tangents that are
+# regenerated are made where an equation in there takes them.
+_WALKING: set[Rule] = set()
 
 
-def rule(*names: str) -> Callable[[R], R]:
+def rule(*names: str, walks_inside: bool = False) -> Callable[[R], R]:
     """Register a rule for primitives given by name.
 
     A name is resolved to the primitive that JAX makes public under it, so that a user's
@@ -57,6 +60,8 @@ def rule(*names: str) -> Callable[[R], R]:
     def register(function: R) -> R:
         for name in names:
             _RULES[getattr(primitives, f"{name}_p", name)] = function
+        if walks_inside:
+            _WALKING.add(function)
         return function
 
     return register
@@ -71,6 +76,11 @@ def find_rule(primitive: Primitive) -> Rule:
     """The rule for a primitive: its own, or else the generic one."""
     by_name = _RULES.get(primitive.name) if _is_of_jax(primitive) else None
     return _RULES.get(primitive) or by_name or _RULES[GENERIC]
+
+
+def walks_inside(function: Rule) -> bool:
+    """Whether a rule takes numbers whose tangents are yet to be made."""
+    return function in _WALKING
 
 
 def _is_of_jax(primitive: Primitive) -> bool:

@@ -128,7 +128,8 @@ def quadratic_model(
       fun: a function of pytrees of arrays that returns a pytree of arrays.
       primals: tuple of its arguments.
       directions: tuple like ``primals``, each leaf with a leading axis of length ``k``,
-        or an :class:`fomoh_jax.Active` where only some of the ``k`` are not zero;
+        or an :class:`fomoh_jax.Active` where only some of the ``k`` are not zero, or a
+        :class:`fomoh_jax.Regenerated` that is made where it is needed;
         ``None`` for an argument, or a part of one, that is held fixed.
       curvature: ``"hessian"`` or ``"gauss_newton"``.
       loss: with ``"gauss_newton"``, a function of what ``fun`` returns.
@@ -234,7 +235,8 @@ def directional_curvature(
       fun: a function of pytrees of arrays that returns a pytree of arrays.
       primals: tuple of its arguments.
       directions: tuple like ``primals``, each leaf with a leading axis of length ``k``,
-        or an :class:`fomoh_jax.Active` where only some of the ``k`` are not zero;
+        or an :class:`fomoh_jax.Active` where only some of the ``k`` are not zero, or a
+        :class:`fomoh_jax.Regenerated` that is made where it is needed;
         ``None`` for an argument, or a part of one, that is held fixed.
 
     Returns:

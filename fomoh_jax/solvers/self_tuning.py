@@ -19,8 +19,11 @@ _MEMORY = 50
 _UNJUDGED = 3
 # The step size aimed at is the best one for the next step to this power (so that it is
 # larger), and at most so many times that.
-_FORESIGHT = 0.75
+_FORESIGHT = 0.6
 _BOLDEST = 1.5
+# No step goes further on what noisy losses say. It makes 2 η - η², that is 98 %, of the
+# progress of a whole one, at 72 % of its squared length; most of that is a random walk.
+_FURTHEST = 0.85
 # The largest part by which a step size falls.
 _FALL = 0.02
 # Below that there is no telling noise from steps.
@@ -82,8 +85,8 @@ def self_tuning(initial: float = 0.05, growth: float = 0.1) -> Solver:
     where :math:`\eta^\ast` is the size that lowers the loss most in one step. It is 1
     where the loss is the same at each step. Steps that are larger make more of the
     steps that come after them, so that the step size aimed at is
-    :math:`\min(\eta^{\ast\, 3/4}, \tfrac32 \eta^\ast)`. (Were it not for the second, a
-    step size at which nothing is won would not fall.)
+    :math:`\min(\eta^{\ast\, 3/5}, \tfrac32 \eta^\ast)`, but at most 0.85. (Were it not
+    for the second, a step size at which nothing is won would not fall.)
 
     The step itself is half damped and half shortened, with eigenvalues
     :math:`\Lambda` and basis :math:`B` of the curvature in the metric
@@ -101,7 +104,7 @@ def self_tuning(initial: float = 0.05, growth: float = 0.1) -> Solver:
     learning rate, makes the predictions wrong.
 
     Args:
-      initial: the first step size, in (0, 1].
+      initial: the first step size, in (0, 1]; one above 0.85 is taken as 0.85.
       growth: the step size grows by at most this fraction a step; after ``n``
         predictions in a row that came true within a quarter, as they do where the loss
         is the same at each step, by ``n`` times it; positive.
@@ -176,8 +179,10 @@ def self_tuning(initial: float = 0.05, growth: float = 0.1) -> Solver:
         step_size = jnp.clip(target, slowest, fastest)
         # Where the loss is the same at each step, the model is to be trusted.
         trusted = streak >= _NO_ACCIDENT
-        step_size = jnp.where(trusted, fastest, step_size)
-        step_size = jnp.clip(step_size, smallest, 1)
+        step_size = jnp.where(
+            trusted, jnp.minimum(fastest, 1), jnp.minimum(step_size, _FURTHEST)
+        )
+        step_size = jnp.maximum(step_size, smallest)
 
         coefficients, length = _shortened(model, gram, step_size)
         longest = _LONGEST * jnp.sqrt(state.mean_square)

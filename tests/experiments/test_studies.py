@@ -252,5 +252,7 @@ def test_paper_picks_from_a_grid_and_runs_more_seeds_of_the_best(tmp_path):
 def test_an_unknown_method_is_named():
     with pytest.raises(SystemExit, match=r"among FGD, .* got FoMoH-7D"):
         paper.Config(methods=("FoMoH-7D",))
-    with pytest.raises(SystemExit, match="--self-tuned are among FoMoH-2D, .* got SGD"):
+    with pytest.raises(
+        SystemExit, match=r"--self-tuned are among FoMoH-2D, .* got SGD"
+    ):
         paper.Config(self_tuned=("SGD",))

@@ -10,7 +10,7 @@ from jax.sharding import PartitionSpec as P
 
 import fomoh_jax
 from fomoh_jax import Active
-from fomoh_jax.hyperdual.active import is_active
+from fomoh_jax.hyperdual.active import is_compact
 from fomoh_jax.hyperdual.forms import Diagonal, Pairs
 from fomoh_jax.hyperdual.interpreter import interpret
 from fomoh_jax.hyperdual.number import ZERO, HyperDual, Stack
@@ -39,7 +39,7 @@ def random_subsets(primals, seed):
 
 
 def dense(directions):
-    return jax.tree.map(lambda v: v.dense(), directions, is_leaf=is_active)
+    return jax.tree.map(lambda v: v.dense(), directions, is_leaf=is_compact)
 
 
 def assert_zeros_change_nothing(fun, primals, v, *, adjoint=True):
