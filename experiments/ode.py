@@ -198,7 +198,12 @@ def make_contenders() -> dict[str, Contender]:
         "FoMoH-2D, saddle-free": Contender(kd(2, solvers.saddle_free()), rates),
         "FoMoH-4D, Newton": Contender(kd(4, solvers.newton())),
         "FoMoH-4D, saddle-free": Contender(kd(4, solvers.saddle_free()), rates),
-        # One more line: "FoMoH-4D, trust region": Contender(kd(4, trust_region())).
+        # Radii are in log-parameters, and the starts are about 0.2 from the truth.
+        "FoMoH-4D, trust region": Contender(
+            lambda rate, key: fomoh_jax.fomoh_kd(
+                4, solver=solvers.trust_region(0.1), key=key
+            )
+        ),
         "FoMoH-4D, damped": Contender(kd(4, solvers.damped(1e-2)), rates),
     }
 

@@ -2,12 +2,14 @@
 
     python -m experiments.rosenbrock --dimensions 2 5 10
 
-FoMoH, FoMoH-KD for K = 2 … D, Newton's method with the exact Hessian, and FGD and Adam
-with learning rates searched over a grid. Writes ``curves.png`` and ``table.md`` into
-``experiments/results/rosenbrock`` and prints the table.
+FoMoH, FoMoH-KD for K = 2 … D, K = D in a trust region, Newton's method with the exact
+Hessian, and FGD and Adam with learning rates searched over a grid. Then the trust
+region from many more starts. Writes ``curves.png`` and ``table.md`` into
+``experiments/results/rosenbrock`` and prints the tables.
 """
 
 import dataclasses
+import re
 from pathlib import Path
 
 import jax
@@ -30,6 +32,10 @@ from experiments.minimisation import (
 )
 
 TARGET = 1e-8  # a loss that has arrived at the minimum, which is zero
+PRECISE = 1e-12  # the same, for the trust region
+
+
+TRUST_REGION = "K = D, trust region"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +48,8 @@ class Config:
     """Iterations of every method."""
     seeds: int = 10
     """Random starts."""
+    many_seeds: int = 100
+    """Random starts of the trust region, of each kind."""
     fgd_rates: tuple[float, ...] = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
     """Grid of learning rates; the one of the best median final loss is shown."""
     adam_rates: tuple[float, ...] = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
@@ -67,10 +75,18 @@ def make_contenders(dimension: int, config: Config) -> dict[str, Contender]:
         ),
         "FoMoH": Contender(lambda rate, key: fomoh_jax.fomoh(rate, key=key)),
         **{f"FoMoH-{k}D": kd(k) for k in range(2, dimension + 1)},
-        # The trust region: kd(dimension, solver=fomoh_jax.solvers.trust_region()).
+        TRUST_REGION: trust_region(dimension),
         "Newton": Contender(lambda rate, key: newton()),
         "Adam": Contender(adam, config.adam_rates),
     }
+
+
+def trust_region(dimension: int) -> Contender:
+    """The minimum of the whole quadratic model, within a radius."""
+    solver = fomoh_jax.solvers.trust_region()
+    return Contender(
+        lambda rate, key: fomoh_jax.fomoh_kd(dimension, solver=solver, key=key)
+    )
 
 
 def run_all(dimension: int, config: Config) -> dict[str, Runs]:
@@ -95,7 +111,7 @@ def draw(results: dict[int, dict[str, Runs]], path: Path) -> None:
             x = np.arange(1, run.losses.shape[1] + 1)
             # Zero has no logarithm: what is below the axis ends there.
             shown = np.clip(run.losses, 1e-32, 1e30)
-            label = name.replace("FoMoH-", "") if "-" in name else name
+            label = name.removeprefix("FoMoH-")
             plotting.plot_quartiles(axes, x, shown, label=label, **style)
         axes.set(xscale="log", xlabel="iteration", title=f"D = {dimension}")
         axes.legend(fontsize=7.5, ncols=2, loc="lower left")
@@ -107,13 +123,14 @@ def draw(results: dict[int, dict[str, Runs]], path: Path) -> None:
 
 def _styles(names: list[str]) -> list[dict]:
     """The hyperplanes from dark to light as K grows, the others apart from them."""
-    planes = [name for name in names if name.startswith("FoMoH-")]
+    planes = [name for name in names if re.fullmatch(r"FoMoH-\d+D", name)]
     shades = plt.colormaps["viridis"](np.linspace(0, 0.92, len(planes)))
     styles = {name: {"color": shade} for name, shade in zip(planes, shades)}
     styles |= {
         "FGD": {"color": "tab:gray"},
         "FoMoH": {"color": "tab:red"},
         "Newton": {"color": "black", "ls": "--", "dashes": (2, 2)},
+        TRUST_REGION: {"color": "crimson"},
         "Adam": {"color": "tab:orange"},
     }
     return [styles.get(name, {"color": "tab:pink"}) for name in names]
@@ -155,16 +172,58 @@ def summary(results: dict[int, dict[str, Runs]], config: Config) -> str:
     return f"{plotting.table(columns)}\n\n{notes}"
 
 
+def reliability(config: Config) -> str:
+    """Where the trust region ends from many starts, with K = D = the largest D."""
+    dimension = max(config.dimensions)
+    key, shape = jax.random.key(2), (config.many_seeds, dimension)
+    starts = {
+        "standard normal": jax.random.normal(key, shape),
+        "uniform in [0, 2]": jax.random.uniform(key, shape, maxval=2.0),
+    }
+    rows = []
+    for name, points in starts.items():
+        run = minimise(rosenbrock, trust_region(dimension), points, config.steps)
+        first = steps_to(run.losses, PRECISE)
+        there = np.isfinite(first)
+        other = ~there & np.asarray(jax.vmap(is_minimum)(run.points))
+        steps = first[there] if there.any() else [np.nan]
+        rows.append(
+            {
+                "starts": f"{len(first)}, {name}",
+                f"at {PRECISE:g}": str(there.sum()),
+                "at another minimum": str(other.sum()),
+                "anywhere else": str((~there & ~other).sum()),
+                "median steps": f"{np.median(steps):.0f}",
+                "most steps": f"{np.max(steps):.0f}",
+            }
+        )
+    table = plotting.table({title: [row[title] for row in rows] for title in rows[0]})
+    return (
+        f"FoMoH-{dimension}D in a trust region, no argument but K:\n\n{table}\n\n"
+        "Another minimum is where the gradient is zero to 1e-6 and the Hessian is "
+        "positive definite: a method that never climbs stays there."
+    )
+
+
+def is_minimum(x: jax.Array) -> jax.Array:
+    """Whether the gradient is zero and the Hessian is positive definite."""
+    flat = jnp.linalg.norm(jax.grad(rosenbrock)(x)) < 1e-6
+    return flat & (jnp.linalg.eigvalsh(jax.hessian(rosenbrock)(x))[0] > 0)
+
+
 def main(config: Config) -> None:
     """Run every method from every start, and write what came out."""
-    if min(config.dimensions, default=0) < 2 or min(config.steps, config.seeds) < 1:
+    if (
+        min(config.dimensions, default=0) < 2
+        or min(config.steps, config.seeds, config.many_seeds) < 1
+    ):
         raise SystemExit("--dimensions must be at least 2, --steps and --seeds 1.")
     jax.config.update("jax_enable_x64", True)
     results = {dimension: run_all(dimension, config) for dimension in config.dimensions}
     folder = config.out / "rosenbrock"
     folder.mkdir(parents=True, exist_ok=True)
     draw(results, folder / "curves.png")
-    text = summary(results, config)
+    text = f"{summary(results, config)}\n\n{reliability(config)}"
     (folder / "table.md").write_text(text + "\n")
     print(f"{text}\n\nfigure: {folder / 'curves.png'}")
 

@@ -51,17 +51,19 @@ class Standing(NamedTuple):
 
 
 def make_epoch(model: nn.Module, method: Method, batch_size: int) -> Callable:
-    """A jitted ``epoch(params, state, key, images, labels) -> Progress``.
+    """A compiled ``epoch(params, state, key, images, labels) -> Progress``.
 
     It shuffles, cuts off what does not fill a batch, and scans over the batches, so
-    that an epoch is one dispatch. A minibatch whose loss is not finite changes nothing:
-    forward methods see to that themselves; with backpropagation the step is undone.
+    that an epoch is one dispatch; with backpropagation it is one a batch. A minibatch
+    whose loss is not finite changes nothing: forward methods see to that themselves;
+    with backpropagation the step is undone.
     """
     tx = optax.with_extra_args_support(method.transformation)
 
     def loss_fn(params, images, labels):
         return cross_entropy(model.apply(params, images), labels)
 
+    @jax.jit
     def step(carry, batch):
         params, state = carry
         if method.backpropagates:
@@ -76,17 +78,30 @@ def make_epoch(model: nn.Module, method: Method, batch_size: int) -> Callable:
         return jax.tree.map(keep, after, carry), loss
 
     @jax.jit
-    def epoch(params, state, key, images, labels):
+    def shuffled(key, images, labels):
         batches = len(labels) // batch_size
         order = jax.random.permutation(key, len(labels))[: batches * batch_size]
-        data = {
+        return {
             "images": images[order].reshape(batches, batch_size, *images.shape[1:]),
             "labels": labels[order].reshape(batches, batch_size),
         }
+
+    @jax.jit
+    def scanned(params, state, key, images, labels):
+        data = shuffled(key, images, labels)
         (params, state), losses = jax.lax.scan(step, (params, state), data)
         return Progress(params, state, losses)
 
-    return epoch
+    def stepwise(params, state, key, images, labels):
+        carry, losses = (params, state), []
+        data = shuffled(key, images, labels)
+        for i in range(len(data["labels"])):
+            carry, loss = step(carry, jax.tree.map(lambda x: x[i], data))
+            losses.append(loss)
+        return Progress(*carry, jnp.stack(losses))
+
+    # On the CPU, XLA runs the backward pass of a convolution slowly inside of a loop.
+    return stepwise if method.backpropagates else scanned
 
 
 def make_evaluation(model: nn.Module, batch_size: int = 1000) -> Callable:

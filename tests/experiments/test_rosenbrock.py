@@ -34,15 +34,31 @@ def test_the_loss_is_scipy_s():
 
 def test_it_writes_a_figure_and_a_table_with_every_method(tmp_path, capsys):
     config = rosenbrock.Config(
-        dimensions=(2,), steps=5, seeds=2, fgd_rates=(1e-4,), out=tmp_path
+        (2,), steps=5, seeds=2, many_seeds=3, fgd_rates=(1e-4,), out=tmp_path
     )
     rosenbrock.main(config)
     folder = tmp_path / "rosenbrock"
     assert (folder / "curves.png").read_bytes()[:4] == b"\x89PNG"
     text = (folder / "table.md").read_text()
     assert text.strip() in capsys.readouterr().out
-    for name in ("FGD", "FoMoH ", "FoMoH-2D", "Newton", "Adam"):
+    for name in ("FGD", "FoMoH ", "FoMoH-2D", "K = D, trust", "Newton", "Adam"):
         assert name in text
+
+
+def test_in_a_trust_region_every_start_ends_at_a_minimum():
+    config = rosenbrock.Config(dimensions=(10,), steps=100)
+    text = rosenbrock.reliability(config)
+    rows = [line.split("|")[2:] for line in text.splitlines() if "| 100, " in line]
+    (normal_starts, uniform_starts) = ([int(x) for x in row[:3]] for row in rows)
+    assert normal_starts[2] == 0 and normal_starts[0] >= 70
+    assert uniform_starts == [100, 0, 0]
+
+
+def test_a_minimum_is_where_newton_s_method_would_stay_and_no_saddle():
+    minimum = minimize(rosen, [-1.0] + 9 * [1.0], jac=rosen_der, tol=1e-12).x
+    assert rosenbrock.is_minimum(minimum) and rosen(minimum) > 3.9
+    assert rosenbrock.is_minimum(np.ones(10))
+    assert not rosenbrock.is_minimum(np.zeros(10))
 
 
 @pytest.mark.parametrize("dimensions", [(), (1,), (5, 1)])

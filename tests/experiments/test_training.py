@@ -58,7 +58,7 @@ def test_every_method_trains(name):
     assert runs[-1].losses.mean() < 0.8 * runs[0].losses.mean()
 
 
-def test_an_epoch_is_one_scan_and_is_compiled_once():
+def test_a_forward_epoch_is_one_scan_and_is_compiled_once():
     model, method = MODELS["softmax"], methods.make_method("fomoh_kd", 0.2, 2)
     epoch = make_epoch(model, method, batch_size=16)
     list(itertools.islice(train(model, method, epoch, blobs(), 3, seed=0), 3))
@@ -66,7 +66,7 @@ def test_an_epoch_is_one_scan_and_is_compiled_once():
     params = model.init(jax.random.key(0), blobs().images[:1])
     state = method.transformation.init(params)
     jaxpr = jax.make_jaxpr(epoch)(params, state, jax.random.key(0), *blobs())
-    (inner,) = [eqn for eqn in jaxpr.eqns if eqn.params.get("name") == "epoch"]
+    (inner,) = [eqn for eqn in jaxpr.eqns if eqn.params.get("name") == "scanned"]
     scans = [e for e in inner.params["jaxpr"].eqns if e.primitive.name == "scan"]
     assert [scan.params["length"] for scan in scans] == [4]
 
