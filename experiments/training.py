@@ -51,7 +51,7 @@ class Standing(NamedTuple):
 
 
 def make_epoch(model: nn.Module, method: Method, batch_size: int) -> Callable:
-    """A compiled ``epoch(params, state, key, images, labels) -> Progress``.
+    """An ``epoch(params, state, key, images, labels) -> Progress``.
 
     It shuffles, cuts off what does not fill a batch, and scans over the batches, so
     that an epoch is one dispatch; with backpropagation it is one a batch. A minibatch
@@ -98,7 +98,7 @@ def make_epoch(model: nn.Module, method: Method, batch_size: int) -> Callable:
         for i in range(len(data["labels"])):
             carry, loss = step(carry, jax.tree.map(lambda x: x[i], data))
             losses.append(loss)
-        return Progress(*carry, jnp.stack(losses))
+        return Progress(*carry, jnp.array(losses))
 
     # On the CPU, XLA runs the backward pass of a convolution slowly inside of a loop.
     return stepwise if method.backpropagates else scanned

@@ -67,7 +67,7 @@ def test_the_best_step_size_is_known_from_the_gain_where_slopes_are_noisy():
 
 
 @pytest.mark.parametrize(
-    "gain, aim", [(1.0, 0.85), (0.5, 0.53**0.6), (0.2, 1.5 * 0.248), (0.0, 1.5 * 0.06)]
+    "gain, aim", [(1.0, 0.85), (0.6, 0.624**0.6), (0.2, 0.31), (0.0, 1.25 * 0.06)]
 )
 def test_the_step_size_goes_to_a_power_of_the_best_and_falls_where_none_is_won(
     gain, aim

@@ -163,10 +163,12 @@ def regenerated(base: Directions) -> Directions:
 
     Stored, ``k`` directions take ``k`` times the memory of the parameters, and what the
     random generator needs to make them takes more. Made anew, from the same keys, they
-    exist for one leaf at a time: where the forward pass takes it, in the Gram matrix
-    and in the step, so that random numbers are made three times. They are the same as
-    those of ``base``. A leaf that a loop runs over is made whole before the loop, and
-    ``adjoint=True`` keeps all of them.
+    exist for one leaf at a time: at each equation of the loss that takes it, in the
+    Gram matrix and in the step, so that random numbers are made three times or more.
+    They are the same as those of ``base``. What a loop or a branch takes is made whole
+    before it, and ``adjoint=True`` keeps all of them. In a sum, as
+    ``regenerated(a) + b``, those of ``b`` are stored, and zeros of a layerwise ``b``
+    are made as well.
 
     Args:
       base: ``gaussian(k)``, ``rademacher(k)`` or ``sparse(k, rate)``: a source whose

@@ -109,12 +109,13 @@ def _joined_when_made(a: Any, b: Any) -> Regenerated:
 def _as_regenerated(leaf: Any) -> Regenerated:
     if isinstance(leaf, Regenerated):
         return leaf
-    array = as_active(leaf).dense()
-    return Regenerated(array, _stored, array.shape, array.dtype)
+    stored = as_active(leaf)
+    shape = (stored.k, *stored.array.shape[1:])
+    return Regenerated(leaf, _dense, shape, stored.array.dtype)
 
 
-def _stored(array: jax.Array) -> jax.Array:
-    return array
+def _dense(leaf: Any) -> jax.Array:
+    return as_active(leaf).dense()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -262,6 +262,13 @@ def _as_channel(
     if _array_type(tangent).shape != (*lead, *jnp.shape(primal)):
         raise ValueError(_wrong_shape(path, primal, tangent, symbol))
     if isinstance(tangent, Regenerated):  # until an equation takes the primal
+        made = jax.eval_shape(tangent.make, tangent.seed)
+        if (made.shape, made.dtype) != (tangent.shape, tangent.dtype):
+            raise ValueError(
+                f"{path}.make must return an array of the shape and dtype that are "
+                f"declared, {list(tangent.shape)} and {tangent.dtype}; got "
+                f"{list(made.shape)} and {made.dtype}."
+            )
         return cast(Channel, tangent)
     return Stack(jnp.asarray(tangent))
 

@@ -16,7 +16,8 @@ from jax.ref import AbstractRef
 
 from fomoh_jax.compat import open_jaxpr
 from fomoh_jax.hyperdual.forms import Form
-from fomoh_jax.hyperdual.number import HyperDual, settled
+from fomoh_jax.hyperdual.number import HyperDual, known_last, settled
+from fomoh_jax.hyperdual.regenerated import Regenerated
 from fomoh_jax.hyperdual.registry import Operation, find_rule, walks_inside
 
 _BLAME = "fomoh_jax: in the hyper-dual rule"
@@ -43,15 +44,19 @@ def interpret(
     def read(atom: Any) -> HyperDual:
         return HyperDual(atom.val) if isinstance(atom, Literal) else env[atom]
 
+    deferred = any(isinstance(arg.tangents, Regenerated) for arg in args)
+    latest = None
     equations = jaxpr.eqns if effects else _needed(jaxpr)
     last_use = _last_use(equations, jaxpr.outvars)
     for index, eqn in enumerate(equations):
         with _at_source_of(eqn):
-            outs = _apply(eqn, form, [read(atom) for atom in eqn.invars])
+            outs = _apply(eqn, form, [read(atom) for atom in eqn.invars], latest)
+        if deferred and (last := known_last(outs)) is not None:
+            latest = last
         env.update(zip(eqn.outvars, outs))
         for var in last_use.get(index, ()):
             del env[var]
-    return settled([read(atom) for atom in jaxpr.outvars])
+    return settled([read(atom) for atom in jaxpr.outvars], latest)
 
 
 @lru_cache(maxsize=512)
@@ -71,14 +76,16 @@ def staged(jaxpr: Any, name: str, inline: Any = False) -> Callable:
     return jax.jit(hyperdual, inline=inline)
 
 
-def _apply(eqn: JaxprEqn, form: Form, args: list[HyperDual]) -> Sequence[HyperDual]:
+def _apply(
+    eqn: JaxprEqn, form: Form, args: list[HyperDual], latest: jax.Array | None
+) -> Sequence[HyperDual]:
     op = Operation(eqn.primitive, eqn.params, [var.aval for var in eqn.outvars])
     # What is kept in a mutable array may begin to vary after it was made.
     lasting = not any(isinstance(var.aval, AbstractRef) for var in eqn.outvars)
     if lasting and all(arg.is_constant for arg in args):
         return [HyperDual(out) for out in op(*(arg.primal for arg in args))]
     rule = find_rule(eqn.primitive)
-    return rule(form, op, args if walks_inside(rule) else settled(args))
+    return rule(form, op, args if walks_inside(rule) else settled(args, latest))
 
 
 def _needed(jaxpr: Any) -> list[JaxprEqn]:

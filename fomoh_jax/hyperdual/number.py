@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.ref import AbstractRef
 from jax.tree_util import register_dataclass, register_static
 
 from fomoh_jax.hyperdual.regenerated import Regenerated
@@ -119,14 +120,19 @@ class HyperDual:
         return self.tangents, self.seconds
 
 
-def settled(numbers: Sequence[HyperDual]) -> list[HyperDual]:
+def settled(
+    numbers: Sequence[HyperDual], latest: jax.Array | None = None
+) -> list[HyperDual]:
     """The numbers, with tangents that are regenerated made now.
 
-    That is, once the last of what the equation that takes them needs is known.
+    That is, once the last of what the equation that takes them needs is known, or else
+    ``latest``.
     """
     if not any(isinstance(n.tangents, Regenerated) for n in numbers):
         return list(numbers)
-    after = _known_last(numbers)
+    after = known_last(numbers)
+    if after is None:
+        after = latest
 
     def settle(number: HyperDual) -> HyperDual:
         if not isinstance(number.tangents, Regenerated):
@@ -137,15 +143,15 @@ def settled(numbers: Sequence[HyperDual]) -> list[HyperDual]:
     return list(map(settle, numbers))
 
 
-def _known_last(numbers: Sequence[HyperDual]) -> jax.Array | None:
-    """Of what is at hand, what is known after the rest: seconds, if there are any.
+def known_last(numbers: Sequence[HyperDual]) -> jax.Array | None:
+    """A channel that is known after the rest: seconds, if there are any.
 
     All primals of a network could be computed before any of its tangents are.
     """
-    seconds = [n.seconds.array for n in numbers if isinstance(n.seconds, Stack)]
-    tangents = [n.tangents.array for n in numbers if isinstance(n.tangents, Stack)]
-    primals = [n.primal for n in numbers if n.is_constant and is_inexact(n.primal)]
-    return next(iter((*seconds, *tangents, *primals)), None)
+    channels = [n.seconds for n in numbers] + [n.tangents for n in numbers]
+    arrays = [channel.array for channel in channels if isinstance(channel, Stack)]
+    is_ref = lambda x: isinstance(jax.typeof(x), AbstractRef)
+    return next((x for x in arrays if not is_ref(x)), None)
 
 
 # For each of several numbers, whether it has tangents and whether it has seconds.

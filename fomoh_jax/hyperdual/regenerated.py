@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.tree_util import register_dataclass
 
 
@@ -20,7 +21,7 @@ class Regenerated:
     are those of ``seed``.
 
     Attributes:
-      seed: a pytree of arrays and PRNG keys.
+      seed: a pytree of PRNG keys, or of whatever else ``make`` takes.
       make: ``make(seed)``, the array; a function that is the same object each time, so
         that ``jit`` knows it again.
       shape: of the array, ``(k, *leaf.shape)``.
@@ -44,25 +45,48 @@ class Regenerated:
     dtype: Any = dataclasses.field(metadata={"static": True})
 
     def dense(self, after: jax.Array | None = None) -> jax.Array:
-        """The directions, made no earlier than a floating-point array is known.
+        """The directions, made no earlier than an array of numbers is known.
 
         XLA computes what depends on nothing as early as it likes, and so all of it at
-        once: 12 layers of a network took 3.4 GB in the place of 0.3. What is made
-        waits for the first element of ``after``, which no simplification can drop
-        since a number need not equal itself; of barriers, XLA's scheduler on the CPU
-        knows nothing. (Where it is NaN, and so the loss, the directions are others.)
+        once. Keys, and other integers of the seed, wait for ``after``.
         """
         seed = self.seed
         if after is not None and jnp.size(after):
-            first = jnp.asarray(after)[(0,) * jnp.ndim(after)]
-            seed = jax.tree.map(lambda x: _delayed(x, first != first), seed)
+            seed = jax.tree.map(lambda x: _delayed(x, _never(_part(after))), seed)
         return self.make(seed)
 
 
-def _delayed(x: jax.Array, false: jax.Array) -> jax.Array:
-    """``x``, as far as XLA can tell not before ``false`` is known."""
+def _part(x: jax.Array) -> jax.Array:
+    """A number that is known once the array is."""
+    x = lax.stop_gradient(x)
+    if any(axis is not None for axis in jax.typeof(x).sharding.spec):
+        return jnp.sum(x)  # an element of what is sharded by hand cannot be taken
+    return x[(0,) * jnp.ndim(x)]
+
+
+@jax.custom_batching.custom_vmap
+def _never(x: jax.Array) -> jax.Array:
+    """False, as XLA does not know: NaN is the number that does not equal itself.
+
+    (Of a barrier, its scheduler on the CPU knows nothing.)
+    """
+    return (x != x) & (x == x)
+
+
+@_never.def_vmap
+def _never_of_any(size: int, batched: list[bool], x: jax.Array) -> tuple:
+    # A key stays one key: some generators make other numbers of a batch of them.
+    del size, batched
+    return jnp.any(_never(x)), False
+
+
+def _delayed(x: jax.Array, never: jax.Array) -> jax.Array:
+    """``x``, as far as XLA can tell not before ``never`` is known."""
+    x = jnp.asarray(x)
     if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
         data = jax.random.key_data(x)
         impl = jax.random.key_impl(x)
-        return jax.random.wrap_key_data(data + false.astype(data.dtype), impl=impl)
+        return jax.random.wrap_key_data(data + never.astype(data.dtype), impl=impl)
+    if jnp.issubdtype(x.dtype, jnp.integer):
+        return x + never.astype(x.dtype)
     return x

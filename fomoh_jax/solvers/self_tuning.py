@@ -20,7 +20,7 @@ _UNJUDGED = 3
 # The step size aimed at is the best one for the next step to this power (so that it is
 # larger), and at most so many times that.
 _FORESIGHT = 0.6
-_BOLDEST = 1.5
+_BOLDEST = 1.25
 # No step goes further on what noisy losses say. It makes 2 η - η², that is 98 %, of the
 # progress of a whole one, at 72 % of its squared length; most of that is a random walk.
 _FURTHEST = 0.85
@@ -85,7 +85,7 @@ def self_tuning(initial: float = 0.05, growth: float = 0.1) -> Solver:
     where :math:`\eta^\ast` is the size that lowers the loss most in one step. It is 1
     where the loss is the same at each step. Steps that are larger make more of the
     steps that come after them, so that the step size aimed at is
-    :math:`\min(\eta^{\ast\, 3/5}, \tfrac32 \eta^\ast)`, but at most 0.85. (Were it not
+    :math:`\min(\eta^{\ast\, 3/5}, \tfrac54 \eta^\ast)`, but at most 0.85. (Were it not
     for the second, a step size at which nothing is won would not fall.)
 
     The step itself is half damped and half shortened, with eigenvalues
@@ -104,10 +104,10 @@ def self_tuning(initial: float = 0.05, growth: float = 0.1) -> Solver:
     learning rate, makes the predictions wrong.
 
     Args:
-      initial: the first step size, in (0, 1]; one above 0.85 is taken as 0.85.
+      initial: what the first step size grows from, in (0, 1].
       growth: the step size grows by at most this fraction a step; after ``n``
         predictions in a row that came true within a quarter, as they do where the loss
-        is the same at each step, by ``n`` times it; positive.
+        is the same at each step, by ``n + 1`` times it; positive.
 
     Returns:
       A solver, whose state is a :class:`SelfTuningState`.

@@ -32,6 +32,13 @@ def seen_through(p, x):
 
 seen_through.defvjp(lambda p, x: (body(p, x), None), lambda res, ct: (None, ct))
 
+
+def written(x):
+    ref = jax.new_ref(jnp.zeros_like(x))
+    ref[...] = x
+    return ref[...]
+
+
 # Where an equation takes the parameters: in the function itself, inside of calls, in
 # loops and branches, twice, and not at all.
 PROGRAMS = {
@@ -49,6 +56,9 @@ PROGRAMS = {
         lambda c: jnp.sum(c) > 1, lambda c: body(p, c) / 2, x
     ),
     "twice": lambda p, x: body(p, x) @ p["w"] + jnp.sum(p["b"] * p["b"]),
+    "mutable": lambda p, x: written(p["w"]) @ p["b"] + x[0],
+    "beside NaN": lambda p, x: jnp.nanmean(jnp.where(x > 0, p["b"] * x, jnp.nan)),
+    "NaN": lambda p, x: jnp.where(jnp.isnan(x * jnp.nan), p["b"], x * jnp.nan),
     "untouched": lambda p, x: (p["w"], 2 * x),
 }
 
@@ -152,6 +162,24 @@ def test_a_leaf_is_a_key_and_passes_through_jit_and_vmap():
     assert_close(jax.vmap(slope)(keys), jnp.stack(list(map(slope, keys))))
 
 
+@pytest.mark.parametrize("impl", ["threefry2x32", "rbg"])
+def test_a_batch_of_parameters_takes_the_same_steps(impl):
+    # Of a batch of keys, rbg makes other numbers than of each of them.
+    batch = jax.vmap(lambda s: jax.tree.map(lambda leaf: s * leaf, params()))(
+        jnp.array([1.0, 0.5])
+    )
+    loss = lambda p: jnp.sum(body(p, jnp.ones((2, 4))) ** 2)
+
+    def steps(source):
+        tx = fomoh_jax.scale_by_hyperplane(
+            source, solvers.saddle_free(), key=jax.random.key(3, impl=impl)
+        )
+        one = lambda p: tx.update(None, tx.init(p), p, value_fn=loss)[0]
+        return jax.vmap(one)(batch)
+
+    assert_close(steps(ANEW), steps(STORED), rtol=1e-8)
+
+
 def test_not_a_number_stays_one_and_gives_no_step():
     tx = fomoh_jax.scale_by_hyperplane(ANEW)
     p = params() | {"b": jnp.full(4, jnp.nan)}
@@ -171,6 +199,13 @@ def test_what_cannot_be_made_leaf_by_leaf_is_refused():
         directions.layerwise(ANEW).sample(KEY, params(), None)
 
 
+def test_what_is_made_must_be_what_was_declared():
+    make = lambda key: jax.random.normal(key, (3, 4))
+    leaf = Regenerated(KEY, make, (2, 4), jnp.dtype("float64"))
+    with pytest.raises(ValueError, match=r"directions\[0\].make must .*got \[3, 4\]"):
+        fomoh_jax.quadratic_model(jnp.sum, (jnp.ones(4),), (leaf,))
+
+
 def test_a_wrong_shape_or_dtype_is_named():
     make = lambda key: jax.random.normal(key, (2, 3))
     leaf = lambda shape, dtype: Regenerated(KEY, make, shape, jnp.dtype(dtype))
@@ -188,8 +223,8 @@ def bytes_of_a_step(source, layers, width):
 
     def loss(weights, x):
         for w in weights:
-            x = jnp.tanh(x @ w)
-        return jnp.mean(x**2)
+            x = jnp.tanh(x @ w.T)
+        return jnp.mean(x**2) + sum(jnp.sum(w**2) for w in weights)
 
     shape = lambda *s: jax.ShapeDtypeStruct(s, jnp.float32)
     network = [shape(width, width) for _ in range(layers)]
