@@ -255,4 +255,4 @@ def test_50_million_parameters_and_four_directions():
     anew, _ = bytes_of_a_step(directions.regenerated(directions.gaussian(4)), 12, 2048)
     assert size > 4 * 50e6
     assert stored > 16 * size
-    assert anew < 3 * size
+    assert anew < 4 * size
