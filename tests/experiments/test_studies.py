@@ -92,7 +92,8 @@ def test_seeds_share_a_compilation(tmp_path, data, monkeypatch):
 
     whole = runner.make_epoch
     monkeypatch.setattr(runner, "make_epoch", make_epoch)
-    runner.run_all([a_run(seed=seed) for seed in (0, 1, 2)], tmp_path, data)
+    seeds = [a_run("fomoh_kd", 0.2, k=2, seed=seed) for seed in (0, 1, 2)]
+    runner.run_all(seeds, tmp_path, data)
     (epoch,) = epochs
     assert epoch._cache_size() == 1
 
