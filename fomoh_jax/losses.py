@@ -110,5 +110,7 @@ def solve_dtype(params: Any) -> Any:
                 f"{name} has dtype {jnp.result_type(leaf)}. Hand integers and complex "
                 "numbers to value_fn by keyword instead."
             )
-        dtype = jnp.promote_types(dtype, jnp.result_type(leaf))
+        # As always, also where JAX is told to promote nothing that it is not asked to.
+        with jax.numpy_dtype_promotion("standard"):
+            dtype = jnp.promote_types(dtype, jnp.result_type(leaf))
     return dtype

@@ -100,6 +100,7 @@ def scale_by_forward_gradient(
       further arguments. The updates handed in may be ``None``.
 
     Raises:
+      TypeError: if ``directions`` is no source of directions.
       ValueError, TypeError: from ``init`` and ``update``, for parameters that are not
         real floating-point numbers, a missing ``params`` or ``value_fn``, or a loss
         that is no real scalar.
@@ -118,6 +119,8 @@ def scale_by_forward_gradient(
     References:
       Baydin et al., *Gradients without Backpropagation*, 2022, arXiv:2202.08587.
     """
+
+    _check_kind("directions", directions, Directions, "directions.gaussian(1)")
 
     def init_fn(params):
         dtype = solve_dtype(params)
@@ -187,6 +190,7 @@ def scale_by_hyperplane(
       a zero step.
 
     Raises:
+      TypeError: if ``directions`` or ``solver`` is not what its name says.
       ValueError: if ``curvature`` is neither of the two.
       ValueError, TypeError: from ``init`` and ``update``, for parameters that are not
         real floating-point numbers, a missing ``params`` or ``value_fn``, or a loss
@@ -210,6 +214,8 @@ def scale_by_hyperplane(
       Cobb et al., 2024, arXiv:2408.10419, section 3 (FoMoH-KD).
     """
     solver = newton() if solver is None else solver
+    _check_kind("directions", directions, Directions, "directions.gaussian(8)")
+    _check_kind("solver", solver, Solver, "solvers.newton()")
     if curvature not in ("hessian", "gauss_newton"):
         raise ValueError(
             f'curvature must be "hessian" or "gauss_newton"; got {curvature!r}.'
@@ -278,13 +284,21 @@ def scale_by_hyperplane(
             coefficients=coefficients,
             predicted_reduction=predicted,
             actual_reduction=actual,
-            accepted=state.accepted + accepted,
+            accepted=state.accepted + accepted.astype(state.accepted.dtype),
             directions_state=memory,
             solver_state=solver_state,
             aux=aux,
         )
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _check_kind(name: str, value: Any, kind: type, such_as: str) -> None:
+    if not isinstance(value, kind):
+        hint = " Did you forget to call it?" if callable(value) else ""
+        raise TypeError(
+            f"{name} must be a {kind.__name__}, such as {such_as}; got {value!r}.{hint}"
+        )
 
 
 def _as_key(key: chex.PRNGKey | int) -> chex.PRNGKey:

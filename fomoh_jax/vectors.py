@@ -17,7 +17,8 @@ def gram(vectors: Any, dtype: Any = None, after: jax.Array | None = None) -> jax
     """
     if dtype is None:
         leaves = jax.tree.leaves(vectors, is_leaf=is_compact)
-        dtype = jnp.result_type(jnp.float32, *map(_dtype, leaves))
+        with jax.numpy_dtype_promotion("standard"):
+            dtype = jnp.result_type(jnp.float32, *map(_dtype, leaves))
 
     def of_leaf(leaf, after):
         v = as_active(leaf, after)

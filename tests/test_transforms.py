@@ -345,3 +345,28 @@ def test_keys_may_be_seeds_typed_or_legacy():
             jax.random.key_data(optax.tree.get(state, "key")),
             jax.random.key_data(jax.random.key(3)),
         )
+
+
+def test_what_is_no_source_or_solver_is_refused_with_a_hint():
+    with pytest.raises(TypeError, match=r"solver must be a Solver.*forget to call it"):
+        fomoh_jax.fomoh_kd(2, solver=solvers.newton)
+    with pytest.raises(TypeError, match=r"solver must be a Solver.*got 'newton'"):
+        fomoh_jax.scale_by_hyperplane(directions.gaussian(1), "newton")
+    for make in (fomoh_jax.scale_by_hyperplane, fomoh_jax.scale_by_forward_gradient):
+        with pytest.raises(TypeError, match=r"directions must be.*forget to call it"):
+            make(directions.incoming)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize(
+    "solver", ["newton", "saddle_free", "damped", "trust_region", "self_tuning"]
+)
+def test_nothing_is_promoted_that_jax_is_told_not_to(solver, dtype):
+    tx = fomoh_jax.fomoh_kd(2, solver=getattr(solvers, solver)())
+    params = PARAMS.astype(dtype)
+    with jax.numpy_dtype_promotion("strict"):
+        state = tx.init(params)
+        for _ in range(2):
+            updates, state = tx.update(None, state, params, value_fn=quadratic)
+            params = optax.apply_updates(params, updates)
+    assert quadratic(params) < quadratic(PARAMS.astype(dtype))

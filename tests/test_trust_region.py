@@ -141,3 +141,16 @@ def test_a_loss_that_is_not_finite_at_first_is_outlived():
         x = optax.apply_updates(x, updates)
     np.testing.assert_allclose(x, 1.0, rtol=1e-6)
     assert int(state[0].accepted) <= 3
+
+
+@pytest.mark.parametrize("scale", [1e-20, 1.0, 1e20])
+def test_the_scale_of_the_loss_does_not_matter_in_float32(scale):
+    scale = np.float32(scale)
+    tx = fomoh_jax.fomoh_kd(3, solver=solvers.trust_region(0.5))
+    loss = lambda x: scale * jnp.sum((x - 3) ** 2)
+    params = jnp.zeros(3, jnp.float32)
+    state = tx.init(params)
+    for _ in range(8):
+        updates, state = tx.update(None, state, params, value_fn=loss)
+        params = optax.apply_updates(params, updates)
+    np.testing.assert_allclose(params, 3, rtol=1e-5)

@@ -48,12 +48,21 @@ def guarded(solve: Callable) -> Callable:
             jnp.where(finite, model.slope, 0),
             jnp.where(finite, model.curvature, identity),
         )
-        coefficients, after = solve(sound, jnp.where(finite, gram, identity), state)
+        coefficients, after = solve(
+            sound, jnp.where(finite, gram, identity), _in_dtype(gram.dtype, state)
+        )
         finite &= jnp.all(jnp.isfinite(coefficients))
-        # In the dtypes that went in, as loops demand, also where JAX would promote.
+        # In the dtypes that went in, as loops demand.
         after = jax.tree.map(
             lambda new, old: jnp.where(finite, new.astype(old.dtype), old), after, state
         )
         return jnp.where(finite, coefficients, 0).astype(gram.dtype), after
 
     return safe
+
+
+def _in_dtype(dtype: Any, state: Any) -> Any:
+    """The state with its floating-point numbers in the precision of the model."""
+    return jax.tree.map(
+        lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, state
+    )

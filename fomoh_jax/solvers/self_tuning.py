@@ -171,7 +171,8 @@ def self_tuning(initial: float = 0.05, growth: float = 0.1) -> Solver:
         averaged = state.averaged + weight * (recent - state.averaged)
         gain = _ratio(*averaged)
 
-        fastest = state.step_size * (1 + growth * (1 + streak))
+        often = 1 + streak.astype(state.step_size.dtype)
+        fastest = state.step_size * (1 + growth * often)
         slowest = state.step_size * (1 - _FALL)
         target = jnp.where(
             state.steps < _UNJUDGED, 1, _target(gain, state.mean_step_size)
@@ -235,7 +236,9 @@ def _shortened(
     """The damped and shortened step, and its length."""
     eigenvalues, basis = in_metric(model.curvature, gram)
     size, kept = jnp.abs(eigenvalues), jnp.any(basis != 0, axis=0)
-    mean = jnp.sum(jnp.where(kept, size, 0)) / jnp.maximum(jnp.sum(kept), 1)
+    mean = jnp.sum(jnp.where(kept, size, 0)) / jnp.maximum(
+        jnp.sum(kept, dtype=size.dtype), 1
+    )
     half = jnp.sqrt(step_size).astype(size.dtype)
     bent = size + (1 / half - 1) * mean
     flat = (size <= rounding(size)) & (bent <= rounding(size)) | (bent == 0)

@@ -62,7 +62,8 @@ def newton(jitter: float = 1e-3, growth: float = 10.0, attempts: int = 5) -> Sol
         # A direction that is zero, as one of a history that has yet to happen, takes
         # no part and makes nothing singular.
         scaled = unit[:, None] * curvature * unit
-        absent = jnp.diag((unit == 0) * jnp.mean(jnp.abs(jnp.diagonal(scaled))))
+        mean = jnp.mean(jnp.abs(jnp.diagonal(scaled)))
+        absent = jnp.diag(jnp.where(unit == 0, mean, 0))
         eigenvalues, vectors = jnp.linalg.eigh(scaled + absent)
         size = jnp.abs(eigenvalues)
         regular = jnp.all(size > rounding(size))

@@ -1,5 +1,6 @@
 """Newton's step within a radius that the loss itself widens and narrows."""
 
+import math
 from typing import Literal, NamedTuple
 
 import jax
@@ -101,7 +102,8 @@ def trust_region(
 
     def judge(predicted, actual, state):
         # Near the minimum both reductions are rounding.
-        noise = 10 * jnp.finfo(predicted.dtype).eps * jnp.abs(state.last_value)
+        value = state.last_value.astype(predicted.dtype)
+        noise = 10 * jnp.finfo(predicted.dtype).eps * jnp.abs(value)
         agree = (jnp.abs(actual - predicted) <= noise) & (predicted >= -noise)
         sound = jnp.where(predicted > 0, predicted, 1)
         # A model that rises, by rounding, has nothing to be compared with.
@@ -119,8 +121,8 @@ def trust_region(
         return accepted, state._replace(
             radius=after.astype(state.radius.dtype),
             gain=gain.astype(state.gain.dtype),
-            accepted=state.accepted + accepted,
-            rejected=state.rejected + ~accepted,
+            accepted=state.accepted + accepted.astype(state.accepted.dtype),
+            rejected=state.rejected + (~accepted).astype(state.rejected.dtype),
         )
 
     def solve(model, gram, state):
@@ -166,7 +168,8 @@ def _step_within(
 
     low = jnp.maximum(0, -lowest)
     # There every component is at most its slope over the rest: within the radius.
-    high = low + jnp.linalg.norm(slope) / radius
+    # (At most √k times the largest: the square of a huge slope would overflow.)
+    high = low + math.sqrt(len(slope)) * jnp.max(jnp.abs(slope)) / radius
 
     def halve(_, bounds):
         low, high = bounds
