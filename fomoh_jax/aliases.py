@@ -108,6 +108,7 @@ def fomoh_kd(
     *,
     solver: solvers.Solver | None = None,
     chunk_size: int | None = None,
+    mesh_axis: str | None = None,
     key: chex.PRNGKey | int = 0,
     has_aux: bool = False,
     aux_struct: Any = None,
@@ -128,7 +129,8 @@ def fomoh_kd(
       solver: how the k×k system is solved; by default ``solvers.self_tuning()`` without
         a learning rate, and the paper's ``solvers.newton()`` with one. The steps of a
         solver without a learning rate are taken whole.
-      chunk_size, key, has_aux, aux_struct: as in :func:`fomoh_jax.scale_by_hyperplane`.
+      chunk_size, mesh_axis, key, has_aux, aux_struct: as in
+        :func:`fomoh_jax.scale_by_hyperplane`.
 
     Returns:
       A gradient transformation whose ``update`` takes ``value_fn``.
@@ -158,6 +160,7 @@ def fomoh_kd(
             solver,
             key=key,
             chunk_size=chunk_size,
+            mesh_axis=mesh_axis,
             has_aux=has_aux,
             aux_struct=aux_struct,
         ),

@@ -157,6 +157,7 @@ def scale_by_hyperplane(
     key: chex.PRNGKey | int = 0,
     curvature: Literal["hessian", "gauss_newton"] = "hessian",
     chunk_size: int | None = None,
+    mesh_axis: str | None = None,
     has_aux: bool = False,
     aux_struct: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -177,6 +178,9 @@ def scale_by_hyperplane(
         ``update`` then takes ``outputs_fn`` as well, and the loss is
         ``value_fn(outputs_fn(params))``. See :func:`fomoh_jax.quadratic_model`.
       chunk_size: bound on memory, as in :func:`fomoh_jax.quadratic_model`.
+      mesh_axis: axis of the mesh in use over whose devices the rows of the curvature
+        are split, as in :func:`fomoh_jax.quadratic_model`. (A batch that is sharded
+        needs nothing of the kind.)
       has_aux: whether ``value_fn`` returns ``(value, aux)``. The aux of the evaluated
         point is then in the state.
       aux_struct: with ``has_aux``, the structure, shapes and dtypes of the aux (arrays
@@ -257,7 +261,12 @@ def scale_by_hyperplane(
             point, moved = directional_derivatives(outputs, (params,), (vectors,))
             whole = lambda params: loss(outputs(params))
         model, aux = quadratic_model(
-            loss, (point,), (moved,), chunk_size=chunk_size, has_aux=True
+            loss,
+            (point,),
+            (moved,),
+            chunk_size=chunk_size,
+            mesh_axis=mesh_axis,
+            has_aux=True,
         )
         model = jax.tree.map(lambda x: x.astype(dtype), model)
         coefficients, solver_state = solver.solve(

@@ -1,11 +1,12 @@
 """Linear algebra on stacks of vectors that are trees: Gram matrices, combinations."""
 
-import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
+from jax.sharding import PartitionSpec
 
 from fomoh_jax.hyperdual.active import Active, as_active, is_compact
 
@@ -22,9 +23,14 @@ def gram(vectors: Any, dtype: Any = None, after: jax.Array | None = None) -> jax
 
     def of_leaf(leaf, after):
         v = as_active(leaf, after)
-        n, *shape = v.array.shape
-        flat = v.array.reshape(n, math.prod(shape))
-        block = jnp.einsum("ia,ja->ij", flat, flat, preferred_element_type=dtype)
+        every = tuple(range(1, v.array.ndim))
+        block = lax.dot_general(
+            v.array,
+            v.array,
+            ((every, every), ((), ())),
+            preferred_element_type=dtype,
+            out_sharding=_everywhere(v.array),
+        )
         if len(v.present) == v.k:
             return block
         places = np.ix_(v.present, v.present)
@@ -69,6 +75,23 @@ def mixed(matrix: jax.Array, vectors: Any) -> Any:
         return total.astype(array.dtype)
 
     return jax.tree.map(of_leaf, vectors, is_leaf=is_compact)
+
+
+def sharded_like(leaf: Any, vectors: jax.Array) -> jax.Array:
+    """Vectors ``[k, *leaf.shape]``, sharded as a leaf that is sharded explicitly.
+
+    (Where the compiler decides, it lets them be born where they are used.)
+    """
+    spec = jax.typeof(leaf).sharding.spec
+    if all(axis is None for axis in spec):
+        return vectors
+    return jax.sharding.reshard(vectors, PartitionSpec(None, *spec))
+
+
+def _everywhere(array: jax.Array) -> PartitionSpec | None:
+    """The sharding of a sum over an array that is sharded explicitly."""
+    explicit = any(axis is not None for axis in jax.typeof(array).sharding.spec)
+    return PartitionSpec() if explicit else None
 
 
 def _dtype(leaf: Any) -> Any:

@@ -1,9 +1,10 @@
-"""Correctness is judged in float64."""
+"""Correctness is judged in float64, and sharding on eight devices of the host."""
 
 import jax
 from hypothesis import HealthCheck, settings
 
 jax.config.update("jax_enable_x64", True)
+jax.config.update("jax_num_cpu_devices", 8)
 
 settings.register_profile(
     "default",

@@ -10,7 +10,7 @@ import optax
 from fomoh_jax.directions.source import Directions
 from fomoh_jax.hyperdual import Regenerated
 from fomoh_jax.hyperdual.arguments import check_size
-from fomoh_jax.vectors import gram, mixed
+from fomoh_jax.vectors import gram, mixed, sharded_like
 
 
 def gaussian(k: int) -> Directions:
@@ -227,7 +227,9 @@ def _random(k: int, sampler: Callable) -> Directions:
     def sample(key, params, updates, state=()):
         del updates, state
         return jax.tree.map(
-            lambda key, p: of_leaf(jnp.shape(p), jnp.result_type(p))(key),
+            lambda key, p: sharded_like(
+                p, of_leaf(jnp.shape(p), jnp.result_type(p))(key)
+            ),
             optax.tree.split_key_like(key, params),
             params,
         )

@@ -61,8 +61,9 @@ def history(m: int) -> Directions:
     m = check_size("m", m)
 
     def init(params):
+        # Made from the parameters, the zeros have their sharding.
         steps = jax.tree.map(
-            lambda p: jnp.zeros((m, *jnp.shape(p)), jnp.result_type(p)), params
+            lambda p: jnp.zeros_like(jnp.broadcast_to(p, (m, *jnp.shape(p)))), params
         )
         last = jax.tree.map(jnp.array, params)  # a copy: params may be donated
         return HistoryState(last, steps, jnp.zeros((), jnp.int32))

@@ -231,6 +231,37 @@ class IndexPairs(Form):
         )
         return Stack(take(stack, flat(i, j)), axis, present)
 
+    def _by_tables(
+        self,
+        product: Callable,
+        ahead: tuple[Stack, Stack],
+        behind: tuple[Stack, Stack] | None,
+        axis: int,
+    ) -> Channel:
+        """``B(a_i, b_j)`` of two stacks, and ``B(a_j, b_i)`` of the same or others.
+
+        All products of two stacks at once. Each vmap sees one stacked operand, so that
+        a matrix product or a convolution folds the stack into its batch or its output
+        features instead of becoming a batch of small products, which is slow on a CPU.
+        """
+
+        def table(a: Stack, b: Stack) -> jax.Array:
+            row = vectorise(product, in_axes=(None, b.axis), out_axes=axis)
+            both = vectorise(row, in_axes=(a.axis, None), out_axes=axis)
+            return both(a.array, b.array)
+
+        (a, b), first = ahead, table(*ahead)
+        width = first.shape[axis + 1]
+        there = self._chosen(
+            first, axis, self._places(a, b), lambda i, j: i * width + j
+        )
+        (a, b), second = (ahead, first) if behind is None else (behind, table(*behind))
+        across = second.shape[axis + 1]
+        back = self._chosen(
+            second, axis, self._places(b, a), lambda i, j: j * across + i
+        )
+        return add(there, back)
+
     def _places(
         self, a: Stack, b: Stack
     ) -> tuple[tuple[int, ...] | None, Indices, Indices]:
@@ -246,7 +277,8 @@ class IndexPairs(Form):
             if x in rows and y in columns
         ]
         places = np.array(found, int).reshape(-1, 3)
-        return tuple(places[:, 0].tolist()), places[:, 1], places[:, 2]
+        present = None if len(found) == len(i) else tuple(places[:, 0].tolist())
+        return present, places[:, 1], places[:, 2]
 
     def _polarised(self, product: Bilinear, a: Stack, b: Stack) -> Stack:
         """``B(a_i, b_j) + B(a_j, b_i)`` by one product of sums for each pair.
@@ -352,19 +384,50 @@ class Pairs(IndexPairs):
     def _bilinear(self, product: Bilinear, a: Stack, b: Stack, axis: int) -> Channel:
         if product.polarise and self.k > 1 and a.present == b.present:
             return super()._bilinear(product, a, b, axis)
-        # All products at once. Each vmap sees one stacked operand, so that a matrix
-        # product or a convolution folds the stack into its batch or its output features
-        # instead of becoming a batch of small products, which is slow on a CPU.
-        row = vectorise(product, in_axes=(None, b.axis), out_axes=axis)
-        table = vectorise(row, in_axes=(a.axis, None), out_axes=axis)(a.array, b.array)
-        width = table.shape[axis + 1]
-        return add(
-            self._chosen(table, axis, self._places(a, b), lambda i, j: i * width + j),
-            self._chosen(table, axis, self._places(b, a), lambda i, j: j * width + i),
-        )
+        return self._by_tables(product, (a, b), None, axis)
 
     def _own(self, product: Bilinear, a: Stack, b: Stack, products: jax.Array) -> Stack:
         return Stack(products[: a.array.shape[0]] / 2)
+
+
+@register_static
+@dataclasses.dataclass(frozen=True)
+class Rows(IndexPairs):
+    """``v_iᵀ H v_j`` for the first ``rows`` of ``i``, and ``j`` half round the ring.
+
+    A share of the curvature. With directions that are numbered from another one on it
+    is another share, by the same program. Coefficient ``q = n * rows + i`` belongs to
+    the pair ``(i, (i + n) % k)``.
+
+    Attributes:
+      k: number of directions.
+      rows: how many of them each share belongs to.
+    """
+
+    k: int
+    rows: int
+
+    @property
+    def pairs(self) -> tuple[Indices, Indices]:
+        offsets = np.arange(self.k // 2 + 1)
+        i = np.tile(np.arange(self.rows), len(offsets))
+        return i, (i + np.repeat(offsets, self.rows)) % self.k
+
+    def _product(self, a: Stack, b: Stack) -> Channel:
+        return self._product_by_table(self._rows(a), b)
+
+    def _bilinear(self, product: Bilinear, a: Stack, b: Stack, axis: int) -> Channel:
+        if product.polarise and self.k > 1 and a.present == b.present:
+            return super()._bilinear(product, a, b, axis)
+        ahead, behind = self._rows(a), self._rows(b)
+        return self._by_tables(product, (ahead, b), (a, behind), axis)
+
+    def _rows(self, stack: Stack) -> Stack:
+        """Those of a stack that are an ``i`` of any pair."""
+        if stack.present is not None:
+            return stack
+        array = lax.slice_in_dim(stack.array, 0, self.rows, axis=stack.axis)
+        return Stack(array, stack.axis, tuple(range(self.rows)))
 
 
 @register_dataclass

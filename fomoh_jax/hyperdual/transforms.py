@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.sharding import PartitionSpec
 
 from fomoh_jax.hyperdual.adjoint import curvatures
 from fomoh_jax.hyperdual.arguments import (
@@ -24,6 +25,7 @@ from fomoh_jax.hyperdual.evaluation import (
 from fomoh_jax.hyperdual.forms import Cross, Diagonal, FirstOrder, Offsets, Pairs
 from fomoh_jax.hyperdual.interpreter import interpret
 from fomoh_jax.hyperdual.number import HyperDual, Stack
+from fomoh_jax.hyperdual.parallel import is_mapped, over_devices
 
 
 class QuadraticModel(NamedTuple):
@@ -102,6 +104,7 @@ def quadratic_model(
     curvature: Literal["hessian", "gauss_newton"] = "hessian",
     loss: Callable | None = None,
     chunk_size: int | None = None,
+    mesh_axis: str | None = None,
     adjoint: bool = False,
     has_aux: bool = False,
 ) -> Any:
@@ -136,6 +139,11 @@ def quadratic_model(
       chunk_size: bound on memory. The rows of the curvature are computed that many at a
         time, one after the other, so that at most ``chunk_size * k`` second-order
         coefficients of an intermediate exist at once. By default all of them.
+      mesh_axis: the name of an axis of the mesh in use (``jax.set_mesh``, or
+        ``jax.shard_map``). The rows of the curvature are then split over the devices
+        along it: each carries all the tangents, and its share of the second-order
+        coefficients. They exchange nothing but the slopes and curvatures of the output.
+        The other axes of the mesh are left as they are, for a batch that is sharded.
       adjoint: whether to get the curvature from one backward pass over what the
         second-order coefficients go through, in the place of carrying ``k²`` of them.
         That takes some ``3k`` evaluations of ``fun`` for each element of its output,
@@ -154,8 +162,10 @@ def quadratic_model(
         ``chunk_size`` is not a Python integer.
       ValueError: if a shape does not match, if the leaves disagree on ``k``, if an
         ``Active`` holds directions that are not in ascending order within ``k``, if
-        ``chunk_size`` is not positive or is given together with ``adjoint``, if
-        ``curvature`` is neither of the two, or if ``loss`` is missing or superfluous.
+        ``chunk_size`` is not positive, if it or ``mesh_axis`` is given together with
+        ``adjoint``, if ``mesh_axis`` names no axis or the number of its devices does
+        not divide ``k``, if ``curvature`` is neither of the two, or if ``loss`` is
+        missing or superfluous.
 
     Example:
       >>> import jax.numpy as jnp
@@ -194,6 +204,7 @@ def quadratic_model(
             loss,
             *((part,) for part in outputs),
             chunk_size=chunk_size,
+            mesh_axis=mesh_axis,
             adjoint=adjoint,
         )
         return (model, aux) if has_aux else model
@@ -206,12 +217,40 @@ def quadratic_model(
             "chunk_size bounds what a forward pass carries, and with adjoint=True "
             f"nothing of that is carried; got chunk_size={chunk_size}. Leave out one."
         )
+    if adjoint and mesh_axis is not None:
+        raise ValueError(
+            "mesh_axis splits what a forward pass carries, and with adjoint=True "
+            f"nothing of that is carried; got mesh_axis={mesh_axis!r}. Leave out one."
+        )
+    if mesh_axis is not None and not is_mapped(mesh_axis, k):
+        everywhere = PartitionSpec()
+        mapped = jax.shard_map(
+            lambda primals, directions: quadratic_model(
+                fun,
+                primals,
+                directions,
+                chunk_size=chunk_size,
+                mesh_axis=mesh_axis,
+                has_aux=has_aux,
+            ),
+            in_specs=everywhere,
+            out_specs=everywhere,
+            axis_names={mesh_axis},
+            check_vma=False,
+        )
+        return mapped(tuple(primals), tuple(directions))
     jaxpr, args, structure = to_jaxpr(fun, primals, channels, has_aux)
     of_out, _ = structure.children()
     # In the flattened pair the leaves of aux come last.
     wanted = of_out.num_leaves
     if adjoint and k:
         numbers, tables = curvatures(jaxpr, k, args, wanted)
+    elif mesh_axis is not None:
+        numbers = over_devices(jaxpr, k, args, wanted, mesh_axis, chunk_size)
+        offsets = k // 2 + 1
+        places = _places_in_chunks(k, offsets, np.zeros(1, int))
+        seconds = coefficients_of(numbers[:wanted], "seconds", offsets * k)
+        tables = [x[places] for x in seconds]
     elif chunk_size is None or chunk_size >= k:
         numbers, tables = _at_once(jaxpr, k, args, wanted)
     else:

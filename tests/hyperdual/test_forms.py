@@ -11,6 +11,7 @@ from fomoh_jax.hyperdual.forms import (
     FirstOrder,
     Offsets,
     Pairs,
+    Rows,
 )
 from fomoh_jax.hyperdual.number import ZERO, Stack
 from tests.reference import normal
@@ -19,6 +20,8 @@ FORMS = {
     "pairs": (Pairs(3), [(0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2)]),
     "diagonal": (Diagonal(3), [(0, 0), (1, 1), (2, 2)]),
     "cross": (Cross(), [(0, 1)]),
+    "rows": (Rows(4, 2), [(0, 0), (1, 1), (0, 1), (1, 2), (0, 2), (1, 3)]),
+    "all_rows": (Rows(3, 3), [(0, 0), (1, 1), (2, 2), (0, 1), (1, 2), (2, 0)]),
     "offsets": (
         Offsets(3, 2, jnp.array(1)),
         [(i, (i + offset) % 3) for offset in (1, 2) for i in range(3)],
@@ -68,7 +71,7 @@ def test_first_order_carries_no_seconds():
 
 @pytest.mark.parametrize(
     "form",
-    [Pairs(4), Offsets(4, 2, jnp.array(0)), Offsets(4, 2, jnp.array(1))],
+    [Pairs(4), Rows(4, 2), Offsets(4, 2, jnp.array(0)), Offsets(4, 2, jnp.array(1))],
     ids=str,
 )
 def test_polarised_products_are_as_exact_as_the_products_themselves(form):

@@ -1,0 +1,141 @@
+"""The pairs of directions, split over the devices along an axis of a mesh."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import AxisType
+
+from fomoh_jax.hyperdual.forms import Rows
+from fomoh_jax.hyperdual.interpreter import interpret
+from fomoh_jax.hyperdual.number import (
+    ZERO,
+    HyperDual,
+    Stack,
+    is_inexact,
+    materialise,
+)
+from fomoh_jax.hyperdual.regenerated import Regenerated
+
+
+def over_devices(
+    jaxpr: Any,
+    k: int,
+    args: Sequence[HyperDual],
+    wanted: int,
+    mesh_axis: str,
+    chunk_size: int | None,
+) -> list[HyperDual]:
+    """The numbers that come out, the first ``wanted`` with seconds.
+
+    Of the ``(k // 2 + 1) * k`` seconds that at ``n * k + i`` belongs to the directions
+    ``i`` and ``i + n`` modulo ``k``. Each device finds those of an equal share of the
+    ``i``, at most ``chunk_size`` of them at a time. It numbers the directions from its
+    own on, so that all of them run the same program. Inside a ``jax.shard_map`` over
+    the axis.
+    """
+    share = k // lax.axis_size(mesh_axis)
+    own = lax.axis_index(mesh_axis) * share
+    primals, parts = _share(jaxpr, k, args, wanted, own, share, chunk_size)
+    # Each coefficient is on one device, and zero on the others.
+    parts = lax.psum(parts, mesh_axis)
+    joined = lambda x: x.reshape(-1, *x.shape[2:])
+    channels = iter([(Stack(slope), Stack(joined(table))) for slope, table in parts])
+    return [
+        HyperDual(primal, *(next(channels) if n < wanted and varies else (ZERO, ZERO)))
+        for n, (primal, varies) in enumerate(zip(primals, map(is_inexact, primals)))
+    ]
+
+
+def is_mapped(mesh_axis: str, k: int) -> bool:
+    """Whether a ``jax.shard_map`` is over the axis already; raises if it cannot be."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh_axis not in mesh.axis_names:
+        known = ", ".join(map(repr, mesh.axis_names)) or "none"
+        raise ValueError(
+            f"mesh_axis must name an axis of the mesh in use; got {mesh_axis!r}, and "
+            f"there is {known}. Call under jax.set_mesh(jax.make_mesh(...))."
+        )
+    devices = mesh.shape[mesh_axis]
+    if k % devices:
+        below, above = k // devices * devices, (k // devices + 1) * devices
+        raise ValueError(
+            "the number of directions must be divisible by the number of devices along "
+            f"mesh_axis={mesh_axis!r}; got k={k} for {devices} devices. Take k="
+            f"{f'{below} or k={above}' if below else above}."
+        )
+    return dict(zip(mesh.axis_names, mesh.axis_types))[mesh_axis] == AxisType.Manual
+
+
+def _share(
+    jaxpr: Any,
+    k: int,
+    args: Sequence[HyperDual],
+    wanted: int,
+    own: jax.Array,
+    share: int,
+    chunk_size: int | None,
+) -> tuple[list[Any], list[tuple[jax.Array, jax.Array]]]:
+    """Primals, and ``[k, *out]`` slopes and ``[k // 2 + 1, k, *out]`` seconds.
+
+    These are of the first ``wanted`` that vary, and zero but for the ``share`` of the
+    directions from ``own`` on.
+    """
+    count = 1 if chunk_size is None else -(-share // chunk_size)
+    rows = -(-share // count)
+    form, offsets = Rows(k, rows), k // 2 + 1
+
+    def chunk(parts, start):
+        # Each chunk finds its own tangents: kept for the next, they would be those of
+        # every layer.
+        again, start = lax.optimization_barrier((args, start))
+        numbers = interpret(jaxpr, form, [_numbered_from(start, x, k) for x in again])
+        varying = [n for n in numbers[:wanted] if is_inexact(n.primal)]
+        after = []
+        for (slopes, tables), number in zip(parts, varying):
+            slope = materialise(number.tangents, number.primal, k).array[:rows]
+            table = materialise(number.seconds, number.primal, form.q).array
+            table = table.reshape(offsets, rows, *table.shape[1:])
+            slopes = lax.dynamic_update_slice_in_dim(slopes, slope, start, 0)
+            tables = lax.dynamic_update_slice_in_dim(tables, table, start, 1)
+            after.append((slopes, tables))
+        return after, [jnp.asarray(n.primal) for n in numbers]
+
+    varying = [x for x in jaxpr.out_avals[:wanted] if is_inexact(x)]
+    zeros = lambda x, *lead: jnp.zeros((*lead, *x.shape), x.dtype)
+    parts = [(zeros(x, k), zeros(x, offsets, k)) for x in varying]
+    if count == 1:
+        parts, primals = chunk(parts, own)
+        return primals, parts
+    # The last chunk overlaps the one before it where the size does not divide.
+    starts = own + jnp.minimum(jnp.arange(count) * rows, share - rows)
+    parts, primals = lax.scan(chunk, parts, starts)
+    return [x[0] for x in primals], parts
+
+
+def _numbered_from(start: jax.Array, number: HyperDual, k: int) -> HyperDual:
+    """The number along the directions ``start``, ``start + 1``, … modulo ``k``."""
+    tangents = number.tangents
+    if isinstance(tangents, Regenerated):
+        make = _NumberedFrom(tangents.make)
+        tangents = Regenerated(
+            (tangents.seed, start), make, tangents.shape, tangents.dtype
+        )
+    elif isinstance(tangents, Stack):
+        array = tangents.padded(None, k).moved(0).array
+        tangents = Stack(jnp.roll(array, -start, 0))
+    return HyperDual(number.primal, tangents)
+
+
+@dataclasses.dataclass(frozen=True)
+class _NumberedFrom:
+    """Makes directions numbered from another one on; equal to another that does."""
+
+    make: Callable[[Any], jax.Array]
+
+    def __call__(self, seed: tuple[Any, jax.Array]) -> jax.Array:
+        inner, start = seed
+        return jnp.roll(self.make(inner), -start, 0)

@@ -1,0 +1,145 @@
+"""The pairs of directions split over eight devices, against one device with all."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+import fomoh_jax
+from fomoh_jax import Active, directions
+from tests.programs import PROGRAMS, attention_arguments, attention_block, mlp
+from tests.reference import assert_close, assert_symmetric, random_directions
+
+K = 8
+
+
+def mesh(*sizes, kind=AxisType.Auto):
+    names = ("pairs", "batch")[: len(sizes)]
+    return jax.make_mesh(sizes, names, axis_types=(kind,) * len(sizes))
+
+
+def split(fun, primals, vectors, **options):
+    return fomoh_jax.quadratic_model(
+        fun, primals, vectors, mesh_axis="pairs", **options
+    )
+
+
+@pytest.mark.parametrize("options", [{}, {"chunk_size": 1}, {"chunk_size": 3}], ids=str)
+@pytest.mark.parametrize("name", ["mlp_tanh", "attention", "scan", "solve"])
+def test_the_model_is_that_of_one_device(name, options):
+    fun, primals = PROGRAMS[name]
+    vectors = random_directions(primals, K)
+    expected = jax.jit(lambda v: fomoh_jax.quadratic_model(fun, primals, v))(vectors)
+    # Four rows a device, so that a chunk of three overlaps the next.
+    with jax.set_mesh(mesh(2, 4)):
+        model = jax.jit(lambda v: split(fun, primals, v, **options))(vectors)
+    assert_close(model, expected)
+    assert_symmetric(model.curvature)
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+def test_the_other_axis_is_left_to_the_batch(kind):
+    loss, (params, x) = mlp(jnp.tanh)
+    x = jnp.concatenate([x, -x, x + 1])[:12]
+    vectors = (random_directions(params, K), None)
+    expected = fomoh_jax.quadratic_model(loss, (params, x), vectors)
+    used = mesh(4, 2, kind=kind)
+    with jax.set_mesh(used):
+        spread = jax.device_put(x, NamedSharding(used, PartitionSpec("batch")))
+        program = jax.jit(lambda p, x, v: split(loss, (p, x), (v, None)))
+        assert_close(program(params, spread, vectors[0]), expected)
+
+
+def test_inside_shard_map_no_other_is_made():
+    loss, primals = mlp(jnp.tanh)
+    vectors = random_directions(primals, K)
+    everywhere = PartitionSpec()
+    with jax.set_mesh(mesh(8)):
+        program = jax.shard_map(
+            lambda v: split(loss, primals, v),
+            in_specs=everywhere,
+            out_specs=everywhere,
+        )
+        model = jax.jit(program)(vectors)
+    assert_close(model, fomoh_jax.quadratic_model(loss, primals, vectors))
+
+
+def test_regenerated_and_active_directions_are_numbered_from_each_device_s_own():
+    loss, (params, x) = mlp(jnp.tanh)
+    source = directions.regenerated(directions.gaussian(K))
+    vectors = source.sample(jax.random.key(0), params, None)
+    vectors["b1"] = Active(jnp.ones((2, 4)), (1, 6), K)
+    dense = jax.tree.map(
+        lambda v: v.dense(), vectors, is_leaf=lambda v: hasattr(v, "dense")
+    )
+    expected = fomoh_jax.quadratic_model(loss, (params, x), (dense, None))
+    with jax.set_mesh(mesh(8)):
+        model = jax.jit(lambda v: split(loss, (params, x), (v, None)))(vectors)
+    assert_close(model, expected)
+
+
+def test_what_has_no_derivative_and_aux_come_through():
+    def fun(x):
+        return (jnp.sum(x**3), jnp.argmax(x)), (x[0], x > 0)
+
+    x, vectors = jnp.array([1.0, -2.0, 3.0]), random_directions(jnp.zeros(3), K)
+    expected = fomoh_jax.quadratic_model(fun, (x,), (vectors,), has_aux=True)
+    with jax.set_mesh(mesh(8)):
+        assert_close(split(fun, (x,), (vectors,), has_aux=True), expected)
+
+
+def test_gauss_newton_is_split_where_pairs_meet():
+    loss, primals = mlp(jnp.tanh)
+    square = lambda y: jnp.sum(jnp.cosh(y))
+    vectors = random_directions(primals, K)
+    options = {"curvature": "gauss_newton", "loss": square}
+    expected = fomoh_jax.quadratic_model(loss, primals, vectors, **options)
+    with jax.set_mesh(mesh(8)):
+        assert_close(split(loss, primals, vectors, **options), expected)
+
+
+def test_the_step_of_the_optimiser_is_that_of_one_device():
+    loss, (params, x) = mlp(jnp.tanh)
+
+    def stepped(tx):
+        update = jax.jit(lambda s: tx.update(None, s, params, value_fn=loss, x=x))
+        return update(tx.init(params))[0]
+
+    expected = stepped(fomoh_jax.fomoh_kd(K))
+    with jax.set_mesh(mesh(8)):
+        assert_close(stepped(fomoh_jax.fomoh_kd(K, mesh_axis="pairs")), expected)
+
+
+def test_each_device_does_its_share_of_the_pairs():
+    params, x = attention_arguments()
+    loss = lambda p: jnp.sum(attention_block(p, x))
+
+    def cost(k, **options):
+        vectors = random_directions(params, k)
+        way = lambda v: fomoh_jax.quadratic_model(loss, (params,), (v,), **options)
+        compiled = jax.jit(way).lower(vectors).compile()
+        flops = compiled.cost_analysis()["flops"]
+        return flops, compiled.memory_analysis().temp_size_in_bytes
+
+    with jax.set_mesh(mesh(8)):
+        flops, size = cost(32, mesh_axis="pairs")
+    all_flops, all_size = cost(32)
+    assert flops < 0.3 * all_flops
+    assert size < 0.3 * all_size
+
+
+def test_a_mesh_that_does_not_fit_is_refused():
+    x, vectors = jnp.ones(3), random_directions(jnp.zeros(3), 12)
+    with pytest.raises(
+        ValueError, match=r"mesh_axis must name.*there is none.*set_mesh"
+    ):
+        split(jnp.sum, (x,), (vectors,))
+    with jax.set_mesh(mesh(8)):
+        with pytest.raises(ValueError, match=r"k=12 for 8 devices. Take k=8 or k=16"):
+            split(jnp.sum, (x,), (vectors,))
+        with pytest.raises(ValueError, match=r"k=3 for 8 devices. Take k=8"):
+            split(jnp.sum, (x,), (vectors[:3],))
+        with pytest.raises(ValueError, match=r"got 'rows', and there is 'pairs'"):
+            fomoh_jax.quadratic_model(jnp.sum, (x,), (vectors,), mesh_axis="rows")
+        with pytest.raises(ValueError, match=r"mesh_axis splits.*adjoint"):
+            split(jnp.sum, (x,), (vectors,), adjoint=True)

@@ -1,0 +1,145 @@
+"""A step over eight devices: the numbers of one device, and what they exchange."""
+
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import fomoh_jax
+from experiments.collectives import collectives
+from fomoh_jax import directions, solvers
+from tests.reference import assert_close, normal
+
+K = 4
+ALONG_BATCH = P("data")
+WIDTHS = (16, 32, 8)
+PARAMS = [
+    0.3 * normal(*shape, seed=n) for n, shape in enumerate(itertools.pairwise(WIDTHS))
+]
+BATCH = {"x": normal(16, 16, seed=5), "y": normal(16, 8, seed=6)}
+
+
+def loss(params, x, y):
+    for w in params[:-1]:
+        x = jnp.tanh(x @ w)
+    return jnp.mean((x @ params[-1] - y) ** 2)
+
+
+def stepper(tx):
+    def step(params, state, batch):
+        updates, state = tx.update(None, state, params, value_fn=loss, **batch)
+        return optax.apply_updates(params, updates), state
+
+    return jax.jit(step)
+
+
+SOURCES = {
+    "gaussian": directions.gaussian(K),
+    "rademacher": directions.rademacher(K),
+    "sparse": directions.sparse(K, 0.5),
+    "orthonormal": directions.orthonormal(K),
+    "regenerated": directions.regenerated(directions.gaussian(K)),
+    "history": directions.gaussian(1) + directions.history(K - 1),
+    "layerwise": directions.layerwise(directions.gaussian(1)),
+}
+
+
+def kd(name="gaussian", solver="self_tuning"):
+    return optax.chain(
+        fomoh_jax.scale_by_hyperplane(SOURCES[name], getattr(solvers, solver)()),
+        optax.scale(-1.0),
+    )
+
+
+def compiled_step(tx, kind, param_spec, batch_spec=ALONG_BATCH):
+    """The step, compiled for eight devices, and its arguments there."""
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(kind,))
+    with jax.set_mesh(mesh):
+        params = jax.device_put(PARAMS, NamedSharding(mesh, param_spec))
+        batch = jax.device_put(BATCH, NamedSharding(mesh, batch_spec))
+        args = params, tx.init(params), batch
+        return stepper(tx).lower(*args).compile(), args
+
+
+@functools.cache
+def one_device(name="gaussian", solver="self_tuning"):
+    """The parameters after the step of one device."""
+    tx = kd(name, solver)
+    return stepper(tx)(PARAMS, tx.init(PARAMS), BATCH)[0]
+
+
+def exchanged(compiled):
+    return [c for c in collectives(compiled.as_text()) if c.numbers > 1]
+
+
+@pytest.mark.parametrize(
+    ("solver", "kind"),
+    [
+        ("self_tuning", AxisType.Auto),
+        ("self_tuning", AxisType.Explicit),
+        ("trust_region", AxisType.Auto),
+    ],
+)
+def test_a_sharded_batch_takes_one_exchange_of_value_slopes_and_curvatures(
+    solver, kind
+):
+    compiled, args = compiled_step(kd(solver=solver), kind, P())
+    found = exchanged(compiled)
+    assert found
+    assert sum(c.numbers for c in found) <= K**2 + K + 1
+    new, _ = compiled(*args)
+    assert_close(new, one_device(solver=solver))
+    # Each device has made the same directions and the same step.
+    for leaf in new:
+        first, *others = leaf.addressable_shards
+        for other in others:
+            np.testing.assert_array_equal(first.data, other.data)
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+def test_regenerated_directions_of_sharded_parameters_are_never_sent(kind):
+    compiled, args = compiled_step(kd("regenerated"), kind, P("data"))
+    forward = jax.jit(loss).lower(args[0], **args[2]).compile()
+    shapes = lambda program: sorted(
+        shape for c in exchanged(program) for shape in c.shapes if np.prod(shape) > K**2
+    )
+    assert shapes(compiled) == shapes(forward) == sorted(w.shape for w in PARAMS)
+    new, _ = compiled(*args)
+    assert_close(new, one_device())  # by the same directions
+    for leaf in new:
+        assert leaf.sharding.spec[0] == "data"
+
+
+@pytest.mark.parametrize("name", sorted(SOURCES.keys() - {"regenerated"}))
+def test_directions_are_born_sharded_like_their_leaves(name):
+    source = SOURCES[name]
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Explicit,))
+
+    def shardings(params):
+        state = source.advance(source.init(params), params)
+        vectors = source.draw(jax.random.key(0), params, None, state)
+        return [jax.typeof(v).sharding.spec for v in jax.tree.leaves(vectors)]
+
+    with jax.set_mesh(mesh):
+        params = jax.device_put(PARAMS, NamedSharding(mesh, P("data")))
+        seen = []
+        jax.eval_shape(lambda p: seen.extend(shardings(p)), params)
+    assert seen and all(spec == P(None, "data", None) for spec in seen)
+
+
+def test_stored_directions_of_sharded_parameters_give_the_step_of_one_device():
+    compiled, args = compiled_step(kd("history"), AxisType.Explicit, P("data"))
+    assert_close(compiled(*args)[0], one_device("history"))
+
+
+def test_features_may_be_sharded_in_the_place_of_the_batch():
+    compiled, args = compiled_step(kd(), AxisType.Auto, P(None, "data"), P())
+    new, _ = compiled(*args)
+    assert_close(new, one_device())
+    assert [leaf.sharding.spec for leaf in new] == [P(None, "data")] * 2
