@@ -6,7 +6,7 @@ from fomoh_jax.compat import require_sound_jax as _require_sound_jax
 
 _require_sound_jax(_jax.__version__)
 
-from fomoh_jax import directions, hyperdual, solvers  # noqa: E402
+from fomoh_jax import curvature, directions, hyperdual, solvers  # noqa: E402
 from fomoh_jax.aliases import fgd, fomoh, fomoh_bp, fomoh_kd  # noqa: E402
 from fomoh_jax.hyperdual import (  # noqa: E402
     Active,
@@ -35,6 +35,7 @@ __all__ = [
     "Regenerated",
     "ScaleByForwardGradientState",
     "ScaleByHyperplaneState",
+    "curvature",
     "directional_curvature",
     "directions",
     "fgd",
