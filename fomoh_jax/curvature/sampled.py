@@ -201,22 +201,23 @@ def _sampled(
     n, size = check_samples("samples", samples), coordinates.size
     keys = jax.random.split(key, n)
 
-    def curvatures(keys):
-        directions = coordinates.tree(gaussian(keys, size, coordinates.dtype))
-        value, _, curvature = directional_curvature(fun, primals, directions)
+    def measured(keys):
+        v = gaussian(keys, size, coordinates.dtype)
+        value, _, curvature = directional_curvature(fun, primals, coordinates.tree(v))
         check_scalar(name, value)
-        return curvature.astype(coordinates.dtype)
+        curvature = curvature.astype(coordinates.dtype)
+        return jnp.stack([curvature, jnp.sum(v * v, 1)], 1)
 
-    curvature = stacked(curvatures, keys, chunk_size)
-    level, levels = _levels(curvature, size, baseline)
+    curvature, lengths = stacked(measured, keys, chunk_size).T
+    level, levels = _levels(curvature, lengths, baseline)
     known = baseline if baseline is not None and baseline.ndim else None
 
     def sums(xs, present):
         keys, curvature, levels = xs
         v = gaussian(keys, size, coordinates.dtype)
         squares = v * v
-        expected = levels * jnp.sum(squares, 1) + _quadratic(known, v)
-        weights = jnp.where(present, (curvature - expected) / 2, 0)
+        rest = curvature - levels * jnp.sum(squares, 1) - _quadratic(known, v)
+        weights = jnp.where(present, rest / 2, 0)
         drift = jnp.where(present, levels - level, 0)
         diagonal = drift[:, None] + weights[:, None] * (squares - 1)
         totals = jnp.sum(diagonal, 0), jnp.sum(diagonal**2, 0)
@@ -232,16 +233,20 @@ def _sampled(
 
 
 def _levels(
-    curvature: jax.Array, size: int, baseline: jax.Array | None
+    curvature: jax.Array, lengths: jax.Array, baseline: jax.Array | None
 ) -> tuple[jax.Array, jax.Array]:
-    """The multiple of the identity in the baseline: in the mean, and of each sample."""
-    n = len(curvature)
+    """The multiple of the identity in the baseline: in the mean, and of each sample.
+
+    ``lengths`` are ``|v|²``.
+    """
     if baseline is None:
-        # The mean of the other samples: with its own, the estimate would be biased.
-        levels = (jnp.sum(curvature) - curvature) / ((n - 1) * size)
+        # Of the other samples: with its own, the estimate would be biased. As a ratio
+        # it is exact for a Hessian that is a multiple of the identity.
+        others = lambda x: jnp.sum(x) - x
+        levels = others(curvature) / others(lengths)
         return jnp.mean(levels), levels
     level = jnp.zeros_like(curvature, shape=()) if baseline.ndim else baseline
-    return level, jnp.broadcast_to(level, (n,))
+    return level, jnp.broadcast_to(level, curvature.shape)
 
 
 def _quadratic(known: jax.Array | None, v: jax.Array) -> Any:

@@ -466,5 +466,5 @@ class Block(IndexPairs):
 
     def _flat(self, table: jax.Array, axis: int) -> Stack:
         """A table of pairs in two axes as a stack of them."""
-        shape = table.shape[:axis] + (self.q,) + table.shape[axis + 2 :]
+        shape = *table.shape[:axis], self.q, *table.shape[axis + 2 :]
         return Stack(table.reshape(shape), axis)
