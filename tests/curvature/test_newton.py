@@ -49,20 +49,15 @@ def test_negative_curvature_is_left_downhill():
     np.testing.assert_allclose(ravel_pytree(step)[0], expected, rtol=1e-9)
 
 
-def test_from_more_and_more_samples_it_comes_to_the_exact_step():
-    fun, keys = quadratic(POSITIVE), jax.random.split(jax.random.key(0), 50)
+def test_from_many_samples_it_is_nearly_the_exact_step():
+    fun, keys = quadratic(POSITIVE), jax.random.split(jax.random.key(0), 20)
 
-    def distance(key, n):
-        estimate = sampled_hessian(fun, (X,), key, n)
+    def distance(key):
+        estimate = sampled_hessian(fun, (X,), key, 5000)
         return jnp.linalg.norm(X + newton_step(fun, (X,), estimate)[0])
 
-    few, many = (
-        jnp.median(jax.jit(jax.vmap(lambda key: distance(key, n)))(keys))
-        for n in (20, 20_000)
-    )
-    assert few > 5 * many
-    # With few samples it is short, and not thrown by an eigenvalue near zero.
-    assert few < 1.2 * jnp.linalg.norm(X)
+    distances = jax.jit(lambda keys: jax.lax.map(distance, keys))(keys)
+    assert jnp.median(distances) < 0.25 * jnp.linalg.norm(X)
 
 
 def test_curvature_within_the_noise_counts_as_the_noise():

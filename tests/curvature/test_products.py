@@ -12,8 +12,6 @@ from tests.curvature.problems import (
     PRIMALS,
     SIZE,
     UNRAVEL,
-    quadratic,
-    symmetric,
     wave,
 )
 from tests.programs import PROGRAMS
@@ -29,13 +27,12 @@ def test_a_product_is_exact(chunk_size):
     assert_close(actual, UNRAVEL(HESSIAN @ VECTOR))
 
 
-@pytest.mark.parametrize("name", ["scan", "while"])
-def test_a_product_through_loops(name):
-    fun, primals = PROGRAMS[name]
-    scalar = lambda *args: jnp.sum(jnp.sin(fun(*args)))
-    vector = tuple(jax.tree.map(lambda x: normal(*x.shape, seed=3), primals))
-    expected = jax.jvp(jax.jacfwd(scalar, range(len(primals))), primals, vector)[1]
-    assert_close(jax.jit(lambda *v: hvp(scalar, primals, v))(*vector), expected)
+def test_a_product_through_a_loop_that_reverse_mode_cannot_take():
+    fun, (x,) = PROGRAMS["while"]
+    scalar = lambda x: jnp.sum(jnp.sin(fun(x)))
+    v = normal(3, seed=3)
+    expected = jax.jit(lambda v: jax.jvp(jax.jacfwd(scalar), (x,), (v,))[1])(v)
+    assert_close(jax.jit(lambda v: hvp(scalar, (x,), (v,))[0])(v), expected)
 
 
 def test_what_is_held_fixed_takes_no_part():
@@ -48,13 +45,11 @@ def test_what_is_held_fixed_takes_no_part():
 
 
 def test_products_can_be_batched_and_differentiated():
-    matrix = symmetric([1.0, 2.0, -3.0])
-    fun, x, v = lambda x: quadratic(matrix)(x**2), normal(3), normal(4, 3, seed=1)
+    fun, x, v = lambda x: jnp.sum(x**4), normal(3), normal(4, 3, seed=1)
     product = lambda x, v: hvp(fun, (x,), (v,))[0]
-    expected = v @ jax.hessian(fun)(x)
-    assert_close(jax.jit(jax.vmap(product, (None, 0)))(x, v), expected)
-    third = jax.jit(jax.jacfwd(lambda x: jax.hessian(fun)(x) @ v[0]))(x)
-    assert_close(jax.jit(jax.jacrev(product))(x, v[0]), third)
+    batched = jax.jit(jax.vmap(product, (None, 0)))
+    assert_close(batched(x, v), 12 * x**2 * v)
+    assert_close(jax.jit(jax.jacrev(product))(x, v[0]), jnp.diag(24 * x * v[0]))
 
 
 def test_mixed_and_half_precision_keep_their_dtypes():
