@@ -208,34 +208,31 @@ def measure(estimator: Estimator, config: Config) -> Spread:
     return Spread(*map(np.array, zip(*rows)))
 
 
-def newton_losses(problem: Problem, config: Config) -> np.ndarray:
-    """Losses after one step from sampled Hessians, ``[repetitions, samples]``."""
-    loss, params = problem.loss, problem.params
+def newton_reductions(problem: Problem, config: Config) -> np.ndarray:
+    """By how much a step from a sampled Hessian lowers the exact quadratic model.
 
-    def after(key, n):
+    Returns:
+      ``[repetitions, samples]``, 1 for the minimum of the model.
+    """
+    loss, params, h, gradient = problem
+    best = gradient @ jnp.linalg.solve(h, gradient) / 2
+
+    def reduction(key, n):
         hessian = curvature.sampled_hessian(loss, (params,), key, n)
-        (step,) = curvature.newton_step(loss, (params,), hessian)
-        return loss(jax.tree.map(jnp.add, params, step))
+        step = ravel_pytree(curvature.newton_step(loss, (params,), hessian))[0]
+        return -(gradient @ step + step @ h @ step / 2) / best
 
     columns = [
-        repeat(lambda key: after(key, n), config.repetitions)[0] for n in config.samples
+        repeat(lambda key: reduction(key, n), config.repetitions)[0]
+        for n in config.samples
     ]
     return np.stack(columns, 1)
 
 
-def exact_newton_loss(problem: Problem) -> float:
-    """The loss after the same step from the exact Hessian."""
-    loss, params, h, _ = problem
-    known = curvature.Estimate(h, jnp.zeros_like(h))
-    (step,) = jax.jit(lambda p: curvature.newton_step(loss, (p,), known))(params)
-    return float(loss(jax.tree.map(jnp.add, params, step)))
-
-
 def draw(
-    problem: Problem,
     estimators: dict[str, Estimator],
     spreads: dict[str, Spread],
-    losses: np.ndarray,
+    reductions: np.ndarray,
     config: Config,
     path: Path,
 ) -> None:
@@ -256,11 +253,10 @@ def draw(
         "Variance: closed form (line), over the repetitions (dots), as reported (x)"
     )
     last = panels[-1]
-    plotting.plot_quartiles(last, x, losses, label="sampled Hessian", color="C0")
-    exact, here = exact_newton_loss(problem), float(problem.loss(problem.params))
-    last.axhline(here, color="gray", ls=":", label="before")
-    last.axhline(exact, color="black", ls="--", lw=1, label="exact Hessian")
-    last.set(xscale="log", xlabel="samples", title="loss after one Newton step")
+    plotting.plot_quartiles(last, x, reductions, label="sampled Hessian", color="C1")
+    title = "Newton's step: reduction of the exact model"
+    last.axhline(1, color="black", ls="--", lw=1, label="exact Hessian")
+    last.set(xscale="log", xlabel="samples", title=title, ylim=(0, 1.1))
     last.legend(fontsize=7.5)
     for axes in panels:
         axes.grid(alpha=0.3)
@@ -293,8 +289,8 @@ def summary(
         "largest. The error of one sample is the root of its variance, summed over the "
         "elements, relative to the norm of what is estimated; that of n goes with "
         "1 / √n. The deviation of the mean from the truth is in its own standard "
-        f"deviations, about 1 if there is no bias. The former estimate is from {FORMER} "
-        "other samples."
+        f"deviations, about 1 if there is no bias. The former estimate is from "
+        f"{FORMER} other samples."
     )
     return f"{plotting.table(columns)}\n\n{notes}"
 
@@ -363,11 +359,11 @@ def main(config: Config) -> None:
     for name, estimator in (bar := tqdm(estimators.items(), unit="estimate")):
         bar.set_postfix_str(name)
         spreads[name] = measure(estimator, config)
-    losses = newton_losses(problem, config)
+    reductions = newton_reductions(problem, config)
     folder = config.out / "curvature"
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "variance.png"
-    draw(problem, estimators, spreads, losses, config, path)
+    draw(estimators, spreads, reductions, config, path)
     text = f"{summary(estimators, spreads, config)}\n\n{checks(problem)}"
     (folder / "table.md").write_text(text + "\n")
     print(f"{text}\n\nfigure: {path}")

@@ -104,7 +104,7 @@ def conjugate_gradients(
     limit = size
     if max_iterations is not None:
         limit = check_size("max_iterations", max_iterations)
-    if not isinstance(tolerance, jax.core.Tracer) and tolerance < 0:
+    if isinstance(tolerance, (int, float)) and tolerance < 0:
         raise ValueError(f"tolerance must be at least 0; got {tolerance}.")
     # Squares of what is tiny or huge leave the range of the numbers.
     largest = jnp.max(jnp.abs(b))

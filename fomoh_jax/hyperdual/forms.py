@@ -459,7 +459,7 @@ class Block(IndexPairs):
         back = along(along(product, (a.axis, None)), (None, b.axis))(w, v2)
         return self._flat(ahead + back, axis)
 
-    def _parts(self, x: Stack) -> list[jax.Array]:
+    def _parts(self, x: Stack) -> Sequence[jax.Array]:
         """The ``v`` and the ``w`` of a stack."""
         sizes = (self.rows, self.columns)
         return lax.split(x.padded(None, self.k).array, sizes, x.axis)
