@@ -6,7 +6,13 @@ from fomoh_jax.compat import require_sound_jax as _require_sound_jax
 
 _require_sound_jax(_jax.__version__)
 
-from fomoh_jax import directions, hyperdual, serialisation, solvers  # noqa: E402, F401
+from fomoh_jax import (  # noqa: E402
+    curvature,
+    directions,
+    hyperdual,
+    serialisation,  # noqa: F401
+    solvers,
+)
 from fomoh_jax.aliases import fgd, fomoh, fomoh_bp, fomoh_kd  # noqa: E402
 from fomoh_jax.hyperdual import (  # noqa: E402
     Active,
@@ -35,6 +41,7 @@ __all__ = [
     "Regenerated",
     "ScaleByForwardGradientState",
     "ScaleByHyperplaneState",
+    "curvature",
     "directional_curvature",
     "directions",
     "fgd",

@@ -165,6 +165,22 @@ def read_tangents(
     ]
 
 
+def read_vector(name: str, primals: Sequence[Any], vector: Any) -> list[Channel]:
+    """One vector like the primals, as a channel for each leaf, with no axis of its own.
+
+    Args:
+      name: what an error calls it.
+      primals: the arguments of the function.
+      vector: a tuple like ``primals``; ``None`` for what is held fixed.
+
+    Raises:
+      TypeError: if the structure or a dtype does not match.
+      ValueError: if a shape does not match.
+    """
+    leaves = _pair(name, primals, vector)
+    return [_as_channel(path, primal, tangent) for path, primal, tangent in leaves]
+
+
 def _two(a: Channel, b: Channel) -> Channel:
     """Two tangents of one primal as a stack; ``array`` of each is one tangent."""
     if isinstance(a, Stack):

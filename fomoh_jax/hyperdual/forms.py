@@ -480,3 +480,54 @@ class Offsets(IndexPairs):
     def _quadratic(self, function, xs, zeros, out_axes) -> list[Channel]:
         full = [x.padded(None, self.k) if isinstance(x, Stack) else x for x in xs]
         return super()._quadratic(function, full, zeros, out_axes)
+
+
+@register_static
+@dataclasses.dataclass(frozen=True)
+class Block(IndexPairs):
+    """``v_iᵀ H w_j`` of some directions with others: a block of the curvature.
+
+    With the standard basis for ``w`` it is the product of the Hessian with the ``v``.
+    Coefficient ``q = i * columns + j`` belongs to the pair ``(i, rows + j)``.
+
+    Attributes:
+      rows: number of the ``v``, which come first.
+      columns: number of the ``w``.
+    """
+
+    rows: int
+    columns: int
+
+    @property
+    def k(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.rows + self.columns
+
+    @property
+    def pairs(self) -> tuple[Indices, Indices]:
+        i, j = np.divmod(np.arange(self.rows * self.columns), self.columns)
+        return i, self.rows + j
+
+    def _product(self, a: Stack, b: Stack) -> Channel:
+        v, w = self._parts(a)[0], self._parts(b)[1]
+        return self._flat(
+            jnp.expand_dims(v, a.axis + 1) * jnp.expand_dims(w, a.axis), a.axis
+        )
+
+    def _bilinear(self, product: Bilinear, a: Stack, b: Stack, axis: int) -> Channel:
+        # As in Pairs, each vmap sees one stacked operand, and no v is copied for
+        # every w.
+        (v, w), (v2, w2) = self._parts(a), self._parts(b)
+        along = lambda f, axes: vectorise(f, axes, axis)
+        ahead = along(along(product, (None, b.axis)), (a.axis, None))(v, w2)
+        back = along(along(product, (a.axis, None)), (None, b.axis))(w, v2)
+        return self._flat(ahead + back, axis)
+
+    def _parts(self, x: Stack) -> Sequence[jax.Array]:
+        """The ``v`` and the ``w`` of a stack."""
+        sizes = (self.rows, self.columns)
+        return lax.split(x.padded(None, self.k).array, sizes, x.axis)
+
+    def _flat(self, table: jax.Array, axis: int) -> Stack:
+        """A table of pairs in two axes as a stack of them."""
+        shape = *table.shape[:axis], self.q, *table.shape[axis + 2 :]
+        return Stack(table.reshape(shape), axis)

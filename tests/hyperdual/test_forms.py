@@ -6,6 +6,7 @@ import pytest
 
 from fomoh_jax.hyperdual.forms import (
     Bilinear,
+    Block,
     Cross,
     Diagonal,
     FirstOrder,
@@ -26,6 +27,7 @@ FORMS = {
         Offsets(3, 2, jnp.array(1)),
         [(i, (i + offset) % 3) for offset in (1, 2) for i in range(3)],
     ),
+    "block": (Block(2, 3), [(i, 2 + j) for i in range(2) for j in range(3)]),
 }
 
 

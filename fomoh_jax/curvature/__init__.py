@@ -1,0 +1,28 @@
+"""Curvature from few directions: estimates of the Hessian, and products with it.
+
+Every function takes ``fun`` and ``primals`` as :func:`fomoh_jax.quadratic_model` does.
+What varies are the elements of all arguments of real floating-point numbers, ``D`` of
+them, in the order of ``jax.flatten_util.ravel_pytree``; data is best closed over.
+"""
+
+from fomoh_jax.curvature.conjugate import ConjugateGradients, conjugate_gradients
+from fomoh_jax.curvature.eigenvalues import Eigenpairs, top_eigenvalues
+from fomoh_jax.curvature.hutchinson import hutchinson_diagonal, hutchinson_trace
+from fomoh_jax.curvature.newton import newton_step
+from fomoh_jax.curvature.products import hvp
+from fomoh_jax.curvature.sampled import sampled_diagonal, sampled_hessian
+from fomoh_jax.curvature.sampling import Estimate
+
+__all__ = [
+    "ConjugateGradients",
+    "Eigenpairs",
+    "Estimate",
+    "conjugate_gradients",
+    "hutchinson_diagonal",
+    "hutchinson_trace",
+    "hvp",
+    "newton_step",
+    "sampled_diagonal",
+    "sampled_hessian",
+    "top_eigenvalues",
+]

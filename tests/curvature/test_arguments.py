@@ -1,0 +1,89 @@
+"""Bad input gets an error at the call that names what is wrong."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from fomoh_jax import curvature
+from tests.reference import normal
+
+KEY, X = jax.random.key(0), normal(3)
+ESTIMATES = [
+    curvature.hutchinson_trace,
+    curvature.hutchinson_diagonal,
+    curvature.sampled_hessian,
+    curvature.sampled_diagonal,
+]
+
+
+def fun(x):
+    return jnp.sum(x**3)
+
+
+def fails(error, match, call):
+    with pytest.raises(error, match=match):
+        jax.eval_shape(call)
+
+
+@pytest.mark.parametrize("estimate", ESTIMATES, ids=lambda f: f.__name__)
+def test_estimates(estimate):
+    name = estimate.__name__
+    run = lambda f=fun, x=(X,), n=4, **kwargs: lambda: estimate(f, x, KEY, n, **kwargs)
+    fails(TypeError, "primals must be a tuple", run(x=X))
+    fails(ValueError, "(probes|samples) must be at least 2.*got 1", run(n=1))
+    fails(TypeError, "(probes|samples) must be a Python integer", run(n=2.5))
+    fails(ValueError, "chunk_size must be at least 1; got 0", run(chunk_size=0))
+    fails(TypeError, rf"{name} needs a function.*shape \[3\]", run(jnp.sin))
+    fails(TypeError, f"{name} needs a function.*PyTreeDef", run(lambda x: (x[0],)))
+    fails(ValueError, f"{name} needs an argument that varies", run(x=(3,)))
+    fails(
+        TypeError,
+        rf"{name} needs real arguments; primals\[0\] has dtype complex",
+        run(x=(1j * X,)),
+    )
+
+
+def test_baselines():
+    sampled = lambda f, b: lambda: f(fun, (X,), KEY, 4, baseline=b)
+    of_hessian, of_diagonal = (
+        lambda b, f=f: sampled(f, b)
+        for f in (curvature.sampled_hessian, curvature.sampled_diagonal)
+    )
+    fails(ValueError, r"baseline must be.*\[3, 3\].*got shape \[3\]", of_hessian(X))
+    fails(TypeError, r"baseline must be a number or a tuple", of_diagonal(X))
+    fails(ValueError, r"baseline\[0\] must have shape \[3\]", of_diagonal((X[:2],)))
+    fails(ValueError, "baseline needs|needs an argument", of_diagonal((None,)))
+    two = lambda: curvature.sampled_diagonal(
+        lambda x, y: fun(x) + fun(y), (X, X), KEY, 4, baseline=(X, None)
+    )
+    fails(ValueError, "baseline must hold an array for every leaf", two)
+
+
+def test_products_and_systems():
+    hvp = lambda v, f=fun: lambda: curvature.hvp(f, (X,), v)
+    fails(TypeError, "vector must be a tuple", hvp(X))
+    fails(ValueError, r"vector\[0\] must have shape \[3\].*\[2\]", hvp((X[:2],)))
+    fails(ValueError, "hvp needs an argument that varies", hvp((None,)))
+    fails(TypeError, "hvp needs a function that returns one real", hvp((X,), jnp.sin))
+    cg = lambda b=(X,), **k: lambda: curvature.conjugate_gradients(fun, (X,), b, **k)
+    fails(TypeError, r"rhs\[0\] must have the dtype", cg((X.astype(jnp.float32),)))
+    fails(ValueError, "tolerance must be at least 0; got -1", cg(tolerance=-1.0))
+    fails(ValueError, "max_iterations must be at least 1", cg(max_iterations=0))
+
+
+def test_eigenvalues():
+    top = lambda count, **k: (
+        lambda: curvature.top_eigenvalues(fun, (X,), KEY, count, **k)
+    )
+    fails(ValueError, "count must be at most.*3; got 4", top(4))
+    fails(ValueError, "count must be at least 1", top(0))
+    fails(
+        ValueError, "oversampling must be at least 0; got -1", top(2, oversampling=-1)
+    )
+    fails(ValueError, "iterations must be at least 1", top(2, iterations=0))
+
+
+def test_newton_step():
+    estimate = curvature.Estimate(jnp.eye(2), jnp.eye(3))
+    call = lambda: curvature.newton_step(fun, (X,), estimate)
+    fails(ValueError, r"hessian.value must have shape \[3, 3\].*got \[2, 2\]", call)

@@ -1,0 +1,107 @@
+"""Conjugate gradients against ``jnp.linalg.solve``."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
+
+from fomoh_jax.curvature import conjugate_gradients
+from tests.curvature.problems import (
+    GRADIENT,
+    HESSIAN,
+    PRIMALS,
+    UNRAVEL,
+    quadratic,
+    symmetric,
+    wave,
+)
+from tests.reference import assert_close, normal
+
+POSITIVE = symmetric([0.1, 1.0, 2.0, 5.0, 8.0])
+B = normal(5, seed=4)
+
+
+@functools.partial(jax.jit, static_argnames=["max_iterations", "chunk_size"])
+def solve(matrix, b=B, tolerance=1e-5, **options):
+    x = jnp.zeros_like(b)
+    return conjugate_gradients(
+        quadratic(matrix), (x,), (b,), tolerance=tolerance, **options
+    )
+
+
+def test_it_solves_a_positive_system_in_d_iterations():
+    result = solve(POSITIVE, tolerance=1e-12)
+    exact = jnp.linalg.solve(POSITIVE, B)
+    np.testing.assert_allclose(result.solution[0], exact, rtol=1e-10)
+    assert result.iterations <= 5 and not result.negative_curvature
+    assert jnp.all(result.direction[0] == 0)
+
+
+def test_the_residual_norm_is_that_of_the_solution():
+    result = solve(POSITIVE, tolerance=0.0, max_iterations=3)
+    residual = B - POSITIVE @ result.solution[0]
+    np.testing.assert_allclose(result.residual_norm, jnp.linalg.norm(residual))
+    assert result.iterations == 3
+
+
+def test_it_stops_at_the_tolerance():
+    result = solve(POSITIVE, tolerance=0.5)
+    assert result.residual_norm <= 0.5 * jnp.linalg.norm(B)
+    assert result.iterations < 5
+
+
+def test_negative_curvature_is_met_and_its_direction_has_it():
+    matrix = symmetric([-0.5, 1.0, 2.0, 5.0, 8.0])
+    result = solve(matrix)
+    assert result.negative_curvature
+    (d,), (x,) = result.direction, result.solution
+    assert d @ matrix @ d < -1e-3
+    np.testing.assert_allclose(jnp.linalg.norm(d), 1)
+    # What was reached before is a step downhill, to where the direction starts.
+    assert quadratic(matrix)(x) - B @ x < 0 and result.iterations > 1
+
+
+def test_negative_curvature_at_once_leaves_the_solution_zero():
+    result = solve(-POSITIVE)
+    assert result.negative_curvature and result.iterations == 1
+    assert jnp.all(result.solution[0] == 0)
+    assert_close(result.direction[0], B / jnp.linalg.norm(B))
+
+
+def test_negative_curvature_of_a_tree_with_integers():
+    g = UNRAVEL(GRADIENT)
+    result = jax.jit(lambda g: conjugate_gradients(wave, PRIMALS, (g, None)))(g)
+    assert result.solution[1] is None
+    d = ravel_pytree(result.direction)[0]
+    assert result.negative_curvature and d @ HESSIAN @ d < 0
+
+
+def test_no_curvature_is_not_negative_and_takes_no_step():
+    singular = symmetric([0.0, 0.0, 2.0, 5.0, 8.0])
+    inside = singular @ normal(5, seed=6)
+    result = solve(singular, inside, tolerance=1e-9)
+    np.testing.assert_allclose(singular @ result.solution[0], inside, atol=1e-7)
+    assert not result.negative_curvature
+    for matrix in (singular, jnp.zeros((5, 5))):
+        result = solve(matrix, tolerance=1e-12)
+        assert not result.negative_curvature
+        assert jnp.all(jnp.abs(result.solution[0]) < 1e3)
+
+
+def test_numbers_of_any_size_and_none_give_a_finite_solution():
+    for size in (1e-200, 1e200):
+        result = solve(POSITIVE, size * B, tolerance=1e-12)
+        exact = size * jnp.linalg.solve(POSITIVE, B)
+        np.testing.assert_allclose(result.solution[0], exact, rtol=1e-10)
+    for matrix, b in ((POSITIVE, 0 * B), (jnp.nan * POSITIVE, B), (POSITIVE, B / 0)):
+        assert jnp.all(solve(matrix, b).solution[0] == 0)
+
+
+def test_a_batch_of_systems_is_solved_each_to_its_own_end():
+    matrices = jnp.stack([POSITIVE, symmetric([1.0] * 5), -POSITIVE])
+    results = jax.vmap(lambda m: solve(m, tolerance=1e-12, chunk_size=2))(matrices)
+    np.testing.assert_allclose(results.solution[0][1], B, rtol=1e-10)
+    assert results.iterations[0] > 1 and results.iterations[1] == 1
+    assert results.negative_curvature.tolist() == [False, False, True]

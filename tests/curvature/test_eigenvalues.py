@@ -1,0 +1,62 @@
+"""Subspace iteration against ``jnp.linalg.eigh``."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fomoh_jax.curvature import top_eigenvalues
+from tests.curvature.problems import (
+    HESSIAN,
+    PRIMALS,
+    SIZE,
+    quadratic,
+    symmetric,
+    wave,
+)
+from tests.reference import normal
+
+KEY = jax.random.key(0)
+EIGENVALUES = [9.0, -6.0, 4.0, 1.0, 0.5, -0.2, 0.1, 0.0]
+MATRIX = symmetric(EIGENVALUES)
+
+
+@functools.partial(jax.jit, static_argnames=["count", "iterations", "oversampling"])
+def of(matrix, count, **options):
+    x = normal(len(matrix))
+    return top_eigenvalues(quadratic(matrix), (x,), KEY, count, **options)
+
+
+def test_the_largest_of_either_sign_are_exact():
+    pairs = of(MATRIX, 3, tolerance=1e-7, oversampling=2)
+    np.testing.assert_allclose(pairs.values, EIGENVALUES[:3], rtol=1e-12)
+    (vectors,) = pairs.vectors
+    np.testing.assert_allclose(vectors @ vectors.T, np.eye(3), atol=1e-12)
+    residuals = jnp.linalg.norm(vectors @ MATRIX - pairs.values[:, None] * vectors, 2)
+    assert residuals <= 1e-5 and jnp.all(pairs.residuals <= 9e-7)
+    assert pairs.iterations < 30
+
+
+def test_the_residual_bounds_the_error_before_it_has_converged():
+    pairs = of(MATRIX, 3, iterations=2, tolerance=0.0, oversampling=0)
+    assert pairs.iterations == 2
+    nearest = jnp.abs(pairs.values[:, None] - jnp.array(EIGENVALUES)).min(1)
+    assert jnp.all(nearest <= pairs.residuals) and jnp.max(pairs.residuals) > 1e-3
+
+
+def test_a_block_of_all_directions_is_done_in_one_iteration():
+    pairs = jax.jit(
+        lambda key: top_eigenvalues(wave, PRIMALS, key, SIZE, chunk_size=4)
+    )(KEY)
+    exact = sorted(jnp.linalg.eigvalsh(HESSIAN).tolist(), key=lambda x: -abs(x))
+    np.testing.assert_allclose(pairs.values, exact, rtol=1e-10)
+    assert pairs.iterations == 1
+    params, powers = pairs.vectors
+    assert powers is None
+    assert jax.tree.map(jnp.shape, params) == {"b": (SIZE, 2), "w": (SIZE, 2, 2)}
+
+
+def test_no_curvature_has_eigenvalues_of_zero():
+    pairs = of(jnp.zeros((4, 4)), 2)
+    assert jnp.all(pairs.values == 0) and pairs.iterations == 1

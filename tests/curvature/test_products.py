@@ -1,0 +1,82 @@
+"""Products by forward passes against ``jax.hessian``."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import fomoh_jax
+from fomoh_jax.curvature import hvp
+from tests.curvature.problems import (
+    HESSIAN,
+    PRIMALS,
+    SIZE,
+    UNRAVEL,
+    wave,
+)
+from tests.programs import PROGRAMS
+from tests.reference import assert_close, normal
+
+VECTOR = normal(SIZE, seed=7)
+
+
+@pytest.mark.parametrize("chunk_size", [None, 4, 6])
+def test_a_product_is_exact(chunk_size):
+    product = lambda v: hvp(wave, PRIMALS, (v, None), chunk_size=chunk_size)[0]
+    actual = jax.jit(product)(UNRAVEL(VECTOR))
+    assert_close(actual, UNRAVEL(HESSIAN @ VECTOR))
+
+
+def test_a_product_through_a_loop_that_reverse_mode_cannot_take():
+    fun, (x,) = PROGRAMS["while"]
+    scalar = lambda x: jnp.sum(jnp.sin(fun(x)))
+    v = normal(3, seed=3)
+    expected = jax.jit(lambda v: jax.jvp(jax.jacfwd(scalar), (x,), (v,))[1])(v)
+    assert_close(jax.jit(lambda v: hvp(scalar, (x,), (v,))[0])(v), expected)
+
+
+def test_what_is_held_fixed_takes_no_part():
+    params, powers = PRIMALS
+    v = {"b": jnp.array([1.0, -2.0]), "w": None}
+    product, rest = jax.jit(lambda v: hvp(wave, (params, powers), (v, None)))(v)
+    assert rest is None and product["w"] is None
+    of_b = jax.hessian(lambda b: wave({**params, "b": b}, powers))(params["b"])
+    assert_close(product["b"], of_b @ v["b"])
+
+
+def test_products_can_be_batched_and_differentiated():
+    fun, x, v = lambda x: jnp.sum(x**4), normal(3), normal(4, 3, seed=1)
+    product = lambda x, v: hvp(fun, (x,), (v,))[0]
+    batched = jax.jit(jax.vmap(product, (None, 0)))
+    assert_close(batched(x, v), 12 * x**2 * v)
+    assert_close(jax.jit(jax.jacrev(product))(x, v[0]), jnp.diag(24 * x * v[0]))
+
+
+def test_mixed_and_half_precision_keep_their_dtypes():
+    x = jnp.arange(1.0, 3.0, dtype=jnp.bfloat16), normal(2)
+    fun = lambda a, b: jnp.sum(a.astype(b.dtype) ** 3 * b)
+    v = jnp.ones_like(x[0]), jnp.ones(2)
+    with jax.numpy_dtype_promotion("strict"):
+        product = jax.jit(lambda x: hvp(fun, x, v, chunk_size=3))(x)
+    expected = jax.jvp(jax.jacfwd(fun, (0, 1)), x, v)[1]
+    assert [p.dtype for p in product] == [jnp.bfloat16, jnp.float64]
+    for actual, exact in zip(product, expected):
+        np.testing.assert_allclose(actual.astype(exact.dtype), exact, rtol=1e-2)
+
+
+def test_a_product_takes_a_fraction_of_the_hessian():
+    def loss(ws, x):
+        for w in ws:
+            x = jnp.tanh(x @ w)
+        return jnp.sum(x)
+
+    ws = [jax.ShapeDtypeStruct((6, 6), jnp.float32)] * 2
+    x = jnp.ones((4, 6), jnp.float32)
+    on_data = lambda ws: loss(ws, x)
+
+    def flops(fun, *args):
+        cost = jax.jit(fun).lower(*args).compile().cost_analysis()
+        return (cost[0] if isinstance(cost, list) else cost)["flops"]
+
+    product = flops(lambda ws, v: hvp(on_data, (ws,), (v,)), ws, ws)
+    assert product < flops(fomoh_jax.hessian(on_data), ws) / 8

@@ -1,0 +1,142 @@
+"""The sampled Hessian and diagonal against ``jax.hessian`` and their formulas."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.flatten_util import ravel_pytree
+
+from fomoh_jax.curvature import Estimate, sampled_diagonal, sampled_hessian
+from tests.curvature.problems import (
+    DIAGONAL,
+    HESSIAN,
+    PRIMALS,
+    SIZE,
+    UNRAVEL,
+    assert_unbiased,
+    assert_variance,
+    quadratic,
+    repeat,
+    symmetric,
+    wave,
+)
+from tests.reference import assert_close, assert_symmetric, normal
+
+KEY = jax.random.key(0)
+N = 32
+X = normal(SIZE)
+# A former estimate: near, and of other samples.
+NEAR = HESSIAN + 0.1 * symmetric(normal(SIZE, seed=5))
+MEAN = jnp.trace(HESSIAN) / SIZE
+
+
+def variance_of(h):
+    """Of each element of one sample, by Wick's theorem; ``h`` is what is left of H."""
+    d, squares, trace = jnp.diagonal(h), jnp.diagonal(h @ h), jnp.trace(h)
+    sums = lambda x: x[:, None] + x
+    common = (jnp.sum(h**2) + trace**2 / 2) / 2
+    off = 3 * h**2 + 2 * jnp.outer(d, d) + 2 * sums(squares) + trace * sums(d) + common
+    own = 5 * d**2 + 8 * squares + 4 * trace * d + 2 * common
+    return jnp.where(jnp.eye(len(h), dtype=bool), own, off)
+
+
+@functools.cache
+def repeated(shape):
+    """Values and errors of many estimates as a function of a baseline of a shape."""
+
+    def estimates(baseline):
+        return repeat(
+            lambda key: sampled_hessian(wave, PRIMALS, key, N, baseline=baseline)
+        )
+
+    return jax.jit(estimates).lower(jnp.zeros(shape)).compile()
+
+
+@pytest.mark.parametrize("baseline", [0.0, 2.0, NEAR], ids=["none", "number", "matrix"])
+def test_a_baseline_leaves_no_bias_and_the_variance_of_what_it_leaves(baseline):
+    baseline = jnp.asarray(baseline)
+    values, errors = repeated(baseline.shape)(baseline)
+    assert_unbiased(values, HESSIAN.ravel())
+    rest = HESSIAN - (baseline if baseline.ndim else baseline * jnp.eye(SIZE))
+    # The samples have heavy tails: a product of four normal numbers.
+    assert_variance(values, errors, variance_of(rest).ravel() / N, rtol=0.25)
+
+
+def test_by_default_the_baseline_is_the_best_multiple_of_the_identity():
+    values, errors = repeat(lambda key: sampled_hessian(wave, PRIMALS, key, N))
+    assert_unbiased(values, HESSIAN.ravel())
+    variance = lambda c: variance_of(HESSIAN - c * jnp.eye(SIZE))
+    # The mean of the others is not exact, and costs a little: O(1 / N).
+    best = variance(MEAN).ravel() / N
+    assert_variance(values, errors, best * (1 + 2 / N), rtol=0.25)
+    total = lambda c: jnp.sum(variance(c))
+    assert total(MEAN) < min(total(0.0), total(MEAN - 0.1), total(MEAN + 0.1))
+    assert jnp.sum(np.var(values, axis=0)) < 0.8 * total(0.0) / N
+
+
+def test_the_noise_that_newton_s_step_reckons_with_is_the_norm_of_the_error():
+    values, errors = (
+        x.reshape(-1, SIZE, SIZE) for x in repeated(())(jnp.asarray(MEAN))
+    )
+    noise = 2 * jnp.sqrt(jnp.max(jnp.sum(errors**2, axis=2), axis=1))
+    ratios = jnp.linalg.norm(values - HESSIAN, 2, axis=(1, 2)) / noise
+    assert 0.6 < jnp.median(ratios) < 1
+    assert jnp.mean(ratios > 1.5) < 0.05
+
+
+def test_the_total_variance_is_that_of_the_docstring():
+    k = HESSIAN
+    formula = (SIZE**2 + 9 * SIZE + 16) / 4 * (2 * jnp.sum(k**2) + jnp.trace(k) ** 2)
+    total = jnp.sum(variance_of(k))
+    np.testing.assert_allclose(total, formula - jnp.sum(k**2), rtol=1e-12)
+
+
+def test_an_exact_baseline_leaves_nothing_to_chance():
+    values, errors = repeated(HESSIAN.shape)(HESSIAN)
+    np.testing.assert_allclose(
+        values, np.broadcast_to(HESSIAN.ravel(), values.shape), atol=1e-10
+    )
+    np.testing.assert_allclose(errors, 0, atol=1e-10)
+    # So does the default, for a multiple of the identity.
+    multiple = 3 * jnp.eye(SIZE)
+    default = jax.jit(lambda key: sampled_hessian(quadratic(multiple), (X,), key, 4))
+    assert_close(default(KEY), Estimate(multiple, jnp.zeros_like(multiple)))
+
+
+def test_each_round_on_the_estimate_before_it_is_nearer():
+    rounds = jax.jit(
+        lambda key, h: sampled_hessian(wave, PRIMALS, key, 1000, baseline=h).value
+    )
+    value, distances = jnp.zeros((SIZE, SIZE)), []
+    for key in jax.random.split(KEY, 20):
+        value = rounds(key, value)
+        distances.append(jnp.max(jnp.abs(value - HESSIAN)))
+    assert distances[-1] < 1e-6 * distances[0]
+
+
+def test_chunks_and_the_diagonal_alone_are_of_the_same_samples():
+    def estimates(key):
+        args = wave, PRIMALS, key, 20
+        chunked = sampled_hessian(*args, chunk_size=7)
+        return sampled_hessian(*args), chunked, sampled_diagonal(*args, chunk_size=20)
+
+    whole, chunked, ((params, powers), error) = jax.jit(estimates)(KEY)
+    assert_close(chunked, whole)
+    for estimate in (whole, chunked):
+        assert_symmetric(estimate)
+    assert powers is None
+    expected = tuple(UNRAVEL(jnp.diagonal(part)) for part in whole)
+    assert_close((params, error[0]), expected)
+
+
+def test_a_former_diagonal_is_a_baseline():
+    former = UNRAVEL(DIAGONAL + 0.1 * normal(SIZE)), None
+    values, errors = repeat(
+        lambda key: sampled_diagonal(wave, PRIMALS, key, N, baseline=former)
+    )
+    assert_unbiased(values, DIAGONAL)
+    rest = HESSIAN - jnp.diag(ravel_pytree(former)[0])
+    expected = jnp.diagonal(variance_of(rest)) / N
+    assert_variance(values, errors, expected, rtol=0.15)
