@@ -19,12 +19,19 @@ try:
 except ImportError:  # the extra "benchmarks" has it
     folx = None
 
+FACTORED = f"{OURS}, Cholesky"
 NOT_INSTALLED = "not installed"
 
 
 def ours(fun: Callable, x: jax.Array, weights: jax.Array | None) -> jax.Array:
     """One pass that carries the sum."""
     return fomoh_jax.laplacian(fun, weights=weights)(x)
+
+
+def factored(fun: Callable, x: jax.Array, weights: jax.Array) -> jax.Array:
+    """One pass in other coordinates, where no sum is weighted."""
+    moved = _in_coordinates_of(weights, fun, x)
+    return fomoh_jax.laplacian(moved)(jnp.zeros_like(x))
 
 
 def whole_hessian(fun: Callable, x: jax.Array, weights: jax.Array | None) -> jax.Array:
@@ -57,10 +64,16 @@ def forward_laplacian(
         raise ImportError(NOT_INSTALLED)
     if weights is None:
         return folx.forward_laplacian(fun, sparsity_threshold=0)(x).laplacian
-    # It knows no weights: the coordinates are changed instead.
-    moved = lambda y: fun(x + y @ _directions(x, weights))
+    moved = _in_coordinates_of(weights, fun, x)  # it knows no weights
     origin = jnp.zeros_like(x)
     return folx.forward_laplacian(moved, sparsity_threshold=0)(origin).laplacian
+
+
+def _in_coordinates_of(
+    weights: jax.Array, fun: Callable, x: jax.Array
+) -> Callable[[jax.Array], jax.Array]:
+    """``fun`` of coordinates around the point in which the weights are the identity."""
+    return lambda y: fun(x + y @ _directions(x, weights))
 
 
 def _directions(x: jax.Array, weights: jax.Array | None) -> jax.Array:
@@ -72,6 +85,7 @@ def _directions(x: jax.Array, weights: jax.Array | None) -> jax.Array:
 
 WAYS = {
     OURS: ours,
+    FACTORED: factored,  # of weights alone
     "jax.hessian": whole_hessian,
     "nested jvp": nested,
     "jet": taylor,
