@@ -20,7 +20,7 @@ class Config:
     """Points in the disc, drawn once a seed, and in the balls of the comparison."""
     adam_steps: int = 300
     """Iterations of Adam, with which the training starts."""
-    lbfgs_steps: int = 2000
+    lbfgs_steps: int = 3000
     """Iterations of L-BFGS, with which it ends."""
     every: int = 100
     """Iterations between two measurements of the error."""
