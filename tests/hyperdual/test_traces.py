@@ -315,6 +315,113 @@ def test_a_mixture_of_dtypes_inside_the_function():
     np.testing.assert_allclose(ours, expected, rtol=1e-5)
 
 
+# --- elliptic equations -------------------------------------------------------------
+
+
+def _field(params, x):
+    """A network of ``[3]`` to ``[2]`` that vanishes on the unit sphere."""
+    return (1 - x @ x) * (jnp.tanh(x @ params["w1"] + params["b1"]) @ params["w2"])
+
+
+FIELD = {"w1": normal(3, 8), "b1": normal(8, seed=1), "w2": normal(8, 2, seed=2)}
+POINTS = 0.5 * normal(6, 3, seed=4)
+SOURCE = normal(6, 2, seed=5)
+
+
+def _stretched(x):
+    """Weights that vary in space and are not symmetric."""
+    return jnp.eye(3) + jnp.outer(x, jnp.sin(x)) + jnp.array([0.0, 1.0, 0.0]) * x[0]
+
+
+ELLIPTIC = {"Laplacian": None, "weighted": _stretched}
+
+
+def _ours(fun, x, weights):
+    return fomoh_jax.laplacian(fun, weights=weights)(x)
+
+
+def _theirs(fun, x, weights):
+    weights = jnp.eye(len(x)) if weights is None else weights
+    return jnp.einsum("ij,...ji->...", weights, jax.hessian(fun)(x))
+
+
+def _at_points(trace, weights, params, points):
+    """``Σ_ij C_ij(x) ∂_ij u(x)`` of the field, ``[points, 2]``."""
+
+    def at(x):
+        c = None if weights is None else weights(x)
+        return trace(lambda x: _field(params, x), x, c)
+
+    return jax.vmap(at)(points)
+
+
+def _residual_loss(trace, weights):
+    def loss(params, points):
+        return jnp.mean((_at_points(trace, weights, params, points) - SOURCE) ** 2)
+
+    return loss
+
+
+@pytest.mark.parametrize("name", ELLIPTIC)
+def test_elliptic_operators_of_a_field_at_a_batch_of_points(name):
+    operator = lambda trace: (
+        lambda params, points: _at_points(trace, ELLIPTIC[name], params, points)
+    )
+    expected = operator(_theirs)(FIELD, POINTS)
+    assert expected.shape == (6, 2)
+    assert_close(operator(_ours)(FIELD, POINTS), expected)
+    assert_close(jax.jit(operator(_ours))(FIELD, POINTS), expected)
+
+
+@pytest.mark.parametrize("argnum", [0, 1])
+@pytest.mark.parametrize("name", ELLIPTIC)
+def test_gradient_of_a_residual_loss_by_reverse_mode(name, argnum):
+    # By the network's parameters, and by where its equation is asked to hold.
+    ours, theirs = (
+        jax.value_and_grad(_residual_loss(trace, ELLIPTIC[name]), argnum)
+        for trace in (_ours, _theirs)
+    )
+    expected = theirs(FIELD, POINTS)
+    assert_close(ours(FIELD, POINTS), expected)
+    assert_close(jax.jit(ours)(FIELD, POINTS), expected)
+
+
+def test_second_derivatives_of_a_residual_loss():
+    ours, theirs = (_residual_loss(trace, _stretched) for trace in (_ours, _theirs))
+    expected = jax.hessian(theirs)(FIELD, POINTS)
+    assert_close(jax.jit(jax.hessian(ours))(FIELD, POINTS), expected)
+    assert_close(jax.jit(fomoh_jax.hessian(ours))(FIELD, POINTS), expected)
+
+
+def test_gradient_by_a_coefficient_of_the_operator():
+    # An inverse problem: the coefficient is what is sought.
+    scaled = lambda trace: (
+        lambda scale: _residual_loss(trace, lambda x: scale * _stretched(x))(
+            FIELD, POINTS
+        )
+    )
+    expected = jax.grad(scaled(_theirs))(0.7)
+    assert_close(jax.jit(jax.grad(scaled(_ours)))(0.7), expected)
+
+
+def test_gradients_of_an_ensemble_and_in_a_scan_over_batches():
+    many = jax.tree.map(lambda p: jnp.stack([p, 0.5 * p, -p]), FIELD)
+    ours, theirs = (
+        jax.grad(_residual_loss(trace, _stretched)) for trace in (_ours, _theirs)
+    )
+    ensemble = lambda grad: jax.vmap(grad, (0, None))(many, POINTS)
+    assert_close(jax.jit(lambda: ensemble(ours))(), ensemble(theirs))
+
+    def descend(grad):
+        def step(params, scale):
+            slope = grad(params, scale * POINTS)
+            return jax.tree.map(lambda p, s: p - 1e-3 * s, params, slope), None
+
+        return lax.scan(step, FIELD, jnp.linspace(0.5, 1, 4))[0]
+
+    assert_close(descend(ours), descend(theirs))
+
+
 # --- clear --------------------------------------------------------------------------
 
 TRANSFORMATIONS = {

@@ -1,0 +1,1 @@
+"""Elliptic equations solved by a network, and what their operator costs."""

@@ -1,0 +1,137 @@
+"""The study of elliptic equations, small, beside closed forms and ``jax.hessian``."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments.benchmarks.measurement import DisagreementError
+from experiments.pinn import __main__ as pinn
+from experiments.pinn import comparison, equations, network, operators, training
+from experiments.pinn.config import Config
+from experiments.pinn.equations import EQUATIONS
+
+CONFIG = Config(
+    hidden=(8,),
+    points=64,
+    adam_steps=40,
+    lbfgs_steps=0,
+    every=40,
+    seeds=1,
+    dimensions=(3,),
+    repeats=1,
+)
+X = equations.points(jax.random.key(0), 200, 3, "float64")
+
+
+def test_points_are_uniform_in_the_ball():
+    radii = np.linalg.norm(X, axis=1)
+    assert radii.max() < 1
+    # The volume within a radius is its cube.
+    np.testing.assert_allclose(np.mean(radii**3), 1 / 2, atol=0.1)
+
+
+@pytest.mark.parametrize("name", EQUATIONS)
+def test_the_solution_solves_its_equation_by_differences(name):
+    equation, x, h = EQUATIONS[name], X[0], 1e-4
+    weights = np.eye(3) if equation.weights is None else equation.weights(x)
+    u, e = equations.solution, h * np.eye(3)
+    hessian = [
+        [(u(x + a + b) - u(x + a - b) - u(x - a + b) + u(x - a - b)) / 4 for a in e]
+        for b in e
+    ]
+    expected = np.sum(weights * np.array(hessian)) / h**2
+    np.testing.assert_allclose(equations.source(equation, x), expected, rtol=1e-5)
+
+
+def test_solution_and_network_are_zero_on_the_boundary():
+    boundary = X[0] / jnp.linalg.norm(X[0])
+    params = network.initialise(jax.random.key(1), (3, 8, 1), "float64")
+    for value in (equations.solution(boundary), network.network(params, boundary)):
+        assert abs(value) < 1e-14
+
+
+def test_weights_of_the_anisotropic_equation_are_positive_definite():
+    least = np.linalg.eigvalsh(jax.vmap(equations.radial)(X))[:, 0]
+    np.testing.assert_allclose(least, 0.1)
+
+
+def _installed():
+    ways = dict(operators.WAYS)
+    if operators.folx is None:
+        del ways["folx"]
+    return ways
+
+
+@pytest.mark.parametrize("way", _installed())
+@pytest.mark.parametrize("name", EQUATIONS)
+def test_every_way_to_the_operator_is_the_trace_of_the_hessian(name, way):
+    x, weights = X[0], EQUATIONS[name].weights
+    if weights is None and way == operators.FACTORED:
+        pytest.skip("no weights to factor")
+    c = None if weights is None else weights(x)
+    actual = operators.WAYS[way](equations.solution, x, c)
+    expected = equations.source(EQUATIONS[name], x)
+    np.testing.assert_allclose(actual, expected, rtol=1e-11)
+
+
+def test_a_few_steps_make_residual_and_error_smaller():
+    config = dataclasses.replace(CONFIG, adam_steps=0, lbfgs_steps=80)
+    run = training.make_training(EQUATIONS["poisson"], config)
+    first, again = run(0), run(0)
+    np.testing.assert_array_equal(first.steps, [0, 40, 80])
+    assert first.residuals[-1] < 0.5 * first.residuals[0]
+    assert first.errors[-1] < 0.5 * first.errors[0]
+    np.testing.assert_array_equal(first.errors, again.errors)
+    x = equations.points(jax.random.key(5), 500, 2, "float64")
+    error = training.relative_error(first.params, x)
+    np.testing.assert_allclose(error, first.errors[-1], rtol=0.3)
+
+
+def test_it_writes_a_figure_and_tables_with_every_way(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(comparison, "QUANTITIES", {"residual loss": lambda loss: loss})
+    pinn.main(dataclasses.replace(CONFIG, equations=("poisson",), out=tmp_path))
+    assert (tmp_path / "pinn" / "pinn.png").read_bytes()[:4] == b"\x89PNG"
+    text = (tmp_path / "pinn" / "table.md").read_text()
+    assert text.strip() in capsys.readouterr().out
+    assert text.count("| Poisson, residual loss") == 2
+    for way in operators.WAYS:
+        assert f" {way} " in text
+    assert " error |" not in text.split("Times on")[1]
+
+
+def test_a_rival_that_is_absent_or_raises_is_named(tmp_path, monkeypatch, capsys):
+    def refuses(fun, x, weights):
+        raise NotImplementedError("no rule for tanh")
+
+    few = {name: operators.WAYS[name] for name in ("fomoh_jax", "folx")}
+    monkeypatch.setattr(operators, "folx", None)
+    monkeypatch.setattr(comparison, "QUANTITIES", {"its gradient": jax.grad})
+    monkeypatch.setattr(comparison, "WAYS", few | {"jet": refuses})
+    config = dataclasses.replace(CONFIG, equations=("anisotropic",), seeds=0, repeats=0)
+    pinn.main(dataclasses.replace(config, out=tmp_path))
+    text = capsys.readouterr().out
+    assert "| not installed |" in text and "| error |" in text.replace("  ", "")
+    assert "jet: NotImplementedError: no rule for tanh" in text
+    assert not (tmp_path / "pinn" / "pinn.png").exists()
+
+
+def test_a_way_with_other_numbers_is_an_error(monkeypatch):
+    wrong = lambda fun, x, weights: 2 * operators.ours(fun, x, weights)
+    monkeypatch.setattr(operators, "WAYS", {"fomoh_jax": operators.ours, "jet": wrong})
+    monkeypatch.setattr(comparison, "WAYS", operators.WAYS)
+    with pytest.raises(DisagreementError, match="jet"):
+        comparison.compare(dataclasses.replace(CONFIG, equations=("poisson",)))
+
+
+def test_bad_options_are_explained():
+    for options, message in (
+        ({"points": 0}, "--points, .* must be at least 1"),
+        ({"seeds": -1}, "--seeds .* must not be negative"),
+        ({"equations": ()}, "--equations and --hidden need"),
+        ({"seeds": 0, "dimensions": ()}, "leaves nothing to do"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            pinn.main(dataclasses.replace(CONFIG, **options))
