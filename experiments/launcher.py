@@ -57,6 +57,7 @@ def launch(commands: Sequence[Sequence[str]], advice: str) -> None:
             raise SystemExit(128 + asked[0])
         if failed is None:
             return
+        print(file=sys.stderr)  # the end of a progress bar, perhaps
         _print(outputs[failed])
         raise SystemExit(
             f"process {failed} of {len(children)} (id {children[failed].pid}) "
