@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
+from experiments.keys import data_as_keys, keys_as_data
 from experiments.training import Standing
 
 
@@ -38,6 +38,7 @@ class Checkpoint(NamedTuple):
 class Checkpoints:
     """The last few checkpoints in a folder, each under a number that only grows.
 
+    Of several processes, one has them to itself.
     Orbax writes each into a folder of another name, and renames it when it is complete.
     What is read is compared with a digest that was written along, since a damaged file
     of orbax's can still be a readable one.
@@ -45,12 +46,15 @@ class Checkpoints:
 
     def __init__(self, folder: Path, keep: int = 3):
         self._folder = folder.absolute()
+        self._folder.mkdir(parents=True, exist_ok=True)
         self._manager = ocp.CheckpointManager(
             self._folder,
             options=ocp.CheckpointManagerOptions(
                 max_to_keep=keep,
                 enable_async_checkpointing=False,
                 cleanup_tmp_directories=True,  # of a run that was killed
+                create=False,  # orbax leaves it to the caller, unless all take part
+                multiprocessing_options=_alone(),
             ),
         )
 
@@ -58,6 +62,10 @@ class Checkpoints:
         return self
 
     def __exit__(self, *_: Any) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Nothing is written any more."""
         self._manager.close()
 
     def save(self, number: int, checkpoint: Checkpoint) -> None:
@@ -139,27 +147,9 @@ class Checkpoints:
         return target
 
 
-def keys_as_data(tree: Any) -> Any:
-    """NumPy arrays, and typed PRNG keys as the numbers that they stand for."""
-    return jax.tree.map(
-        lambda x: np.asarray(jax.random.key_data(x) if _is_key(x) else x), tree
-    )
-
-
-def data_as_keys(tree: Any, like: Any) -> Any:
-    """The inverse of :func:`keys_as_data`, with the keys where ``like`` has them."""
-
-    def convert(x, like):
-        if _is_key(like):
-            return jax.random.wrap_key_data(x, impl=jax.random.key_impl(like))
-        return jnp.asarray(x, like.dtype)
-
-    return jax.tree.map(convert, tree, like)
-
-
 def save_params(path: Path, params: Any) -> None:
     """Write a pytree of arrays as a folder, in one piece, over what may be there."""
-    with ocp.StandardCheckpointer() as checkpointer:
+    with ocp.StandardCheckpointer(multiprocessing_options=_alone()) as checkpointer:
         checkpointer.save(path.absolute(), keys_as_data(params), force=True)
 
 
@@ -178,8 +168,12 @@ def write_whole(path: Path, content: str) -> None:
     partial.replace(path)
 
 
-def _is_key(x: Any) -> bool:
-    return jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+def _alone() -> ocp.options.MultiprocessingOptions:
+    """Orbax otherwise waits for all processes to write the same."""
+    number = jax.process_index()
+    return ocp.options.MultiprocessingOptions(
+        primary_host=number, active_processes={number}
+    )
 
 
 def _digest(arrays: Any, numbers: dict[str, Any]) -> str:

@@ -6,6 +6,7 @@ Every set is normalised by the mean and deviation of its training pixels.
 import gzip
 import hashlib
 import io
+import os
 import struct
 import tarfile
 import urllib.error
@@ -214,7 +215,7 @@ def _download(path: Path, expected: str, mirrors: tuple[str, ...], advice: str) 
             problems.append(f"{mirror}: SHA-256 is {digest}, expected {expected}")
             continue
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
+        partial = path.with_suffix(f".{os.getpid()}.partial")
         partial.write_bytes(content)
         partial.rename(path)  # never a half-written file under the final name
         return path

@@ -4,35 +4,44 @@
     python -m experiments.digits --model cnn --k 3 --steps 150  # the paper's CNN
     python -m experiments.digits --method sgd --seeds 5         # a reference
     python -m experiments.digits --resume runs/digits/FOLDER    # go on with a run
+    python -m experiments.digits --processes 2                  # that share each batch
 
 Writes ``metrics.jsonl``, ``curves.png``, the last parameters and checkpoints into
 ``runs/digits/…`` and prints a table. A run that was stopped, by whatever, goes on with
 ``--resume``, and ends as if it had not been stopped.
 """
 
+import contextlib
 import dataclasses
-import fcntl
 import json
 import math
-import os
 import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO, Literal, NamedTuple, NoReturn
+from typing import Annotated, Literal, NamedTuple, NoReturn
 
 import flax.linen as nn
+import jax
 import matplotlib.pyplot as plt
 import numpy as np
 import optax
 import tyro
 from tqdm import tqdm
 
-from experiments import interruption, methods, plotting
-from experiments.checkpoints import Checkpoint, Checkpoints, save_params, write_whole
+from experiments import (
+    interruption,
+    launcher,
+    methods,
+    parallel,
+    plotting,
+    rendezvous,
+)
+from experiments.checkpoints import Checkpoint, write_whole
 from experiments.data import Dataset, load
 from experiments.models import MODELS
+from experiments.output import NoOutput, Output, Record
 from experiments.training import (
     Method,
     Standing,
@@ -42,7 +51,10 @@ from experiments.training import (
     train,
 )
 
-Record = dict[str, Any]
+# How a run is run, which may change when it goes on; the other options are what it is.
+HOW = {"processes", "coordinator", "process_id", "start_timeout"}
+# These may differ between its processes.
+WHERE = {"out", "data_dir", "resume"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,6 +92,15 @@ class Config:
     """Steps between checkpoints, rounded to whole epochs."""
     resume: Path | None = None
     """The folder of a run to go on with, under the options that are in it."""
+    processes: int = 1
+    """Processes that share every minibatch, all started here unless --coordinator says
+    that each is started by itself."""
+    coordinator: str | None = None
+    """HOST:PORT of process 0, for processes that are started one by one."""
+    process_id: int | None = None
+    """Which of these processes this one is, from 0 on."""
+    start_timeout: int = 120
+    """Seconds that the processes wait for each other at the start."""
 
 
 class Plan(NamedTuple):
@@ -113,19 +134,90 @@ def main(config: Config) -> None:
     """Run all the seeds, or what is left of them, and write what came out."""
     if config.resume is not None:
         check_agreement(config, read_config(config.resume))
-    try:
-        data = load(config.data, config.data_dir)
-    except RuntimeError as error:  # it says what to do; a traceback would hide it
-        raise SystemExit(str(error)) from None
-    plan = make_plan(config, data)
-    folder = config.resume or make_folder(config)
-    with interruption.postponed() as asked:
-        runs = run_all(config, data, plan, folder, asked)
+    check_processes(config)
+    with joined(config):
+        try:
+            data = load(config.data, config.data_dir)
+        except RuntimeError as error:  # it says what to do; a traceback would hide it
+            raise SystemExit(str(error)) from None
+        plan = make_plan(config, data)
+        writes = config.process_id in (None, 0)
+        folder = (config.resume or make_folder(config)) if writes else None
+        if folder is not None and config.processes > 1 and config.coordinator is None:
+            launcher.launch(commands(config, folder), how_to_go_on(folder))
+            return
+        with interruption.postponed() as asked:
+            runs = run_all(config, data, plan, folder, asked)
+        if folder is not None:
+            show(config, folder, runs)
+
+
+def show(config: Config, folder: Path, runs: list[list[Record]]) -> None:
+    """Draw the curves, and print a table."""
     partial = folder / "partial.png"
     draw(config, runs, partial)
     partial.replace(folder / "curves.png")
     print(closing_table(full_name(config), config, runs))
     print(f"\nmetrics: {folder / 'metrics.jsonl'}\ncurves:  {folder / 'curves.png'}")
+
+
+def check_processes(config: Config) -> None:
+    """The options about processes make sense together."""
+    n, number = config.processes, config.process_id
+    if n < 1:
+        raise SystemExit(f"--processes must be at least 1; got {n}.")
+    if (config.coordinator is None) != (number is None):
+        raise SystemExit(
+            "--coordinator and --process-id belong together, in each process that is "
+            "started by itself; leave out both to have all processes started here."
+        )
+    if number is not None and not (n > 1 and 0 <= number < n):
+        raise SystemExit(
+            f"--process-id must be from 0 to one less than --processes, which is the "
+            f"number of all processes, from 2 on; got {number} and {n}."
+        )
+    if config.coordinator is not None:
+        rendezvous.split(config.coordinator)
+    try:
+        parallel.check_batch_size(config.batch_size, n)  # at least a device in each
+    except ValueError as error:
+        raise SystemExit(f"--batch-size: {error}") from None
+
+
+def joined(config: Config) -> contextlib.AbstractContextManager[None]:
+    """Inside, this is one of the processes that it is said to be."""
+    if config.coordinator is None or config.process_id is None:
+        return contextlib.nullcontext()
+    options = {
+        flag(field.name): str(getattr(config, field.name))
+        for field in dataclasses.fields(Config)
+        if field.name not in HOW | WHERE
+    }
+    return parallel.joined(
+        config.coordinator,
+        config.processes,
+        config.process_id,
+        options | {"jax": jax.__version__},
+        config.start_timeout,
+    )
+
+
+def commands(config: Config, folder: Path) -> list[list[str]]:
+    """That start the processes of a run on this machine."""
+    ours = {
+        "resume": folder,
+        "processes": config.processes,
+        "coordinator": f"{rendezvous.LOCAL[0]}:{rendezvous.free_port()}",
+        "start_timeout": config.start_timeout,
+    }
+    arguments = [x for name, value in ours.items() for x in (flag(name), str(value))]
+    command = [sys.executable, "-m", "experiments.digits", *arguments]
+    return [[*command, "--process-id", str(i)] for i in range(config.processes)]
+
+
+def flag(name: str) -> str:
+    """Of an option, as it is given."""
+    return f"--{name.replace('_', '-')}"
 
 
 def make_plan(config: Config, data: Dataset) -> Plan:
@@ -159,7 +251,8 @@ def make_folder(config: Config) -> Path:
     folder = config.out / name
     folder.mkdir(parents=True)
     options = dataclasses.asdict(config)
-    del options["resume"]
+    for name in ("resume", "coordinator", "process_id"):
+        del options[name]
     write_whole(
         folder / "config.json", json.dumps(options, default=str, indent=2) + "\n"
     )
@@ -184,9 +277,11 @@ def read_config(folder: Path) -> Config:
 def check_agreement(config: Config, saved: Config) -> None:
     """A run goes on under the options that it was started with, or not at all."""
     contradictions = [
-        f"--{field.name.replace('_', '-')} {asked} (the run has {had})"
+        f"{flag(field.name)} {asked} (the run has {had})"
         for field in dataclasses.fields(Config)
-        if (asked := getattr(config, field.name)) != (had := getattr(saved, field.name))
+        if field.name not in HOW
+        and (asked := getattr(config, field.name))
+        != (had := getattr(saved, field.name))
     ]
     if contradictions:
         raise SystemExit(
@@ -214,58 +309,77 @@ def run_all(
     config: Config,
     data: Dataset,
     plan: Plan,
-    folder: Path,
+    folder: Path | None,
     asked: interruption.Interruption,
 ) -> list[list[Record]]:
     """The metrics of every seed; compiled once, logged as they come.
 
     From the last checkpoint in the folder on, if there is one. An interruption that was
-    asked for is honoured at the end of an epoch.
+    asked for is honoured at the end of an epoch. Without a folder nothing is written:
+    another process does that.
     """
     model = MODELS[config.model]
     method = methods.make_method(config.method, learning_rate(config), config.k)
-    epoch = make_epoch(model, method, config.batch_size)
+    several = config.processes > 1
+    common = as_first_has_it if several else lambda last: last
+    epoch = make_shared_epoch(config, method)
     evaluate = make_evaluation(model)
-    path = folder / "metrics.jsonl"
-    with path.open("ab") as log, Checkpoints(folder / "checkpoints") as checkpoints:
-        _lock(log, folder)
+    with NoOutput() if folder is None else Output(folder) as output:
         fresh = begin(model, method, data.train, seed=0)
-        whole = lambda checkpoint: read_records(path, checkpoint.metrics_size)
-        last = checkpoints.restore(fresh, whole) or Checkpoint(0, fresh, 0.0, 0, 0)
-        log.truncate(last.metrics_size)  # what came after it will come again
-        runs = [[] for _ in range(config.seeds)]
-        for record in read_records(path, last.metrics_size):
-            runs[record["seed"]].append(record)
+        last = common(output.restore(fresh) or Checkpoint(0, fresh, 0.0, 0, 0))
         done = last.seed * plan.epochs + last.standing.epoch
         with tqdm(
             total=plan.epochs * plan.steps * config.seeds,
             initial=done * plan.steps,
             unit="step",
+            disable=folder is None,
         ) as bar:
             for seed in range(last.seed, config.seeds):
                 if seed != last.seed:
                     fresh = begin(model, method, data.train, seed)
-                    last = Checkpoint(seed, fresh, 0.0, 0, 0)
+                    last = common(Checkpoint(seed, fresh, 0.0, 0, 0))
                 progress = _run_seed(model, method, epoch, evaluate, data, plan, last)
                 for last, record in progress:
                     bar.update(plan.steps)
                     if record is not None:
-                        runs[seed].append(record)
-                        _report(record, log, bar)
+                        output.write(record)
+                        _show(record, bar)
+                    stop = asked.signal
+                    if several:  # all of them, whichever was asked
+                        stop = parallel.largest(stop or 0) or None
                     epochs = last.standing.epoch
                     if (
-                        asked.signal is not None
+                        stop is not None
                         or epochs % plan.checkpoint_every == 0
                         or epochs == plan.epochs
                     ):
-                        os.fsync(log.fileno())  # a checkpoint counts on what it counts
-                        last = last._replace(metrics_size=log.tell())
-                        checkpoints.save(seed * plan.epochs + epochs, last)
-                    if asked.signal is not None:
+                        output.save(seed * plan.epochs + epochs, last)
+                    if stop is not None:
                         bar.close()
-                        _leave(asked.signal, folder)
-                save_params(folder / "params" / f"seed{seed}", last.standing.params)
-    return runs
+                        _leave(stop, folder)
+                output.save_params(seed, last.standing.params)
+        return [
+            [record for record in output.records if record["seed"] == seed]
+            for seed in range(config.seeds)
+        ]
+
+
+def make_shared_epoch(config: Config, method: Method) -> Callable:
+    """An epoch in all the processes that there are."""
+    mesh = parallel.make_mesh() if config.processes > 1 else None
+    try:
+        return make_epoch(MODELS[config.model], method, config.batch_size, mesh)
+    except ValueError as error:
+        raise SystemExit(f"--batch-size: {error}") from None
+
+
+def as_first_has_it(last: Checkpoint) -> Checkpoint:
+    """Where process 0 begins or goes on from, in every process."""
+    numbers = np.int32([last.seed, last.standing.epoch])
+    (seed, epoch), params, state = parallel.from_first(
+        (numbers, last.standing.params, last.standing.state)
+    )
+    return last._replace(seed=int(seed), standing=Standing(int(epoch), params, state))
 
 
 def _run_seed(
@@ -308,18 +422,7 @@ def _run_seed(
         yield Checkpoint(start.seed, standing, seconds, nonfinite, 0), record
 
 
-def read_records(path: Path, size: int) -> list[Record]:
-    """The records in the first ``size`` bytes of a metrics file."""
-    content = path.read_bytes()[:size]
-    if len(content) < size:
-        raise ValueError(f"{path} has {len(content)} bytes, not the {size} it had")
-    return [json.loads(line) for line in content.splitlines()]
-
-
-def _report(record: Record, log: BinaryIO, bar: tqdm) -> None:
-    """Write a line, and show it on the bar."""
-    log.write(json.dumps(record).encode() + b"\n")
-    log.flush()
+def _show(record: Record, bar: tqdm) -> None:
     bar.set_postfix(
         seed=record["seed"],
         loss=f"{record['batch_loss']:.3f}",
@@ -327,18 +430,17 @@ def _report(record: Record, log: BinaryIO, bar: tqdm) -> None:
     )
 
 
-def _lock(log: BinaryIO, folder: Path) -> None:
-    """Until the process ends, however it ends."""
-    try:
-        fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        raise SystemExit(f"The run in {folder} is still going on.") from None
-
-
-def _leave(number: int, folder: Path) -> NoReturn:
+def how_to_go_on(folder: Path) -> str:
+    """The command, for a human."""
     command = f"python -m experiments.digits --resume {shlex.quote(str(folder))}"
-    print(f"Stopped; to go on:\n    {command}", file=sys.stderr)
-    raise SystemExit(128 + number)  # as the shell reports a process that a signal ended
+    return f"To go on:\n    {command}"
+
+
+def _leave(number: int, folder: Path | None) -> NoReturn:
+    if folder is not None:
+        print(f"Stopped. {how_to_go_on(folder)}", file=sys.stderr)
+    # As the shell reports a process that a signal ended.
+    raise interruption.Stopped(128 + number)
 
 
 def draw(config: Config, runs: list[list[Record]], path: Path) -> None:

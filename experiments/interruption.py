@@ -19,6 +19,10 @@ class Interruption:
     signal: int | None = None
 
 
+class Stopped(SystemExit):
+    """The end of a run that was asked to stop, with all that it needs to go on."""
+
+
 @contextlib.contextmanager
 def postponed() -> Iterator[Interruption]:
     """Inside, the first SIGINT or SIGTERM is noted, and the second ends the process.

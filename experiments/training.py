@@ -7,7 +7,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 
+from experiments import parallel
 from experiments.data import Split
 from experiments.models import accuracy, cross_entropy
 
@@ -50,14 +52,21 @@ class Standing(NamedTuple):
     state: Any
 
 
-def make_epoch(model: nn.Module, method: Method, batch_size: int) -> Callable:
+def make_epoch(
+    model: nn.Module, method: Method, batch_size: int, mesh: Mesh | None = None
+) -> Callable:
     """An ``epoch(params, state, key, images, labels) -> Progress``.
 
     It shuffles, cuts off what does not fill a batch, and scans over the batches, so
     that an epoch is one dispatch; with backpropagation it is one a batch. A minibatch
     whose loss is not finite changes nothing: forward methods see to that themselves;
     with backpropagation the step is undone.
+
+    On a mesh each device has its share of every minibatch. What goes in and comes out
+    is local, and the same in each process.
     """
+    if mesh is not None:
+        parallel.check_batch_size(batch_size, mesh.size)
     tx = optax.with_extra_args_support(method.transformation)
 
     def loss_fn(params, images, labels):
@@ -81,10 +90,11 @@ def make_epoch(model: nn.Module, method: Method, batch_size: int) -> Callable:
     def shuffled(key, images, labels):
         batches = len(labels) // batch_size
         order = jax.random.permutation(key, len(labels))[: batches * batch_size]
-        return {
+        data = {
             "images": images[order].reshape(batches, batch_size, *images.shape[1:]),
             "labels": labels[order].reshape(batches, batch_size),
         }
+        return data if mesh is None else parallel.shared_out(data, mesh)
 
     @jax.jit
     def scanned(params, state, key, images, labels):
@@ -101,7 +111,8 @@ def make_epoch(model: nn.Module, method: Method, batch_size: int) -> Callable:
         return Progress(*carry, jnp.array(losses))
 
     # On the CPU, XLA runs the backward pass of a convolution slowly inside of a loop.
-    return stepwise if method.backpropagates else scanned
+    epoch = stepwise if method.backpropagates else scanned
+    return epoch if mesh is None else parallel.over_mesh(epoch, mesh)
 
 
 def make_evaluation(model: nn.Module, batch_size: int = 1000) -> Callable:

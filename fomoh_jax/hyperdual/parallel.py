@@ -118,12 +118,10 @@ def _share(
 
 def _numbered_from(start: jax.Array, number: HyperDual, k: int) -> HyperDual:
     """The number along the directions ``start``, ``start + 1``, … modulo ``k``."""
-    tangents = number.tangents
+    tangents: Any = number.tangents
     if isinstance(tangents, Regenerated):
-        make = _NumberedFrom(tangents.make)
-        tangents = Regenerated(
-            (tangents.seed, start), make, tangents.shape, tangents.dtype
-        )
+        seed, make = (tangents.seed, start), _NumberedFrom(tangents.make)
+        tangents = Regenerated(seed, make, tangents.shape, tangents.dtype)
     elif isinstance(tangents, Stack):
         array = tangents.padded(None, k).moved(0).array
         tangents = Stack(jnp.roll(array, -start, 0))

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments import data, digits
+from experiments import data, digits, output
 from experiments.checkpoints import load_params
 from experiments.data import Dataset
 
@@ -185,7 +185,7 @@ def test_resume_is_the_only_flag_and_contradictions_are_refused(whole, tmp_path)
 
 def test_a_run_that_is_going_on_is_left_alone(unfinished):
     with (unfinished / "metrics.jsonl").open("ab") as log:
-        digits._lock(log, unfinished)
+        output.lock(log, unfinished)
         with pytest.raises(SystemExit, match="still going on"):
             resume(unfinished)
 
