@@ -14,6 +14,7 @@ from fomoh_jax.hyperdual import (
     quadratic_model,
 )
 from fomoh_jax.hyperdual.arguments import check_size
+from fomoh_jax.hyperdual.parallel import check_closure
 from fomoh_jax.losses import check_call, outputs_of, scalar_loss, solve_dtype
 from fomoh_jax.solvers import Solver, newton
 from fomoh_jax.solvers.protocol import predicted_reduction
@@ -179,8 +180,8 @@ def scale_by_hyperplane(
         ``value_fn(outputs_fn(params))``. See :func:`fomoh_jax.quadratic_model`.
       chunk_size: bound on memory, as in :func:`fomoh_jax.quadratic_model`.
       mesh_axis: axis of the mesh in use over whose devices the rows of the curvature
-        are split, as in :func:`fomoh_jax.quadratic_model`. (A batch that is sharded
-        needs nothing of the kind.)
+        are split, as in :func:`fomoh_jax.quadratic_model`. The axes of the mesh have to
+        be of ``AxisType.Auto``. (A batch that is sharded needs nothing of the kind.)
       has_aux: whether ``value_fn`` returns ``(value, aux)``. The aux of the evaluated
         point is then in the state.
       aux_struct: with ``has_aux``, the structure, shapes and dtypes of the aux (arrays
@@ -250,6 +251,8 @@ def scale_by_hyperplane(
         updates, state, params=None, *, value_fn=None, outputs_fn=None, **extra_args
     ):
         value_fn = check_call(params, value_fn)
+        if mesh_axis is not None and extra_args:
+            check_closure(mesh_axis)
         dtype = solve_dtype(params)
         next_key, sample_key = jax.random.split(state.key)
         memory = directions.advance(state.directions_state, params)

@@ -70,6 +70,19 @@ def is_mapped(mesh_axis: str, k: int) -> bool:
     return dict(zip(mesh.axis_names, mesh.axis_types))[mesh_axis] == AxisType.Manual
 
 
+def check_closure(mesh_axis: str) -> None:
+    """Refuse a mesh under which a function cannot close over what is traced."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if AxisType.Explicit in mesh.axis_types:
+        raise ValueError(
+            f"mesh_axis={mesh_axis!r} needs a mesh whose axes are all of AxisType.Auto "
+            "where value_fn takes more than the parameters: inside jax.shard_map a "
+            "function cannot close over arrays with explicit shardings; got "
+            f"{dict(zip(mesh.axis_names, map(str, mesh.axis_types)))}. Make it by "
+            "jax.make_mesh(shape, names, axis_types=(jax.sharding.AxisType.Auto,) * n)."
+        )
+
+
 def _share(
     jaxpr: Any,
     k: int,

@@ -144,6 +144,8 @@ def quadratic_model(
         along it: each carries all the tangents, and its share of the second-order
         coefficients. They exchange nothing but the slopes and curvatures of the output.
         The other axes of the mesh are left as they are, for a batch that is sharded.
+        If an axis is of ``AxisType.Explicit``, data has to be an argument that is held
+        fixed: ``jax.shard_map`` takes no function that closes over it.
       adjoint: whether to get the curvature from one backward pass over what the
         second-order coefficients go through, in the place of carrying ``k²`` of them.
         That takes some ``3k`` evaluations of ``fun`` for each element of its output,

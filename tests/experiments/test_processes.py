@@ -129,6 +129,7 @@ def test_when_one_is_killed_it_is_said_which_and_how_to_go_on(killed, capfd):
     assert message.endswith(f"python -m experiments.digits --resume {folder}")
 
 
+@pytest.mark.slow
 def test_it_goes_on_to_the_same_end_to_the_last_bit(killed, whole, tmp_path):
     folder = shutil.copytree(killed[0], tmp_path / "run")
     before = (folder / "metrics.jsonl").read_text().splitlines()

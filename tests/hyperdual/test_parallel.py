@@ -24,15 +24,19 @@ def split(fun, primals, vectors, **options):
     )
 
 
-@pytest.mark.parametrize("options", [{}, {"chunk_size": 1}, {"chunk_size": 3}], ids=str)
-@pytest.mark.parametrize("name", ["mlp_tanh", "attention", "scan", "solve"])
-def test_the_model_is_that_of_one_device(name, options):
+@pytest.mark.parametrize(
+    ("name", "chunk_size"),
+    [("attention", None), ("scan", 1), ("mlp_tanh", 3), ("solve", None)],
+)
+def test_the_model_is_that_of_one_device(name, chunk_size):
     fun, primals = PROGRAMS[name]
     vectors = random_directions(primals, K)
     expected = jax.jit(lambda v: fomoh_jax.quadratic_model(fun, primals, v))(vectors)
     # Four rows a device, so that a chunk of three overlaps the next.
     with jax.set_mesh(mesh(2, 4)):
-        model = jax.jit(lambda v: split(fun, primals, v, **options))(vectors)
+        model = jax.jit(lambda v: split(fun, primals, v, chunk_size=chunk_size))(
+            vectors
+        )
     assert_close(model, expected)
     assert_symmetric(model.curvature)
 
@@ -108,6 +112,16 @@ def test_the_step_of_the_optimiser_is_that_of_one_device():
     expected = stepped(fomoh_jax.fomoh_kd(K))
     with jax.set_mesh(mesh(8)):
         assert_close(stepped(fomoh_jax.fomoh_kd(K, mesh_axis="pairs")), expected)
+
+
+def test_the_optimiser_refuses_a_mesh_that_its_loss_cannot_be_closed_in():
+    loss, (params, x) = mlp(jnp.tanh)
+    tx = fomoh_jax.fomoh_kd(K, mesh_axis="pairs")
+    with jax.set_mesh(mesh(8, kind=AxisType.Explicit)):
+        with pytest.raises(
+            ValueError, match=r"AxisType.Auto where.*'pairs': 'Explicit'"
+        ):
+            tx.update(None, tx.init(params), params, value_fn=loss, x=x)
 
 
 def test_each_device_does_its_share_of_the_pairs():
