@@ -117,11 +117,11 @@ def test_the_step_of_the_optimiser_is_that_of_one_device():
 def test_the_optimiser_refuses_a_mesh_that_its_loss_cannot_be_closed_in():
     loss, (params, x) = mlp(jnp.tanh)
     tx = fomoh_jax.fomoh_kd(K, mesh_axis="pairs")
-    with jax.set_mesh(mesh(8, kind=AxisType.Explicit)):
-        with pytest.raises(
-            ValueError, match=r"AxisType.Auto where.*'pairs': 'Explicit'"
-        ):
-            tx.update(None, tx.init(params), params, value_fn=loss, x=x)
+    with (
+        jax.set_mesh(mesh(8, kind=AxisType.Explicit)),
+        pytest.raises(ValueError, match=r"AxisType.Auto where.*'pairs': 'Explicit'"),
+    ):
+        tx.update(None, tx.init(params), params, value_fn=loss, x=x)
 
 
 def test_each_device_does_its_share_of_the_pairs():
