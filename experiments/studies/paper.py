@@ -46,7 +46,7 @@ class Size:
     seeds: int
 
 
-SIZES = {"softmax": Size(1024, 2000, 5), "cnn": Size(256, 200, 2)}
+SIZES = {"softmax": Size(1024, 2000, 5), "cnn": Size(256, 400, 2)}
 
 
 @dataclasses.dataclass(frozen=True)
