@@ -7,7 +7,9 @@ from experiments.benchmarks import compile_time
 from tests.reference import assert_close
 
 
-@pytest.mark.parametrize("name", ["unrolled", "jitted", "scanned"])
+@pytest.mark.parametrize(
+    "name", [pytest.param("unrolled", marks=pytest.mark.slow), "jitted", "scanned"]
+)
 def test_the_program_is_at_most_half_as_long_again_as_nested_jvp(name):
     loss, params = compile_time.networks(24)[name]
     lines = lambda transform: len(
@@ -31,6 +33,7 @@ def test_the_networks_are_one():
     assert_close(values[1:], values[:1] * 2)
 
 
+@pytest.mark.slow
 def test_the_command_prints_a_line_for_each(capsys):
     compile_time.main(compile_time.Config(layers=1, k=1, repeats=1))
     assert capsys.readouterr().out.count("ours ÷ nested") == 3
