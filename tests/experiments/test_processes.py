@@ -117,11 +117,13 @@ def assert_close_results(folder, other):
     )
 
 
+@pytest.mark.slow
 def test_two_processes_have_the_losses_of_one(whole, tmp_path):
     digits.main(digits.Config(out=tmp_path, **OPTIONS))
     assert_close_results(whole, folder_of(tmp_path))
 
 
+@pytest.mark.slow
 def test_when_one_is_killed_it_is_said_which_and_how_to_go_on(killed, capfd):
     folder, message = killed
     assert message.startswith("process 1 of 2 (id ")

@@ -143,7 +143,7 @@ def test_agree_on_the_cnn():
     assert_close(laplacian, jnp.sum(ravel_pytree(expected)[0]))
 
 
-@settings(max_examples=12)
+@settings(max_examples=6)
 @given(
     programs(),
     st.permutations(SHAPES),

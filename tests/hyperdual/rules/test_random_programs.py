@@ -16,7 +16,7 @@ from jax import lax
 import fomoh_jax
 from tests.reference import assert_close, normal, second_jvp
 
-PROGRAMS = int(os.environ.get("FOMOH_PROGRAMS", "60"))
+PROGRAMS = int(os.environ.get("FOMOH_PROGRAMS", "40"))
 
 # Four shapes that broadcast against each other, so that anything composes with anything
 # and an eager evaluation compiles each operation a few times for all the programs.
