@@ -119,7 +119,9 @@ def test_the_optimiser_refuses_a_mesh_that_its_loss_cannot_be_closed_in():
     tx = fomoh_jax.fomoh_kd(K, mesh_axis="pairs")
     with (
         jax.set_mesh(mesh(8, kind=AxisType.Explicit)),
-        pytest.raises(ValueError, match=r"AxisType.Auto where.*'pairs': 'Explicit'"),
+        pytest.raises(
+            ValueError, match=r"AxisType.Auto where.*'pairs': 'AxisType.Explicit'"
+        ),
     ):
         tx.update(None, tx.init(params), params, value_fn=loss, x=x)
 
