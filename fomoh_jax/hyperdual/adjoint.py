@@ -18,7 +18,7 @@ pass with respect to the table then adds all of them up, also those inside of lo
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import jax
@@ -40,6 +40,7 @@ from fomoh_jax.hyperdual.number import (
     scale,
     settled,
 )
+from fomoh_jax.hyperdual.varying import in_shard_map, varies_along, varying_alike
 
 
 @register_dataclass
@@ -196,9 +197,22 @@ def curvatures(
 
     dtypes = [x.primal.dtype for x in args if isinstance(x.tangents, Stack)]
     table = jnp.zeros((k, k), _wide(*dtypes) if dtypes else jnp.float32)
-    values, pull, flat = jax.vjp(seconds, table, table, has_aux=True)
+
+    def swept(axes: Collection[str]):
+        own = varying_alike(table, axes)
+        return jax.vjp(seconds, own, own, has_aux=True)
+
+    # Inside a shard_map the sweep back to a table that is the same everywhere sums over
+    # the devices: right for a loss that is a sum over them, and not for one of each.
+    axes = [frozenset()] * wanted
+    if in_shard_map():
+        axes = list(map(varies_along, jax.eval_shape(seconds, table, table)[0]))
+    sweeps = {over: swept(over) for over in set(axes) or {frozenset()}}
+    values, _, flat = next(iter(sweeps.values()))
 
     def of_output(place: int, value: jax.Array) -> jax.Array:
+        _, pull, _ = sweeps[axes[place]]
+
         def along(cotangent: jax.Array) -> jax.Array:
             zeros = [None if v is None else jnp.zeros_like(v) for v in values]
             tables = pull([*zeros[:place], cotangent, *zeros[place + 1 :]])
@@ -211,7 +225,7 @@ def curvatures(
         if value.shape == ():
             return along(jnp.ones_like(value))
         basis = jnp.eye(value.size, dtype=value.dtype).reshape(-1, *value.shape)
-        tables = jax.vmap(along, out_axes=-1)(basis)
+        tables = jax.vmap(along, out_axes=-1)(varying_alike(basis, axes[place]))
         return tables.reshape(k, k, *value.shape)
 
     return flat, [

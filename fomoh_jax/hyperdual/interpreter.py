@@ -19,6 +19,7 @@ from fomoh_jax.hyperdual.forms import Form
 from fomoh_jax.hyperdual.number import HyperDual, known_last, settled
 from fomoh_jax.hyperdual.regenerated import Regenerated
 from fomoh_jax.hyperdual.registry import Operation, find_rule, walks_inside
+from fomoh_jax.hyperdual.varying import in_shard_map, varying_alike, varying_as_traced
 
 _BLAME = "fomoh_jax: in the hyper-dual rule"
 
@@ -45,12 +46,19 @@ def interpret(
         return HyperDual(atom.val) if isinstance(atom, Literal) else env[atom]
 
     deferred = any(isinstance(arg.tangents, Regenerated) for arg in args)
-    latest = None
+    mapped, latest = in_shard_map(), None
     equations = jaxpr.eqns if effects else _needed(jaxpr)
     last_use = _last_use(equations, jaxpr.outvars)
     for index, eqn in enumerate(equations):
+        operands = [read(atom) for atom in eqn.invars]
         with _at_source_of(eqn):
-            outs = _apply(eqn, form, [read(atom) for atom in eqn.invars], latest)
+            if mapped:
+                types = [atom.aval for atom in eqn.invars]
+                operands = varying_as_traced(types, operands)
+            if eqn.primitive.name == "pvary":  # for what may vary already
+                outs = varying_alike(operands, eqn.params["axes"])
+            else:
+                outs = _apply(eqn, form, operands, latest)
         if deferred and (last := known_last(outs)) is not None:
             latest = last
         env.update(zip(eqn.outvars, outs))
@@ -79,7 +87,8 @@ def staged(jaxpr: Any, name: str, inline: Any = False) -> Callable:
 def _apply(
     eqn: JaxprEqn, form: Form, args: list[HyperDual], latest: jax.Array | None
 ) -> Sequence[HyperDual]:
-    op = Operation(eqn.primitive, eqn.params, [var.aval for var in eqn.outvars])
+    inputs, outputs = ([x.aval for x in xs] for xs in (eqn.invars, eqn.outvars))
+    op = Operation(eqn.primitive, eqn.params, inputs, outputs)
     # What is kept in a mutable array may begin to vary after it was made.
     lasting = not any(isinstance(var.aval, AbstractRef) for var in eqn.outvars)
     if lasting and all(arg.is_constant for arg in args):

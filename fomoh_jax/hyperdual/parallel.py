@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import AxisType
 
-from fomoh_jax.hyperdual.forms import Rows
+from fomoh_jax.hyperdual.forms import FirstOrder, Rows
 from fomoh_jax.hyperdual.interpreter import interpret
 from fomoh_jax.hyperdual.number import (
     ZERO,
@@ -19,6 +19,7 @@ from fomoh_jax.hyperdual.number import (
     materialise,
 )
 from fomoh_jax.hyperdual.regenerated import Regenerated
+from fomoh_jax.hyperdual.varying import in_shard_map, varies_along, varying_alike
 
 
 def over_devices(
@@ -42,6 +43,10 @@ def over_devices(
     primals, parts = _share(jaxpr, k, args, wanted, own, share, chunk_size)
     # Each coefficient is on one device, and zero on the others.
     parts = lax.psum(parts, mesh_axis)
+    if mesh_axis in varies_along(primals):
+        # The same everywhere, which their type does not say any more.
+        constants = [HyperDual(x.primal) for x in args]
+        primals = [x.primal for x in interpret(jaxpr, FirstOrder(k), constants)]
     joined = lambda x: x.reshape(-1, *x.shape[2:])
     channels = iter([(Stack(slope), Stack(joined(table))) for slope, table in parts])
     return [
@@ -125,6 +130,8 @@ def _share(
         return primals, parts
     # The last chunk overlaps the one before it where the size does not divide.
     starts = own + jnp.minimum(jnp.arange(count) * rows, share - rows)
+    if in_shard_map():
+        parts = varying_alike(parts, varies_along(jax.eval_shape(chunk, parts, own)))
     parts, primals = lax.scan(chunk, parts, starts)
     return [x[0] for x in primals], parts
 

@@ -24,11 +24,13 @@ class Operation:
     Attributes:
       primitive: the primitive that it applies.
       params: the parameters of the equation.
+      inputs: abstract values of its operands, as the equation was traced on them.
       outputs: abstract values of its results.
     """
 
     primitive: Primitive
     params: dict[str, Any]
+    inputs: Sequence[Any]
     outputs: Sequence[Any]
 
     def __call__(self, *primals: Any) -> list[jax.Array]:

@@ -54,18 +54,21 @@ def test_the_other_axis_is_left_to_the_batch(kind):
         assert_close(program(params, spread, vectors[0]), expected)
 
 
-def test_inside_shard_map_no_other_is_made():
-    loss, primals = mlp(jnp.tanh)
+@pytest.mark.parametrize(
+    ("name", "chunk_size"), [("mlp_tanh", None), ("attention", 1), ("scan", None)]
+)
+def test_inside_shard_map_no_other_is_made(name, chunk_size):
+    fun, primals = PROGRAMS[name]
     vectors = random_directions(primals, K)
     everywhere = PartitionSpec()
-    with jax.set_mesh(mesh(8)):
+    with jax.set_mesh(mesh(4, 2)):
         program = jax.shard_map(
-            lambda v: split(loss, primals, v),
+            lambda v: split(fun, primals, v, chunk_size=chunk_size),
             in_specs=everywhere,
             out_specs=everywhere,
         )
         model = jax.jit(program)(vectors)
-    assert_close(model, fomoh_jax.quadratic_model(loss, primals, vectors))
+    assert_close(model, fomoh_jax.quadratic_model(fun, primals, vectors))
 
 
 def test_regenerated_and_active_directions_are_numbered_from_each_device_s_own():

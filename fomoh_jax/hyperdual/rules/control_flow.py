@@ -5,7 +5,7 @@ grows until one more turn of the body adds none: a fixed point, reached after at
 two turns per carried value, and usually after one.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import jax
@@ -27,6 +27,7 @@ from fomoh_jax.hyperdual.number import (
     pattern_of,
 )
 from fomoh_jax.hyperdual.registry import Operation, rule
+from fomoh_jax.hyperdual.varying import varies_along, varying_alike
 
 
 def _union(*patterns: Pattern) -> Pattern:
@@ -34,9 +35,15 @@ def _union(*patterns: Pattern) -> Pattern:
 
 
 def _widen(
-    form: Form, numbers: Sequence[HyperDual], pattern: Pattern
+    form: Form,
+    numbers: Sequence[HyperDual],
+    pattern: Pattern,
+    axes: Collection[str] = (),
 ) -> list[HyperDual]:
-    """The same numbers with at least the channels of the pattern, on leading axes."""
+    """The same numbers with at least the channels of the pattern, on leading axes.
+
+    They vary along at least those axes of a mesh.
+    """
 
     def widened(number: HyperDual, flags: tuple[bool, ...]) -> HyperDual:
         channels = [
@@ -45,7 +52,7 @@ def _widen(
         ]
         return HyperDual(number.primal, *channels)
 
-    return list(map(widened, numbers, pattern))
+    return varying_alike(list(map(widened, numbers, pattern)), axes)
 
 
 def _fixed_point(
@@ -152,10 +159,11 @@ def _scan(form: Form, op: Operation, args: Sequence[HyperDual]) -> list[HyperDua
 
     slices = jax.tree.map(_abstract_slice, (times, xs))
     pattern = _fixed_point(lambda *state: turn(*state)[0], form, init, slices)
+    axes = varies_along(args)
 
     def body(carry, slices):
         carry, ys = turn(carry, slices)
-        return _widen(form, carry, pattern), ys
+        return _widen(form, carry, pattern, axes), ys
 
     carry, ys = lax.scan(
         body,
@@ -185,13 +193,13 @@ def _while(form: Form, op: Operation, args: Sequence[HyperDual]) -> list[HyperDu
         numbers = [*cond_consts, *(HyperDual(n.primal) for n in carry)]
         return interpret(op.params["cond_jaxpr"], form, numbers)[0].primal
 
-    pattern = _fixed_point(turn, form, init)
+    pattern, axes = _fixed_point(turn, form, init), varies_along(args)
 
     # vmap leaves a while equation with a predicate for each member of the batch.
     predicate = open_jaxpr(op.params["cond_jaxpr"])[0].outvars[0].aval
 
     def body(carry):
-        after = _widen(form, turn(carry), pattern)
+        after = _widen(form, turn(carry), pattern, axes)
         return _where(unfinished(carry), after, carry) if predicate.ndim else after
 
     return lax.while_loop(
@@ -231,7 +239,10 @@ def _cond(form: Form, op: Operation, args: Sequence[HyperDual]) -> list[HyperDua
 
     branches = [branch(jaxpr) for jaxpr in op.params["branches"]]
     pattern = _union(*(pattern_of(jax.eval_shape(b, operands)) for b in branches))
-    alike = [lambda operands, b=b: _widen(form, b(operands), pattern) for b in branches]
+    axes = varies_along(args)
+    alike = [
+        lambda operands, b=b: _widen(form, b(operands), pattern, axes) for b in branches
+    ]
     platforms = op.params.get("branches_platforms")
     if platforms is None:
         return lax.switch(index.primal, alike, operands)

@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.extend.core import Literal
 
 from fomoh_jax.compat import open_jaxpr
@@ -22,23 +21,22 @@ from fomoh_jax.hyperdual.interpreter import interpret
 from fomoh_jax.hyperdual.number import Channel, HyperDual, add, is_inexact, scale
 from fomoh_jax.hyperdual.registry import Operation, names_with_rule, rule
 from fomoh_jax.hyperdual.rules.elementwise import elementwise, partial_derivative
-from fomoh_jax.hyperdual.rules.generic import differentiable_part, forward, generic
+from fomoh_jax.hyperdual.rules.generic import forward, generic
 
 
 @rule("custom_jvp_call")
 def _custom_jvp(form: Form, op: Operation, args: Sequence[HyperDual]):
-    active, function = differentiable_part(op, args)
+    active = [i for i, arg in enumerate(args) if not arg.is_constant]
     # A rule that changes the dtype rounds its tangents on the way.
-    kinds = {(jnp.shape(x.primal), jnp.result_type(x.primal)) for x in active}
-    kinds |= {(out.shape, out.dtype) for out in op.outputs}
+    kinds = {(x.shape, x.dtype) for x in (*(op.inputs[i] for i in active), *op.outputs)}
     if len(kinds) == 1 and is_inexact(op.outputs[0]):
-        jaxpr = _derivatives(lambda *xs: function(*xs)[0], active, form.q > 0)
+        jaxpr = _derivatives(op, active, form.q > 0)
         if _is_elementwise(jaxpr, op.outputs[0].shape):
-            return _chain_rule(form, jaxpr, active, len(op.outputs))
+            return _chain_rule(form, jaxpr, args, active, len(op.outputs))
     return generic(form, op, args)
 
 
-def _derivatives(function: Callable, active: Sequence[HyperDual], twice: bool) -> Any:
+def _derivatives(op: Operation, active: Sequence[int], twice: bool) -> Any:
     """The jaxpr of what may be an elementwise function with its partial derivatives.
 
     Its results are ``φ``, the derivatives ``φ_a`` that the user's rule gives, and the
@@ -47,24 +45,30 @@ def _derivatives(function: Callable, active: Sequence[HyperDual], twice: bool) -
     """
 
     def derivatives(*xs):
-        slopes = [partial_derivative(function, a) for a in range(len(xs))]
+        slopes = [partial_derivative(op, a) for a in active]
         if not twice:
             pairs = [slope(*xs) for slope in slopes]
             return pairs[0][0], [first for _, first in pairs]
-        second = lambda a, b: partial_derivative(slopes[a], b, forward)(*xs)
-        table = [[second(a, b) for b in range(len(xs))] for a in range(len(xs))]
+        table = [
+            [partial_derivative(slope, b, forward)(*xs) for b in active]
+            for slope in slopes
+        ]
         (values, _), _ = table[0][0]
         firsts = [row[0][0][1] for row in table]
         return values, firsts, [bend for row in table for _, (_, bend) in row]
 
-    return jax.make_jaxpr(derivatives)(*(number.primal for number in active))
+    return jax.make_jaxpr(derivatives)(*op.inputs)
 
 
 def _chain_rule(
-    form: Form, jaxpr: Any, active: Sequence[HyperDual], outputs: int
+    form: Form,
+    jaxpr: Any,
+    args: Sequence[HyperDual],
+    places: Sequence[int],
+    outputs: int,
 ) -> list[HyperDual]:
     """The elementwise chain rule, with the derivatives that the jaxpr computes."""
-    constants = [HyperDual(number.primal) for number in active]
+    constants, active = [HyperDual(x.primal) for x in args], [args[i] for i in places]
     results = [out.primal for out in interpret(jaxpr, form, constants)]
     rows = lambda flat: [flat[i : i + outputs] for i in range(0, len(flat), outputs)]
     n, zeros = len(active), rows(_zeros(jaxpr))
@@ -148,7 +152,7 @@ _NO_DERIVATIVE = {
 _OTHER_RULES = {
     *("add", "add_any", "broadcast_in_dim", "convert_element_type", "copy", "mul"),
     *("div", "neg", "select_n", "squeeze", "sub", "abs", "max", "min"),
-    *("bitcast_convert_type", "optimization_barrier", "polynomial"),
+    *("bitcast_convert_type", "optimization_barrier", "polynomial", "pvary"),
 }
 
 

@@ -97,8 +97,8 @@ def _swapped(op: Operation, a: jax.Array) -> tuple[Operation, Operation]:
     shape = jax.ShapeDtypeStruct([out.shape[i] for i in order], out.dtype)
     back = {"permutation": tuple(np.argsort(order).tolist())}
     return (
-        dataclasses.replace(op, params=params, outputs=[shape]),
-        Operation(primitives.transpose_p, back, op.outputs),
+        Operation(op.primitive, params, op.inputs[::-1], [shape]),
+        Operation(primitives.transpose_p, back, [shape], op.outputs),
     )
 
 

@@ -1,19 +1,18 @@
 """Maps over devices and over named axes: theirs inside ours, and ours inside theirs."""
 
-import os
-import subprocess
-import sys
-
 import jax
 import jax.numpy as jnp
+import pytest
 from jax import lax
 from jax.sharding import PartitionSpec as P
 
 import fomoh_jax
+from tests.programs import PROGRAMS
 from tests.reference import (
     assert_agrees_with_nested_jvp,
     assert_close,
     normal,
+    random_directions,
     second_jvp,
 )
 
@@ -98,51 +97,94 @@ def test_in_axes_and_out_axes():
     assert_agrees_with_nested_jvp(fun, normal(2, 3), normal(2, seed=1))
 
 
-SEVERAL_DEVICES = """
-import jax, jax.numpy as jnp
-from jax import lax
-from jax.sharding import PartitionSpec as P
-import fomoh_jax
-
-jax.config.update("jax_enable_x64", True)
-auto = (jax.sharding.AxisType.Auto,)
-mesh = jax.make_mesh((4,), ("d",), axis_types=auto)
-
 @jax.custom_vjp
 def square(x):
     return x**2
 
+
 square.defvjp(lambda x: (x**2, x), lambda x, g: (g * 0,))
 
-def loss(w, x):
-    local = lambda w, x: lax.pmean(jnp.mean(square(jnp.tanh(x @ w))), "d")
-    return jax.shard_map(local, mesh=mesh, in_specs=(P(), P("d")), out_specs=P())(w, x)
 
-plain = lambda w, x: jnp.mean(jnp.tanh(x @ w) ** 2)
-w, x = jnp.arange(3.0) / 3, jnp.sin(jnp.arange(24.0)).reshape(8, 3)
-expected = jax.hessian(plain)(w, x)
-assert jnp.max(jnp.abs(fomoh_jax.hessian(loss)(w, x) - expected)) < 1e-14
-assert jnp.max(jnp.abs(jax.jit(fomoh_jax.hessian(loss))(w, x) - expected)) < 1e-14
-v = jnp.eye(3)
-inside = jax.shard_map(
-    lambda w, x: lax.pmean(
-        fomoh_jax.quadratic_model(plain, (w, x), (v, None)).curvature, "d"),
-    mesh=mesh, in_specs=(P(), P("d")), out_specs=P())
-assert jnp.max(jnp.abs(jax.jit(inside)(w, x) - expected)) < 1e-14
-ring = jax.shard_map(
-    lambda x: x * lax.ppermute(x**2, "d", [(i, (i + 1) % 4) for i in range(4)]),
-    mesh=mesh, in_specs=P("d"), out_specs=P("d"))
-rolled = lambda x: x * jnp.roll(x**2, 1)
-y = jnp.arange(1.0, 5)
-difference = fomoh_jax.hessian(ring)(y) - jax.hessian(rolled)(y)
-assert jnp.max(jnp.abs(difference)) < 1e-14
-"""
+def devices(*sizes):
+    kinds = (jax.sharding.AxisType.Auto,) * len(sizes)
+    return jax.make_mesh(sizes, ("d", "k")[: len(sizes)], axis_types=kinds)
 
 
-def test_on_several_devices():
-    flags = "--xla_force_host_platform_device_count=4"
-    subprocess.run(
-        [sys.executable, "-c", SEVERAL_DEVICES],
-        check=True,
-        env={**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+def test_a_sum_over_several_devices():
+    def loss(w, x):
+        local = lambda w, x: lax.pmean(jnp.mean(square(jnp.tanh(x @ w))), "d")
+        map_over = {"mesh": devices(4), "in_specs": (P(), P("d")), "out_specs": P()}
+        return jax.shard_map(local, **map_over)(w, x)
+
+    plain = lambda w, x: jnp.mean(jnp.tanh(x @ w) ** 2)
+    w, x = normal(3), normal(8, 3)
+    assert_close(jax.jit(fomoh_jax.hessian(loss))(w, x), jax.hessian(plain)(w, x))
+
+
+def test_a_ring_of_several_devices():
+    ring = jax.shard_map(
+        lambda x: x * lax.ppermute(x**2, "d", [(i, (i + 1) % 4) for i in range(4)]),
+        mesh=devices(4),
+        in_specs=P("d"),
+        out_specs=P("d"),
     )
+    expected = jax.hessian(lambda x: x * jnp.roll(x**2, 1))(normal(4))
+    assert_close(fomoh_jax.hessian(ring)(normal(4)), expected)
+
+
+def recurrent(w, x):
+    def body(h, x):
+        h = jax.nn.relu(w @ h + x)
+        return h, jax.nn.softplus(h)
+
+    h, outs = lax.scan(body, jnp.zeros_like(x[0]), x)
+    first = lax.cond(h[0] > 0, lambda h: h * w[0], jnp.ones_like, h)
+    still = jax.nn.relu(lax.stop_gradient(w)) * w
+    return jnp.mean(outs**3) + jnp.sum(first * h) + jnp.sum(still)
+
+
+@pytest.mark.parametrize(
+    "name", ["rosenbrock", "softmax_cross_entropy", "cholesky", "while"]
+)
+def test_directions_of_which_each_device_has_some(name):
+    fun, primals = PROGRAMS[name]
+    vectors = random_directions(primals, 4)
+    model = lambda v: fomoh_jax.quadratic_model(fun, primals, v).curvature
+    split = {"mesh": devices(4), "in_specs": P("d"), "out_specs": P("d")}
+    curvature = jax.jit(jax.shard_map(lambda v: model(v)[0], **split))(vectors)
+    assert_close(curvature, jnp.moveaxis(jnp.diagonal(model(vectors)), -1, 0))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"adjoint": True}, {"chunk_size": 1}],
+    ids=["whole", "adjoint", "chunks"],
+)
+def test_directions_and_a_batch_of_which_each_device_has_some(options):
+    """Two losses, of which one is a mean over all devices and one of each its own."""
+
+    def model(w, x, v, mean_over_devices=lambda y: y):
+        def both(w):
+            halves = jnp.stack([recurrent(w, part) for part in x])
+            own = jnp.mean(square(jnp.tanh(x @ w)))
+            return mean_over_devices(halves.mean()), own
+
+        return fomoh_jax.quadratic_model(both, (w,), (v,), **options).curvature
+
+    w, x, v = normal(3, 3) / 3, normal(2, 5, 3, seed=1), normal(4, 3, 3, seed=2)
+    whole = [model(w, x, v[i : i + 2]) for i in (0, 2)]
+
+    def on_one(w, x, v):
+        over_devices = lambda y: lax.pmean(y, "d")
+        mean, own = model(w, x, v, over_devices)
+        return mean[None], over_devices(own)[None]
+
+    mapped = jax.shard_map(
+        on_one,
+        mesh=devices(2, 2),
+        in_specs=(P(), P("d"), P("k")),
+        out_specs=P("k"),
+    )
+    curvatures = jax.jit(mapped)(w, x, v)
+    for place, expected in enumerate(whole):
+        assert_close(jax.tree.map(lambda c: c[place], curvatures), expected)
