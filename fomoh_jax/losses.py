@@ -8,10 +8,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fomoh_jax.hyperdual.arguments import signature
+from fomoh_jax.hyperdual.arguments import check_devices, signature
 
 
-def check_call(params: Any, value_fn: Callable | None) -> Callable:
+def check_call(
+    params: Any, value_fn: Callable | None, extra_args: dict[str, Any]
+) -> Callable:
     """``value_fn``, if ``update`` was given what it cannot do without."""
     if params is None:
         raise ValueError(
@@ -24,6 +26,7 @@ def check_call(params: Any, value_fn: Callable | None) -> Callable:
             "tx.update(updates, state, params, value_fn=loss, batch=batch), with "
             "everything that the loss takes beside params by keyword."
         )
+    check_devices({"params": params, **extra_args})
     return value_fn
 
 

@@ -134,7 +134,7 @@ def scale_by_forward_gradient(
         )
 
     def update_fn(updates, state, params=None, *, value_fn=None, **extra_args):
-        value_fn = check_call(params, value_fn)
+        value_fn = check_call(params, value_fn, extra_args)
         loss = scalar_loss(value_fn, extra_args, has_aux)
         dtype = solve_dtype(params)
         next_key, sample_key = jax.random.split(state.key)
@@ -250,7 +250,7 @@ def scale_by_hyperplane(
     def update_fn(
         updates, state, params=None, *, value_fn=None, outputs_fn=None, **extra_args
     ):
-        value_fn = check_call(params, value_fn)
+        value_fn = check_call(params, value_fn, extra_args)
         if mesh_axis is not None and extra_args:
             check_closure(mesh_axis)
         dtype = solve_dtype(params)

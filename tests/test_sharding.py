@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.sharding import AxisType, NamedSharding
+from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import fomoh_jax
@@ -143,3 +143,25 @@ def test_features_may_be_sharded_in_the_place_of_the_batch():
     new, _ = compiled(*args)
     assert_close(new, one_device())
     assert [leaf.sharding.spec for leaf in new] == [P(None, "data")] * 2
+
+
+@pytest.mark.parametrize("where", ["another mesh", "one device"])
+def test_arrays_on_different_devices_are_named(where):
+    first, second = np.split(np.array(jax.devices()), 2)
+    mesh, other = (Mesh(devices, ("batch",)) for devices in (first, second))
+    w = jax.device_put(jnp.ones(3), NamedSharding(mesh, P()))
+    places = {
+        "another mesh": NamedSharding(other, P("batch")),
+        "one device": jax.devices()[0],
+    }
+    x = jax.device_put(jnp.ones((8, 3)), places[where])
+    quadratic = lambda w, x: jnp.mean((x @ w) ** 2)
+    message = r"same devices; got {} on Named.* and {} on .*jax.device_put"
+    with pytest.raises(
+        ValueError, match=message.format(r"primals\[0\]", r"primals\[1\]")
+    ):
+        fomoh_jax.quadratic_model(quadratic, (w, x), (jnp.ones((2, 3)), None))
+    tx = fomoh_jax.fomoh_kd(2)
+    with pytest.raises(ValueError, match=message.format(r"params\['w'\]", "x")):
+        value_fn = lambda params, x: quadratic(params["w"], x)
+        tx.update(None, tx.init({"w": w}), {"w": w}, value_fn=value_fn, x=x)

@@ -22,6 +22,7 @@ def check_primals(fun: Callable, primals: Any) -> None:
 
     Raises:
       TypeError: naming what was expected and what came.
+      ValueError: if they were put on different devices.
     """
     if not isinstance(primals, (tuple, list)):
         raise TypeError(
@@ -29,6 +30,7 @@ def check_primals(fun: Callable, primals: Any) -> None:
             f"fun, as in jax.jvp; got {type(primals).__name__}. For a single "
             "argument write (x,)."
         )
+    check_devices({f"primals[{i}]": x for i, x in enumerate(primals)})
     parameters = signature(fun)
     if parameters is None:
         return
@@ -39,6 +41,33 @@ def check_primals(fun: Callable, primals: Any) -> None:
             f"primals has {len(primals)} entries, which does not match the parameters "
             f"{parameters} of fun: {error}."
         ) from None
+
+
+def check_devices(arguments: dict[str, Any]) -> None:
+    """Refuse arrays that were put on different devices, which nothing can compute with.
+
+    (JAX refuses them too, in the name of the operands of some product inside. Inside
+    ``jax.jit``, which finds them first, it names the arguments.)
+
+    Raises:
+      ValueError: naming two of them, and where they are.
+    """
+    leaves, _ = jax.tree_util.tree_flatten_with_path(arguments)
+    places = {}
+    for path, x in leaves:
+        if isinstance(x, jax.core.Tracer) or not getattr(x, "committed", False):
+            continue  # where it is is not known, or up to JAX
+        name = str(path[0].key) + jax.tree_util.keystr(path[1:])
+        places.setdefault(frozenset(x.sharding.device_set), (name, x.sharding))
+    if len(places) > 1:
+        first, second = itertools.islice(places.values(), 2)
+        raise ValueError(
+            "all arrays must be on the same devices; got "
+            + " and ".join(f"{name} on {where}" for name, where in (first, second))
+            + ". Put them there by jax.device_put(x, jax.sharding.NamedSharding(mesh, "
+            "spec)), with the same mesh for all: a batch by PartitionSpec('batch'), "
+            "and what every device needs by PartitionSpec()."
+        )
 
 
 def signature(fun: Any) -> inspect.Signature | None:

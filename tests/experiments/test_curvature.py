@@ -7,6 +7,7 @@ import pytest
 from experiments import curvature
 
 
+@pytest.mark.slow
 def test_it_writes_a_figure_and_a_table_with_every_estimate(
     tmp_path, monkeypatch, capsys
 ):

@@ -36,6 +36,7 @@ def test_it_writes_metrics_a_figure_and_a_table(tmp_path, capsys):
     assert "accuracy" in printed.err  # the progress bar
 
 
+@pytest.mark.slow
 def test_the_cnn_takes_a_step(tmp_path, capsys):
     _, records, _ = run(
         tmp_path, capsys, model="cnn", method="fomoh", batch_size=1000, steps=1
@@ -43,9 +44,8 @@ def test_the_cnn_takes_a_step(tmp_path, capsys):
     assert records[-1]["step"] == 4 and records[-1]["train_loss"] < 3
 
 
-@pytest.mark.parametrize(
-    "method", ["sgd", pytest.param("fomoh", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["sgd", "fomoh"])
 def test_vgg_takes_a_step_on_images_of_the_shape_of_cifar(
     tmp_path, capsys, monkeypatch, method
 ):

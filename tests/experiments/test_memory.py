@@ -49,6 +49,7 @@ def test_a_forward_step_is_flat_in_depth_where_backpropagation_is_linear():
     assert size("FoMoH", 64) - size("FoMoH", 16) < activations
 
 
+@pytest.mark.slow
 def test_it_writes_a_figure_and_a_table_with_every_method(
     tmp_path, monkeypatch, capsys
 ):

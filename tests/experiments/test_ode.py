@@ -60,6 +60,7 @@ def test_reverse_mode_raises_and_the_study_says_so():
         ode.reverse_mode_error(lambda x: jnp.sum(x**2), TRUTH)
 
 
+@pytest.mark.slow
 def test_it_writes_a_figure_and_a_table_with_every_start(tmp_path, monkeypatch, capsys):
     every = ode.make_contenders()
     few = {name: every[name] for name in ("FGD", "FoMoH-4D, Newton")}

@@ -32,6 +32,7 @@ def test_the_loss_is_scipy_s():
     np.testing.assert_allclose(gradient, rosen_der(x), rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_it_writes_a_figure_and_a_table_with_every_method(tmp_path, capsys):
     config = rosenbrock.Config(
         (2,), steps=5, seeds=2, many_seeds=3, fgd_rates=(1e-4,), out=tmp_path

@@ -229,6 +229,7 @@ def test_a_report_of_nothing_says_so(tmp_path):
 # ----------------------------------------------------------------------- command line
 
 
+@pytest.mark.slow
 def test_tuning_from_the_command_line(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(tuning, "LEARNING_RATES", (0.5,))
     command = "tuning --problems softmax --ks 2 --rates fixed --seeds 2 --steps 2"
@@ -238,6 +239,7 @@ def test_tuning_from_the_command_line(tmp_path, monkeypatch, capsys):
     assert "softmax, batch 1,024, 2 steps" in (tmp_path / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_paper_picks_from_a_grid_and_runs_more_seeds_of_the_best(tmp_path):
     options = "--methods SGD --schedules constant --learning-rates 0.1 0.001"
     studies.main(

@@ -251,7 +251,7 @@ def _model_at_full_size(name, k=10):
         ("softmax", 10),
         ("mlp", 10),
         ("cnn", 2),
-        pytest.param("cnn", 10, marks=pytest.mark.slow),
+        pytest.param("cnn", 5, marks=pytest.mark.slow),
     ],
 )
 def test_jit_equals_eager_at_the_sizes_of_the_experiments(name, k):

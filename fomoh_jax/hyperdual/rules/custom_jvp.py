@@ -9,7 +9,7 @@ elementwise, and then the elementwise family is far cheaper than the generic rul
 product with ``φ'`` per channel.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax

@@ -203,6 +203,7 @@ def test_a_failing_rival_is_recorded_and_reported(tmp_path, capsys):
     assert (tmp_path / "benchmarks.png").read_bytes()[:4] == b"\x89PNG"
 
 
+@pytest.mark.slow
 def test_without_repeats_programs_are_counted_and_not_run(tmp_path, capsys):
     wrong = lambda x: x**3 * jnp.nan
     row = measure(one_row(wrong), Limits(repeats=0, temporary_bytes=-1))
