@@ -178,6 +178,7 @@ def check_processes(config: Config) -> None:
         )
     if config.coordinator is not None:
         rendezvous.split(config.coordinator)
+    rendezvous.check_timeout(config.start_timeout)
     try:
         parallel.check_batch_size(config.batch_size, n)  # at least a device in each
     except ValueError as error:

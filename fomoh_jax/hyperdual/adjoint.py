@@ -40,7 +40,13 @@ from fomoh_jax.hyperdual.number import (
     scale,
     settled,
 )
-from fomoh_jax.hyperdual.varying import in_shard_map, varies_along, varying_alike
+from fomoh_jax.hyperdual.varying import (
+    exchanged_over,
+    in_shard_map,
+    is_tracked,
+    varies_along,
+    varying_alike,
+)
 
 
 @register_dataclass
@@ -185,53 +191,80 @@ def curvatures(
     """
 
     args = settled(args)  # the sweep back keeps the tangents
-
-    def seconds(ordered, halves):
-        outs = interpret(jaxpr, Adjoint(k, ordered, halves), args)
-        flat = [HyperDual(out.primal, out.tangents) for out in outs]
-        values = [
-            out.seconds.moved(0).array[0] if isinstance(out.seconds, Stack) else None
-            for out in outs[:wanted]
-        ]
-        return values, flat
-
     dtypes = [x.primal.dtype for x in args if isinstance(x.tangents, Stack)]
     table = jnp.zeros((k, k), _wide(*dtypes) if dtypes else jnp.float32)
 
     def swept(axes: Collection[str]):
-        own = varying_alike(table, axes)
+        numbers, own = varying_alike(args, axes), varying_alike(table, axes)
+
+        def seconds(ordered, halves):
+            outs = interpret(jaxpr, Adjoint(k, ordered, halves), numbers)
+            flat = [HyperDual(out.primal, out.tangents) for out in outs]
+            values = [
+                seconds.moved(0).array[0] if isinstance(seconds, Stack) else None
+                for seconds in (out.seconds for out in outs[:wanted])
+            ]
+            return values, flat
+
         return jax.vjp(seconds, own, own, has_aux=True)
 
-    # Inside a shard_map the sweep back to a table that is the same everywhere sums over
-    # the devices: right for a loss that is a sum over them, and not for one of each.
+    # Inside a shard_map the sweep back to what is the same everywhere sums over the
+    # devices: right for a loss that is a sum over them, and not for one of each.
     axes = [frozenset()] * wanted
     if in_shard_map():
-        axes = list(map(varies_along, jax.eval_shape(seconds, table, table)[0]))
+        axes = list(map(varies_along, jax.eval_shape(lambda: swept(())[0])))
+    _check_exchange(jaxpr, axes)
     sweeps = {over: swept(over) for over in set(axes) or {frozenset()}}
-    values, _, flat = next(iter(sweeps.values()))
+    _, _, flat = sweeps[min(sweeps, key=len)]
+    flat = [sweeps[over][2][n] for n, over in enumerate(axes)] + flat[wanted:]
 
-    def of_output(place: int, value: jax.Array) -> jax.Array:
-        _, pull, _ = sweeps[axes[place]]
+    def of_output(place: int, primal: Any) -> Any:
+        values, pull, _ = sweeps[axes[place]]
+        value = values[place]
+        if value is None:
+            return _no_curvature(k, primal)
 
-        def along(cotangent: jax.Array) -> jax.Array:
+        def part(cotangent: jax.Array) -> jax.Array:
             zeros = [None if v is None else jnp.zeros_like(v) for v in values]
             tables = pull([*zeros[:place], cotangent, *zeros[place + 1 :]])
             # In one kernel with their transposes XLA compiles the sums very slowly.
             ordered, halves = lax.optimization_barrier(tables)
             i, j = np.indices((k, k))
-            whole = jnp.where(i <= j, ordered, ordered.T) + (halves + halves.T)
+            return jnp.where(i <= j, ordered, ordered.T) + (halves + halves.T)
+
+        def along(cotangent: jax.Array) -> jax.Array:
+            whole = part(cotangent)
+            if jnp.iscomplexobj(value) and not jnp.iscomplexobj(whole):
+                whole = lax.complex(whole, part(-1j * cotangent))
             return whole.astype(value.dtype)
 
         if value.shape == ():
             return along(jnp.ones_like(value))
+        if not value.size:
+            return jnp.zeros((k, k, *value.shape), value.dtype)
         basis = jnp.eye(value.size, dtype=value.dtype).reshape(-1, *value.shape)
         tables = jax.vmap(along, out_axes=-1)(varying_alike(basis, axes[place]))
         return tables.reshape(k, k, *value.shape)
 
-    return flat, [
-        _no_curvature(k, out.primal) if value is None else of_output(place, value)
-        for place, (value, out) in enumerate(zip(values, flat))
-    ]
+    return flat, [of_output(n, out.primal) for n, out in enumerate(flat[:wanted])]
+
+
+def _check_exchange(jaxpr: Any, axes: Sequence[frozenset[str]]) -> None:
+    """Refuse what a sweep back would add up over devices that have each their own.
+
+    Args:
+      jaxpr: of the function.
+      axes: along which each of its results varies.
+    """
+    for name in sorted(exchanged_over(jaxpr)):
+        if not is_tracked(name) or any(name in along for along in axes):
+            raise ValueError(
+                "with adjoint=True a function may exchange numbers over the axis "
+                f"{name!r} only inside a jax.shard_map with check_vma=True, and for "
+                f"results that do not vary along it; got collectives over {name!r} "
+                + ("and a result that does. " if is_tracked(name) else "elsewhere. ")
+                + f"Return its lax.pmean over {name!r}, or leave out adjoint=True."
+            )
 
 
 def _no_curvature(k: int, primal: Any) -> Any:

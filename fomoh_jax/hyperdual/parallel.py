@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import AxisType
 
+from fomoh_jax.compat import open_jaxpr
 from fomoh_jax.hyperdual.forms import FirstOrder, Rows
 from fomoh_jax.hyperdual.interpreter import interpret
 from fomoh_jax.hyperdual.number import (
@@ -19,7 +20,12 @@ from fomoh_jax.hyperdual.number import (
     materialise,
 )
 from fomoh_jax.hyperdual.regenerated import Regenerated
-from fomoh_jax.hyperdual.varying import in_shard_map, varies_along, varying_alike
+from fomoh_jax.hyperdual.varying import (
+    exchanged_over,
+    in_shard_map,
+    varies_along,
+    varying_alike,
+)
 
 
 def over_devices(
@@ -38,6 +44,7 @@ def over_devices(
     own on, so that all of them run the same program. Inside a ``jax.shard_map`` over
     the axis.
     """
+    _check_the_same(jaxpr, args, mesh_axis)
     share = k // lax.axis_size(mesh_axis)
     own = lax.axis_index(mesh_axis) * share
     primals, parts = _share(jaxpr, k, args, wanted, own, share, chunk_size)
@@ -47,7 +54,7 @@ def over_devices(
         # The same everywhere, which their type does not say any more.
         constants = [HyperDual(x.primal) for x in args]
         primals = [x.primal for x in interpret(jaxpr, FirstOrder(k), constants)]
-    joined = lambda x: x.reshape(-1, *x.shape[2:])
+    joined = lambda x: x.reshape(x.shape[0] * x.shape[1], *x.shape[2:])
     channels = iter([(Stack(slope), Stack(joined(table))) for slope, table in parts])
     return [
         HyperDual(primal, *(next(channels) if n < wanted and varies else (ZERO, ZERO)))
@@ -85,6 +92,24 @@ def check_closure(mesh_axis: str) -> None:
             "function cannot close over arrays with explicit shardings; got "
             f"{dict(zip(mesh.axis_names, map(str, mesh.axis_types)))}. Make it by "
             "jax.make_mesh(shape, names, axis_types=(jax.sharding.AxisType.Auto,) * n)."
+        )
+
+
+def _check_the_same(jaxpr: Any, args: Sequence[HyperDual], mesh_axis: str) -> None:
+    """Refuse a function that is another one on each device."""
+    primals = [x.primal for x in args]
+    different = {
+        "the primals vary": mesh_axis in varies_along(primals),
+        "what fun closes over varies": mesh_axis in varies_along(open_jaxpr(jaxpr)[1]),
+        "fun exchanges numbers": mesh_axis in exchanged_over(jaxpr),
+    }
+    if any(different.values()):
+        found = " and ".join(what for what, is_so in different.items() if is_so)
+        raise ValueError(
+            f"mesh_axis={mesh_axis!r} splits the pairs of directions over devices that "
+            f"have all else in common; got a call inside a jax.shard_map where {found} "
+            "along that axis. Split a batch over another axis of the mesh. (For arrays "
+            "that are equal all the same, map with check_vma=False.)"
         )
 
 

@@ -247,7 +247,7 @@ def quadratic_model(
     wanted = of_out.num_leaves
     if adjoint and k:
         numbers, tables = curvatures(jaxpr, k, args, wanted)
-    elif mesh_axis is not None:
+    elif mesh_axis is not None and k:
         numbers = over_devices(jaxpr, k, args, wanted, mesh_axis, chunk_size)
         offsets = k // 2 + 1
         places = _places_in_chunks(k, offsets, np.zeros(1, int))

@@ -5,11 +5,17 @@ equations take operands that vary along the same. Directions may vary where what
 are directions of does not, and the other way round.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import jax
 from jax import lax
+from jax.ref import AbstractRef
+
+from fomoh_jax.compat import manual_axes, open_jaxpr
+
+# They name an axis, and exchange nothing over it.
+_STAY_ON_THE_DEVICE = {"axis_index", "pbroadcast", "pcast", "preduced", "pvary"}
 
 
 def in_shard_map() -> bool:
@@ -27,7 +33,9 @@ def varying_alike(tree: Any, axes: Collection[str] = ()) -> Any:
     every = varies_along(tree).union(axes)
 
     def cast(x: Any) -> Any:
-        missing = every - varies_along(x)
+        # What a reference holds can only be cast before it is made.
+        held = isinstance(jax.typeof(x), AbstractRef)
+        missing = () if held else every - varies_along(x)
         return lax.pcast(x, tuple(sorted(missing)), to="varying") if missing else x
 
     return jax.tree.map(cast, tree) if every else tree
@@ -41,6 +49,34 @@ def varying_as_traced(types: Sequence[Any], operands: Sequence[Any]) -> list[Any
     traced = list(map(_axes, types))
     more = frozenset().union(*(varies_along(x) - t for x, t in zip(operands, traced)))
     return [varying_alike(x, t | more) for x, t in zip(operands, traced)]
+
+
+def is_tracked(axis: str) -> bool:
+    """Whether arrays know if they vary along it: inside a map that checks."""
+    return axis in varies_along(lax.axis_index(axis))
+
+
+def exchanged_over(jaxpr: Any) -> frozenset[str]:
+    """The axes, of maps around a program, over which it exchanges numbers."""
+    axes: set[str] = set()
+    for eqn in open_jaxpr(jaxpr)[0].eqns:
+        if eqn.primitive.name not in _STAY_ON_THE_DEVICE:
+            named = (eqn.params.get(name, ()) for name in ("axes", "axis_name"))
+            for names in named:
+                names = names if isinstance(names, (tuple, list)) else (names,)
+                axes.update(name for name in names if isinstance(name, str))
+        inside = frozenset().union(*map(exchanged_over, _programs_in(eqn.params)))
+        if eqn.primitive.name == "shard_map":
+            inside -= frozenset(manual_axes(eqn.params))
+        axes |= inside
+    return frozenset(axes)
+
+
+def _programs_in(params: dict[str, Any]) -> Iterator[Any]:
+    for value in params.values():
+        for x in value if isinstance(value, (tuple, list)) else (value,):
+            if hasattr(open_jaxpr(x)[0], "eqns"):
+                yield x
 
 
 def _axes(abstract: Any) -> frozenset[str]:

@@ -2,11 +2,14 @@
 
 import concurrent.futures
 import contextlib
+import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import time
 
 import jax
 import numpy as np
@@ -196,18 +199,57 @@ def test_a_command_that_fails_is_shown_and_ends_the_others(capfd):
     assert "why" in capfd.readouterr().err
 
 
-def meet(told, timeout=10):
-    """What each of several processes comes to; here they are threads."""
-    address = f"localhost:{rendezvous.free_port()}"
+def outcome(address, timeout, told):
+    """What a process comes to; here they are threads."""
+    try:
+        rendezvous.meet(address, *told, timeout)
+    except SystemExit as error:
+        return error.code
 
-    def one(processes, number, options):
-        try:
-            rendezvous.meet(address, processes, number, options, timeout)
-        except SystemExit as error:
-            return error.code
 
+def meet(told, timeout=10, host="localhost"):
+    """What each of several processes comes to."""
+    address = f"{host}:{rendezvous.free_port()}"
     with concurrent.futures.ThreadPoolExecutor(len(told)) as pool:
-        return list(pool.map(one, *zip(*told)))
+        return list(pool.map(lambda one: outcome(address, timeout, one), told))
+
+
+def meet_after(before, told, timeout):
+    """The same, after what ``before`` does with process 0, the first of them."""
+    address = f"localhost:{rendezvous.free_port()}"
+    with concurrent.futures.ThreadPoolExecutor(len(told)) as pool:
+        start = lambda one: pool.submit(outcome, address, timeout, one)
+        first = start(told[0])
+        before(address)
+        others = [start(one) for one in told[1:]]
+        return [waiting.result() for waiting in (first, *others)]
+
+
+def say(address, words):
+    """A connection to process 0, which may have yet to begin, that has said this."""
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            caller = socket.create_connection(rendezvous.split(address), timeout=30)
+            break
+        except ConnectionRefusedError:
+            assert time.monotonic() < deadline
+    caller.sendall(words.encode() + b"\n")
+    return caller
+
+
+def is_turned_away(caller):
+    try:
+        return caller.recv(1) == b""
+    except ConnectionResetError:
+        return True
+
+
+def come_and_go(address):
+    """Process 1 of 3: once a later stranger is turned away, it has been heard."""
+    words = json.dumps({"processes": 3, "process_id": 1, "options": {}})
+    with say(address, words), say(address, "anything") as stranger:
+        assert is_turned_away(stranger)
 
 
 def test_processes_that_were_told_the_same_meet():
@@ -246,6 +288,102 @@ def test_the_missing_are_named():
     assert "process 1 of 2 has found no process 0 at --coordinator localhost" in alone
 
 
+def test_the_successor_of_a_process_that_has_gone_takes_its_place():
+    told = [(3, 0, {}), (3, 1, {}), (3, 2, {})]
+    assert meet_after(come_and_go, told, timeout=30) == [None] * 3
+
+
+@pytest.mark.parametrize(
+    "told, missing", [([(3, 0, {})], "1, 2"), ([(3, 0, {}), (3, 2, {})], "1")]
+)
+def test_a_process_that_has_gone_is_missing(told, missing):
+    answers = meet_after(come_and_go, told, timeout=2)
+    assert len(set(answers)) == 1
+    assert f"of 3 processes, {missing} did not come to process 0 at" in answers[0]
+    assert "within 2 s, or did not stay. Start" in answers[0]
+
+
+def test_strangers_are_turned_away():
+    words = [
+        "GET / HTTP/1.0",
+        "[" * 100_000,
+        "[]",
+        '{"processes": 2, "process_id": 1}',
+        '{"processes": 2, "process_id": [1], "options": {}}',
+        '{"processes": 2, "process_id": "1", "options": {}}',
+        '{"processes": null, "process_id": 1, "options": {}}',
+        '{"processes": 2, "process_id": 2, "options": {}}',
+        '{"processes": 2, "process_id": 1, "options": []}',
+    ]
+
+    def intrude(address):
+        for word in words:
+            with say(address, word) as stranger:
+                assert is_turned_away(stranger)
+
+    told = [(2, 0, {}), (2, 1, {})]
+    assert meet_after(intrude, told, timeout=30) == [None] * 2
+
+
+@pytest.mark.parametrize("answer", ["220 ready", '"', "[" * 100_000, "1"])
+def test_a_stranger_at_the_address_is_no_process_0(answer):
+    with (
+        socket.create_server(("localhost", 0)) as server,
+        concurrent.futures.ThreadPoolExecutor(1) as pool,
+    ):
+        address = f"localhost:{server.getsockname()[1]}"
+        waiting = pool.submit(outcome, address, 30, (2, 1, {}))
+        with server.accept()[0] as caller:
+            caller.sendall(answer.encode() + b"\n")
+            assert "process 1 of 2 was not answered" in waiting.result()
+
+
+@pytest.mark.skipif(not socket.has_ipv6, reason="IPv6 is not there")
+def test_processes_meet_at_an_ipv6_address():
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        pytest.skip("IPv6 is switched off")
+    assert meet([(2, 0, {}), (2, 1, {})], host="[::1]") == [None] * 2
+
+
+@pytest.mark.parametrize(
+    "address, parts",
+    [
+        ("localhost:1", ("localhost", 1)),
+        ("10.0.0.1:65535", ("10.0.0.1", 65535)),
+        ("[::1]:80", ("::1", 80)),
+        ("[fe80::1%eth0]:80", ("fe80::1%eth0", 80)),
+    ],
+)
+def test_an_address_is_split(address, parts):
+    assert rendezvous.split(address) == parts
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["", "h", "h:", ":1", "h:0", "h:65536", "h:²", "h:٣", "h:-1", "[h]:1", "[::1]:0"],
+)
+def test_what_is_no_address_is_refused(address):
+    with pytest.raises(SystemExit, match="must be HOST:PORT of process 0; got ") as it:
+        rendezvous.split(address)
+    assert f"got {address}" in it.value.code
+
+
+@pytest.mark.parametrize("address", ["::1:80", "[::1:80", "[::1]"])
+def test_an_ipv6_address_goes_in_brackets(address):
+    with pytest.raises(SystemExit, match=r"got .*1.* \(an IPv6 address goes in"):
+        rendezvous.split(address)
+
+
+@pytest.mark.parametrize("timeout", [0, -1, float("nan"), float("inf"), 10**12])
+def test_a_time_that_cannot_be_waited_for_is_refused(timeout):
+    said = rf"--start-timeout must be .* seconds above 0.* got {timeout}\."
+    for number in (0, 1):
+        with pytest.raises(SystemExit, match=said):
+            rendezvous.meet("localhost:1", 2, number, {}, timeout)
+
+
 def test_the_experiment_asks_for_the_process_that_is_missing(tmp_path):
     coordinator = f"localhost:{rendezvous.free_port()}"
     config = digits.Config(
@@ -262,9 +400,7 @@ def test_the_experiment_asks_for_the_process_that_is_missing(tmp_path):
 
 
 def test_a_port_that_is_taken_is_reported():
-    with contextlib.closing(
-        rendezvous.socket.create_server(("127.0.0.1", 0))
-    ) as server:
+    with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as server:
         address = f"127.0.0.1:{server.getsockname()[1]}"
         with pytest.raises(SystemExit, match=r"cannot listen at .*take another port"):
             rendezvous.meet(address, 2, 0, {}, 1)
@@ -286,6 +422,8 @@ def test_a_port_that_is_taken_is_reported():
             {"processes": 2, "coordinator": "localhost", "process_id": 1},
             "must be HOST:PORT of process 0; got localhost",
         ),
+        ({"start_timeout": 0}, "--start-timeout must be .* above 0.* got 0"),
+        ({"processes": 2, "start_timeout": -1}, "--start-timeout .* got -1"),
     ],
 )
 def test_options_that_make_no_sense_are_explained(tmp_path, options, said):

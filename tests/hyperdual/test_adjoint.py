@@ -101,6 +101,24 @@ def test_vector_and_several_outputs():
     assert_adjoint_agrees(fun, normal(3, 3), normal(2, 3))
 
 
+def test_complex_results_of_real_arguments():
+    def fun(x):
+        return lax.complex(x[0] ** 2, x[1] ** 3) * jnp.exp(1j * x[2]), jnp.fft.fft(x**2)
+
+    vectors = normal(2, 3)
+    expected = fomoh_jax.quadratic_model(fun, (normal(3),), (vectors,))
+    assert_close(
+        fomoh_jax.quadratic_model(fun, (normal(3),), (vectors,), adjoint=True), expected
+    )
+
+
+def test_an_empty_result():
+    model = fomoh_jax.quadratic_model(
+        lambda x: x[:0] ** 2, (normal(3),), (normal(2, 3),), adjoint=True
+    )
+    assert model.curvature.shape == (2, 2, 0)
+
+
 def test_integer_and_constant_outputs():
     fun = lambda x: (jnp.sum(x), jnp.argmax(x), jnp.ones(2))
     model = adjoint_model(fun, (normal(3),), (jnp.eye(3),))

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import pytest
+from jax import lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import fomoh_jax
@@ -69,6 +70,35 @@ def test_inside_shard_map_no_other_is_made(name, chunk_size):
         )
         model = jax.jit(program)(vectors)
     assert_close(model, fomoh_jax.quadratic_model(fun, primals, vectors))
+
+
+@pytest.mark.parametrize(
+    ("fun", "found"),
+    [
+        (lambda w, x: jnp.sum((w * x) ** 2), "the primals vary"),
+        (lambda w, x: lax.psum(jnp.sum(w**2), "pairs"), "fun exchanges numbers"),
+    ],
+)
+def test_devices_that_differ_in_more_than_their_pairs_are_refused(fun, found):
+    w, x = jnp.ones(3), jnp.arange(2.0)
+    vectors = jnp.ones((2, 3))
+    with jax.set_mesh(mesh(2)):
+        program = jax.shard_map(
+            lambda x: split(fun, (w, x), (vectors, None)).curvature,
+            in_specs=PartitionSpec("pairs"),
+            out_specs=PartitionSpec(),
+        )
+        with pytest.raises(ValueError, match=rf"mesh_axis='pairs' splits.*{found}"):
+            jax.eval_shape(program, x)
+
+
+def test_empty_results_and_no_directions_are_split():
+    x, vectors = jnp.ones(3), random_directions(jnp.zeros(3), K)
+    with jax.set_mesh(mesh(8)):
+        model = split(lambda x: x[:0] ** 2, (x,), (vectors,))
+        assert model.curvature.shape == (K, K, 0)
+        model = split(lambda x: x**2, (x,), (vectors[:0],), chunk_size=1)
+        assert model.curvature.shape == (0, 0, 3)
 
 
 def test_regenerated_and_active_directions_are_numbered_from_each_device_s_own():

@@ -161,30 +161,54 @@ def test_directions_of_which_each_device_has_some(name):
     ids=["whole", "adjoint", "chunks"],
 )
 def test_directions_and_a_batch_of_which_each_device_has_some(options):
-    """Two losses, of which one is a mean over all devices and one of each its own."""
+    """A mean over all devices, and what each has of its own beside what is shared."""
 
-    def model(w, x, v, mean_over_devices=lambda y: y):
-        def both(w):
-            halves = jnp.stack([recurrent(w, part) for part in x])
-            own = jnp.mean(square(jnp.tanh(x @ w)))
-            return mean_over_devices(halves.mean()), own
+    def curvature(loss, v):
+        return fomoh_jax.quadratic_model(loss, (w,), (v,), **options).curvature
 
-        return fomoh_jax.quadratic_model(both, (w,), (v,), **options).curvature
+    def mean(w, x, over_devices=lambda y: y):
+        halves = jnp.stack([recurrent(w, part) for part in x])
+        return over_devices(halves.mean())
+
+    def own(w, x):
+        return jnp.mean(square(jnp.tanh(x @ w))), jnp.sum(w**4)
 
     w, x, v = normal(3, 3) / 3, normal(2, 5, 3, seed=1), normal(4, 3, 3, seed=2)
-    whole = [model(w, x, v[i : i + 2]) for i in (0, 2)]
 
-    def on_one(w, x, v):
+    def on_one(x, v):
         over_devices = lambda y: lax.pmean(y, "d")
-        mean, own = model(w, x, v, over_devices)
-        return mean[None], over_devices(own)[None]
+        of_mean = curvature(lambda w: mean(w, x, over_devices), v)
+        of_own = curvature(lambda w: own(w, x), v)
+        return of_mean[None], jax.tree.map(lambda c: c[None, None], of_own)
 
     mapped = jax.shard_map(
         on_one,
         mesh=devices(2, 2),
-        in_specs=(P(), P("d"), P("k")),
-        out_specs=P("k"),
+        in_specs=(P("d"), P("k")),
+        out_specs=(P("k"), (P("k", "d"), P("k", "d"))),
     )
-    curvatures = jax.jit(mapped)(w, x, v)
-    for place, expected in enumerate(whole):
-        assert_close(jax.tree.map(lambda c: c[place], curvatures), expected)
+    of_mean, of_own = jax.jit(mapped)(x, v)
+    for place, part in enumerate((v[:2], v[2:])):
+        assert_close(of_mean[place], curvature(lambda w: mean(w, x), part))
+        for i in range(2):
+            expected = curvature(lambda w: own(w, x[i : i + 1]), part)
+            assert_close(jax.tree.map(lambda c: c[place, i], of_own), expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "check_vma", "reason"),
+    [("own", True, "a result that does"), ("shared", False, "elsewhere")],
+)
+def test_no_sweep_back_goes_through_what_it_would_add_up(name, check_vma, reason):
+    shared = lambda w, x: lax.psum(jnp.sum((w * x[0]) ** 2), "d")
+    losses = {"shared": shared, "own": lambda w, x: shared(w, x) * jnp.sum(w) * x[0]}
+    w, v = normal(3), normal(2, 3)
+
+    def model(x):
+        loss = lambda w: losses[name](w, x)
+        model = fomoh_jax.quadratic_model(loss, (w,), (v,), adjoint=True)
+        return model.curvature[None]
+
+    split = {"mesh": devices(2), "in_specs": P("d"), "out_specs": P("d")}
+    with pytest.raises(ValueError, match=rf"over the axis 'd'.*{reason}.*lax.pmean"):
+        jax.eval_shape(jax.shard_map(model, check_vma=check_vma, **split), normal(2))
