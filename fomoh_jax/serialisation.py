@@ -6,6 +6,7 @@ a type that has a name. These are part of what is written, and stay as they are.
 
 from jax import export
 
+from fomoh_jax.curvature import ConjugateGradients, Eigenpairs, Estimate
 from fomoh_jax.directions import HistoryState
 from fomoh_jax.hyperdual import QuadraticModel
 from fomoh_jax.solvers import SelfTuningState, TrustRegionState
@@ -18,6 +19,9 @@ NAMED = (
     HistoryState,
     SelfTuningState,
     TrustRegionState,
+    Estimate,
+    Eigenpairs,
+    ConjugateGradients,
 )
 
 for named in NAMED:

@@ -13,7 +13,7 @@ from jax import export
 
 import fomoh_jax
 from experiments.benchmarks.workloads import digits, transformer
-from fomoh_jax import serialisation
+from fomoh_jax import curvature, serialisation
 from tests.reference import random_directions
 
 K = 3
@@ -112,12 +112,23 @@ def test_a_fresh_process_without_the_model_makes_the_same_steps(tmp_path):
         np.testing.assert_allclose(found[number], leaf, rtol=1e-6, atol=1e-7)
 
 
-def test_every_state_of_the_library_has_a_name():
-    modules = (fomoh_jax, fomoh_jax.directions, fomoh_jax.solvers)
-    states = {
+def test_every_state_and_result_of_the_library_has_a_name():
+    modules = (fomoh_jax, fomoh_jax.directions, fomoh_jax.solvers, fomoh_jax.curvature)
+    tuples = {
         value
         for module in modules
-        for name, value in vars(module).items()
-        if name.endswith("State") or name == "QuadraticModel"
+        for value in vars(module).values()
+        if isinstance(value, type) and hasattr(value, "_fields")
     }
-    assert states == set(serialisation.NAMED)
+    # It holds functions.
+    assert tuples - {fomoh_jax.solvers.Solver} == set(serialisation.NAMED)
+
+
+def test_results_of_curvature_are_read_back_as_what_they_are():
+    def results(x):
+        kinds = (curvature.Estimate, curvature.Eigenpairs, curvature.ConjugateGradients)
+        return [kind(*[x] * len(kind._fields)) for kind in kinds]
+
+    written = export.export(jax.jit(results))(jnp.ones(2)).serialize()
+    read = export.deserialize(bytearray(written)).call(jnp.ones(2))
+    assert list(map(type, read)) == list(map(type, results(jnp.ones(2))))

@@ -5,10 +5,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
+from fomoh_jax.curvature.arguments import read_tolerance
 from fomoh_jax.curvature.coordinates import along
+from fomoh_jax.curvature.loops import while_loop
 from fomoh_jax.curvature.products import block_product
+from fomoh_jax.curvature.scaling import norm
 from fomoh_jax.hyperdual.arguments import check_size
 
 
@@ -31,7 +33,10 @@ class ConjugateGradients(NamedTuple):
 
 
 class _State(NamedTuple):
-    """Of the loop; the right-hand side is scaled to ``max |b_i| = 1``."""
+    """Of the loop; the right-hand side is scaled to ``max |b_i| = 1``.
+
+    ``largest`` is of the products with directions of length 1.
+    """
 
     solution: jax.Array
     residual: jax.Array
@@ -79,9 +84,10 @@ def conjugate_gradients(
 
     Raises:
       TypeError: if ``fun`` does not return one real number, if a structure or a dtype
-        does not match the primals, or if a size is no Python integer.
+        does not match the primals, if a size is no Python integer, or if ``tolerance``
+        is no real number.
       ValueError: if a shape does not match, a size is less than 1, ``tolerance`` is
-        negative, or nothing varies.
+        negative or NaN, or nothing varies.
 
     Example:
       >>> import jax.numpy as jnp
@@ -100,17 +106,15 @@ def conjugate_gradients(
     """
     name = "conjugate_gradients"
     coordinates, b = along("rhs", name, fun, primals, rhs)
-    size = coordinates.size
-    limit = size
+    limit = coordinates.size
     if max_iterations is not None:
         limit = check_size("max_iterations", max_iterations)
-    if isinstance(tolerance, (int, float)) and tolerance < 0:
-        raise ValueError(f"tolerance must be at least 0; got {tolerance}.")
+    relative = read_tolerance(tolerance, b.dtype)
     # Squares of what is tiny or huge leave the range of the numbers.
     largest = jnp.max(jnp.abs(b))
     scale = jnp.where(largest > 0, largest, 1)
     b = b / scale
-    target = tolerance * jnp.linalg.norm(b)
+    target = relative * jnp.linalg.norm(b)
 
     def unfinished(state):
         small = jnp.linalg.norm(state.residual) <= target
@@ -123,9 +127,10 @@ def conjugate_gradients(
             name, fun, primals, coordinates, unit[None], chunk_size
         )
         curvature = unit @ product
-        largest = jnp.maximum(state.largest, jnp.abs(curvature))
-        # Rounding gives a direction of no curvature some, of either sign.
-        hidden = size * jnp.finfo(b.dtype).eps * largest
+        largest = jnp.maximum(state.largest, norm(product, 0))
+        # Rounding gives a direction of no curvature some, of either sign. That grows
+        # with the Hessian, and in a sum of D terms hardly with D.
+        hidden = 10 * jnp.finfo(b.dtype).eps * largest
         rate = (unit @ r) / jnp.where(curvature > hidden, curvature, 1)
         further = x + rate * unit
         positive = (curvature > hidden) & jnp.all(jnp.isfinite(further))
@@ -145,7 +150,7 @@ def conjugate_gradients(
     no, yes = jnp.zeros_like(b, bool, shape=()), jnp.ones_like(b, bool, shape=())
     none, count = jnp.zeros_like(b, shape=()), jnp.zeros_like(b, int, shape=())
     start = _State(jnp.zeros_like(b), b, b, none, no, yes, count)
-    end = lax.while_loop(unfinished, iterate, start)
+    end = while_loop(unfinished, iterate, start)
     solution = scale * end.solution
     solution = jnp.where(jnp.all(jnp.isfinite(solution)), solution, 0)
     direction = end.search / jnp.linalg.norm(end.search)

@@ -5,10 +5,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
+from fomoh_jax.curvature.arguments import check_key, read_tolerance
 from fomoh_jax.curvature.coordinates import all_varied
+from fomoh_jax.curvature.loops import while_loop
 from fomoh_jax.curvature.products import block_product
+from fomoh_jax.curvature.scaling import magnitude
 from fomoh_jax.hyperdual.arguments import check_size
 
 
@@ -60,7 +62,8 @@ def top_eigenvalues(
       count: number of eigenvalues, at most ``D``.
       iterations: at most so many, each a forward pass.
       tolerance: it ends when every residual is at most so much of the largest
-        eigenvalue. The error of an eigenvalue goes with the square of its residual.
+        eigenvalue; at least 0. The error of an eigenvalue goes with the square of its
+        residual.
       oversampling: how many vectors more, at least 0; at most ``D`` in all.
       chunk_size: bound on memory, as in :func:`hvp`.
 
@@ -69,8 +72,10 @@ def top_eigenvalues(
 
     Raises:
       TypeError: if ``fun`` does not return one real number, if ``primals`` holds
-        complex numbers, or if a size is no Python integer.
-      ValueError: if a size is out of range or nothing varies.
+        complex numbers, if a size is no Python integer, or if ``key`` is no PRNG key
+        or ``tolerance`` no real number.
+      ValueError: if a size is out of range, ``tolerance`` is negative or NaN, or
+        nothing varies.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -96,16 +101,21 @@ def top_eigenvalues(
     if width < count:
         raise ValueError(f"oversampling must be at least 0; got {oversampling}.")
     width = min(width, coordinates.size)
+    check_key(key)
+    relative = read_tolerance(tolerance, coordinates.dtype)
     orthonormal = lambda rows: jnp.linalg.qr(rows.T)[0].T
 
     def unconverged(state):
         _, pairs = state
-        close = pairs.residuals <= tolerance * jnp.max(jnp.abs(pairs.values))
+        close = pairs.residuals <= relative * jnp.max(jnp.abs(pairs.values))
         return (pairs.iterations < limit) & ~jnp.all(close)
 
     def iterate(state):
         block, pairs = state
         product = block_product(name, fun, primals, coordinates, block, chunk_size)
+        # Squares of what is tiny or huge leave the range of the numbers.
+        scale = magnitude(product)
+        product = product / scale
         projected = block @ product.T
         values, rotation = jnp.linalg.eigh((projected + projected.T) / 2)
         order = jnp.argsort(-jnp.abs(values))
@@ -114,7 +124,10 @@ def top_eigenvalues(
         residuals = jnp.linalg.norm(product - values[:, None] * vectors, axis=1)
         first = lambda x: x[:count]
         pairs = Eigenpairs(
-            first(values), first(vectors), first(residuals), pairs.iterations + 1
+            scale * first(values),
+            first(vectors),
+            scale * first(residuals),
+            pairs.iterations + 1,
         )
         return orthonormal(product), pairs
 
@@ -122,5 +135,5 @@ def top_eigenvalues(
     block = orthonormal(jax.random.normal(key, shape, dtype))
     unknown = jnp.zeros(count, dtype)
     start = Eigenpairs(unknown, block[:count], unknown + jnp.inf, jnp.array(0))
-    _, pairs = lax.while_loop(unconverged, iterate, (block, start))
+    _, pairs = while_loop(unconverged, iterate, (block, start))
     return pairs._replace(vectors=coordinates.tree(pairs.vectors))

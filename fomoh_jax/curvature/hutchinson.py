@@ -4,7 +4,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
+from fomoh_jax.curvature.arguments import check_key
 from fomoh_jax.curvature.coordinates import all_varied, check_scalar
 from fomoh_jax.curvature.sampling import (
     Estimate,
@@ -14,6 +16,11 @@ from fomoh_jax.curvature.sampling import (
     stacked,
 )
 from fomoh_jax.hyperdual import directional_curvature
+from fomoh_jax.hyperdual.varying import (
+    check_sweep_back,
+    varies_along,
+    varying_alike,
+)
 
 
 def hutchinson_trace(
@@ -45,7 +52,8 @@ def hutchinson_trace(
 
     Raises:
       TypeError: if ``fun`` does not return one real number, if ``primals`` holds
-        complex numbers, or if ``probes`` or ``chunk_size`` is no Python integer.
+        complex numbers, if ``probes`` or ``chunk_size`` is no Python integer, or if
+        ``key`` is no PRNG key.
       ValueError: if ``probes < 2``, ``chunk_size < 1``, or nothing varies.
 
     Example:
@@ -61,6 +69,7 @@ def hutchinson_trace(
     """
     coordinates = all_varied("hutchinson_trace", fun, primals)
     n = check_samples("probes", probes)
+    check_key(key)
 
     def curvature(keys):
         vectors = rademacher(keys, coordinates.size, coordinates.dtype)
@@ -105,7 +114,8 @@ def hutchinson_diagonal(
 
     Raises:
       TypeError: if ``fun`` does not return one real number, if ``primals`` holds
-        complex numbers, or if ``probes`` or ``chunk_size`` is no Python integer.
+        complex numbers, if ``probes`` or ``chunk_size`` is no Python integer, or if
+        ``key`` is no PRNG key.
       ValueError: if ``probes < 2``, ``chunk_size < 1``, or nothing varies.
 
     Example:
@@ -121,20 +131,26 @@ def hutchinson_diagonal(
     """
     coordinates = all_varied("hutchinson_diagonal", fun, primals)
     n = check_samples("probes", probes)
-    leaves = jax.tree.leaves(tuple(primals))
+    check_key(key)
+    leaves, structure = jax.tree.flatten(tuple(primals))
 
     def of_vector(vector):
-        moved = jax.tree.leaves(coordinates.tree(vector), is_leaf=lambda x: x is None)
-        full = [x if y is None else y for x, y in zip(leaves, moved)]
-        value = fun(*coordinates.structure.unflatten(full))
+        moved = structure.flatten_up_to(coordinates.tree(vector))
+        full = [x if y is None else y for x, y in zip(leaves, moved, strict=True)]
+        value = jax.tree.map(jnp.asarray, fun(*structure.unflatten(full)))
         check_scalar("hutchinson_diagonal", value)
         return value
 
     here = [x for x in coordinates.leaves if x is not None]
-    _, product = jax.linearize(jax.grad(of_vector), coordinates.vector(here))
+    vector = coordinates.vector(here)
+    along = varies_along(jax.eval_shape(of_vector, vector))
+    swept = jax.make_jaxpr(of_vector)(vector)
+    check_sweep_back("in hutchinson_diagonal", swept, [along])
+    _, product = jax.linearize(jax.grad(of_vector), varying_alike(vector, along))
 
     def diagonals(keys):
         vectors = rademacher(keys, coordinates.size, coordinates.dtype)
+        vectors = varying_alike(vectors, along)
         return vectors * jax.vmap(product)(vectors)
 
     samples = stacked(diagonals, jax.random.split(key, n), chunk_size)

@@ -3,11 +3,14 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
+from fomoh_jax.curvature.arguments import read_real
 from fomoh_jax.curvature.coordinates import all_varied
 from fomoh_jax.curvature.products import gradient
 from fomoh_jax.curvature.sampling import Estimate
+from fomoh_jax.curvature.scaling import norm
 from fomoh_jax.metric import rounding
 
 
@@ -44,9 +47,10 @@ def newton_step(
 
     Raises:
       TypeError: if ``fun`` does not return one real number, if ``primals`` holds
-        complex numbers, or if ``chunk_size`` is no Python integer.
-      ValueError: if ``chunk_size < 1``, nothing varies, or the Hessian is not of shape
-        ``[D, D]``.
+        complex numbers, if ``hessian`` is no :class:`Estimate` of real numbers, or if
+        ``chunk_size`` is no Python integer.
+      ValueError: if ``chunk_size < 1``, nothing varies, or a part of ``hessian`` is not
+        of shape ``[D, D]``.
 
     Example:
       >>> import jax.numpy as jnp
@@ -63,7 +67,17 @@ def newton_step(
     """
     coordinates = all_varied("newton_step", fun, primals)
     size, dtype = coordinates.size, coordinates.dtype
-    value, error = (jnp.asarray(x, dtype) for x in hessian)
+    if not isinstance(hessian, (tuple, list)) or len(hessian) != 2:
+        got = "an array" if isinstance(hessian, jax.Array) else type(hessian).__name__
+        raise TypeError(
+            "hessian must be an Estimate, what sampled_hessian returns, of two arrays "
+            f"of shape {[size, size]}; got {got}. For a Hessian H that is known write "
+            "Estimate(H, 0 * H)."
+        )
+    value, error = (
+        read_real(f"hessian.{part}", x, dtype)
+        for part, x in zip(Estimate._fields, hessian)
+    )
     for part, array in zip(Estimate._fields, (value, error)):
         if array.shape != (size, size):
             raise ValueError(
@@ -77,7 +91,7 @@ def newton_step(
     # The eigenvalues of what is not finite may not be found at all.
     matrix = jnp.where(finite, (value + value.T) / 2, 0)
     eigenvalues, axes = jnp.linalg.eigh(matrix)
-    noise = 2 * jnp.sqrt(jnp.max(jnp.sum(error**2, 1)))
+    noise = 2 * jnp.max(norm(error, 1))
     size = jnp.maximum(jnp.abs(eigenvalues), noise)
     flat = size <= rounding(size)
     along = jnp.where(flat, 0, (axes.T @ slope) / jnp.where(flat, 1, size))

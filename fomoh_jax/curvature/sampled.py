@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from fomoh_jax.curvature.arguments import check_key, read_real
 from fomoh_jax.curvature.coordinates import (
     Coordinates,
     all_varied,
@@ -21,6 +22,7 @@ from fomoh_jax.curvature.sampling import (
     stacked,
     summed,
 )
+from fomoh_jax.curvature.scaling import magnitude
 from fomoh_jax.hyperdual import directional_curvature
 
 
@@ -67,7 +69,8 @@ def sampled_hessian(
 
     Raises:
       TypeError: if ``fun`` does not return one real number, if ``primals`` holds
-        complex numbers, or if ``samples`` or ``chunk_size`` is no Python integer.
+        complex numbers, if ``samples`` or ``chunk_size`` is no Python integer, if
+        ``key`` is no PRNG key, or if ``baseline`` is not of real numbers.
       ValueError: if ``samples < 2``, ``chunk_size < 1``, nothing varies, or
         ``baseline`` has another shape.
 
@@ -88,8 +91,9 @@ def sampled_hessian(
     """
     name = "sampled_hessian"
     coordinates = all_varied(name, fun, primals)
-    known = None if baseline is None else jnp.asarray(baseline, coordinates.dtype)
-    size = coordinates.size
+    size, known = coordinates.size, None
+    if baseline is not None:
+        known = read_real("baseline", baseline, coordinates.dtype)
     if known is not None and known.ndim:
         if known.shape != (size, size):
             raise ValueError(
@@ -145,8 +149,9 @@ def sampled_diagonal(
 
     Raises:
       TypeError: if ``fun`` does not return one real number, if ``primals`` holds
-        complex numbers, if ``samples`` or ``chunk_size`` is no Python integer, or if
-        ``baseline`` is not like ``primals``.
+        complex numbers, if ``samples`` or ``chunk_size`` is no Python integer, if
+        ``key`` is no PRNG key, or if ``baseline`` is not of real numbers or not like
+        ``primals``.
       ValueError: if ``samples < 2``, ``chunk_size < 1``, nothing varies, or a shape of
         ``baseline`` does not match.
 
@@ -163,6 +168,7 @@ def sampled_diagonal(
     """
     name = "sampled_diagonal"
     coordinates = all_varied(name, fun, primals)
+    known = None
     if isinstance(baseline, (tuple, list)):
         moved, known = along("baseline", name, fun, primals, baseline)
         if moved.size != coordinates.size:
@@ -170,9 +176,9 @@ def sampled_diagonal(
                 "baseline must hold an array for every leaf of primals that varies; "
                 "got None for some. Write zeros there."
             )
-    else:
-        known = None if baseline is None else jnp.asarray(baseline, coordinates.dtype)
-        if known is not None and known.ndim:
+    elif baseline is not None:
+        known = read_real("baseline", baseline, coordinates.dtype)
+        if known.ndim:
             raise TypeError(
                 "baseline must be a number or a tuple like primals; got an array of "
                 f"shape {list(known.shape)}. For a single argument write (baseline,)."
@@ -199,6 +205,7 @@ def _sampled(
     A baseline is a number, a diagonal ``[D]`` or a matrix ``[D, D]``.
     """
     n, size = check_samples("samples", samples), coordinates.size
+    check_key(key)
     keys = jax.random.split(key, n)
 
     def measured(keys):
@@ -209,6 +216,11 @@ def _sampled(
         return jnp.stack([curvature, jnp.sum(v * v, 1)], 1)
 
     curvature, lengths = stacked(measured, keys, chunk_size).T
+    of_all = curvature if baseline is None else jnp.append(curvature, baseline)
+    # The standard error takes squares, which need numbers near 1.
+    scale = magnitude(of_all)
+    curvature = curvature / scale
+    baseline = None if baseline is None else baseline / scale
     level, levels = _levels(curvature, lengths, baseline)
     known = baseline if baseline is not None and baseline.ndim else None
 
@@ -229,7 +241,8 @@ def _sampled(
     total, squares = summed(sums, (keys, curvature, levels), chunk_size)
     mean, error = mean_and_error(total, squares, n)
     mean += level * jnp.eye(size, dtype=mean.dtype) if whole else level
-    return mean if known is None else mean + known, error
+    mean = mean if known is None else mean + known
+    return scale * mean, scale * error
 
 
 def _levels(

@@ -8,7 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from fomoh_jax.curvature.scaling import norm
 from fomoh_jax.hyperdual.arguments import check_size
+from fomoh_jax.hyperdual.varying import varies_along, varying_alike
 
 
 class Estimate(NamedTuple):
@@ -71,20 +73,24 @@ def summed(function: Callable, xs: Any, chunk_size: int | None) -> Any:
 
     shapes = jax.eval_shape(function, *jax.tree.map(lambda x: x[0], chunks))
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-    return lax.scan(add, zeros, chunks)[0]
+    # Inside a jax.shard_map.
+    return lax.scan(add, varying_alike(zeros, varies_along(shapes)), chunks)[0]
 
 
 def mean_and_error(total: Any, squares: Any, n: int) -> tuple[jax.Array, jax.Array]:
-    """Mean and standard error of ``n`` samples, from their sum and that of squares."""
+    """Mean and standard error of ``n`` samples, from their sum and that of squares.
+
+    Of samples whose squares are within the range of the numbers.
+    """
     mean = total / n
     variance = jnp.maximum(squares / n - mean**2, 0) / (n - 1)
     return mean, jnp.sqrt(variance)
 
 
 def estimated(samples: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Mean and standard error of samples ``[n, …]``."""
-    n = len(samples)
-    return jnp.mean(samples, 0), jnp.std(samples, 0, ddof=1) / n**0.5
+    """Mean and standard error of samples ``[n, …]``, of numbers of any size."""
+    n, mean = len(samples), jnp.mean(samples, 0)
+    return mean, norm(samples - mean, 0) / (n * (n - 1)) ** 0.5
 
 
 def _in_chunks(xs: Any, chunk_size: int | None) -> tuple[Any, jax.Array] | None:

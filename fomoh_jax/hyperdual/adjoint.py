@@ -41,9 +41,8 @@ from fomoh_jax.hyperdual.number import (
     settled,
 )
 from fomoh_jax.hyperdual.varying import (
-    exchanged_over,
+    check_sweep_back,
     in_shard_map,
-    is_tracked,
     varies_along,
     varying_alike,
 )
@@ -213,7 +212,7 @@ def curvatures(
     axes = [frozenset()] * wanted
     if in_shard_map():
         axes = list(map(varies_along, jax.eval_shape(lambda: swept(())[0])))
-    _check_exchange(jaxpr, axes)
+    check_sweep_back("with adjoint=True", jaxpr, axes)
     sweeps = {over: swept(over) for over in set(axes) or {frozenset()}}
     _, _, flat = sweeps[min(sweeps, key=len)]
     flat = [sweeps[over][2][n] for n, over in enumerate(axes)] + flat[wanted:]
@@ -247,24 +246,6 @@ def curvatures(
         return tables.reshape(k, k, *value.shape)
 
     return flat, [of_output(n, out.primal) for n, out in enumerate(flat[:wanted])]
-
-
-def _check_exchange(jaxpr: Any, axes: Sequence[frozenset[str]]) -> None:
-    """Refuse what a sweep back would add up over devices that have each their own.
-
-    Args:
-      jaxpr: of the function.
-      axes: along which each of its results varies.
-    """
-    for name in sorted(exchanged_over(jaxpr)):
-        if not is_tracked(name) or any(name in along for along in axes):
-            raise ValueError(
-                "with adjoint=True a function may exchange numbers over the axis "
-                f"{name!r} only inside a jax.shard_map with check_vma=True, and for "
-                f"results that do not vary along it; got collectives over {name!r} "
-                + ("and a result that does. " if is_tracked(name) else "elsewhere. ")
-                + f"Return its lax.pmean over {name!r}, or leave out adjoint=True."
-            )
 
 
 def _no_curvature(k: int, primal: Any) -> Any:

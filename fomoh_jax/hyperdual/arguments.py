@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 from fomoh_jax.hyperdual.active import Active, is_compact
 from fomoh_jax.hyperdual.number import ZERO, Channel, Stack, Zero, is_inexact
@@ -55,7 +56,7 @@ def check_devices(arguments: dict[str, Any]) -> None:
     leaves, _ = jax.tree_util.tree_flatten_with_path(arguments)
     places = {}
     for path, x in leaves:
-        if isinstance(x, jax.core.Tracer) or not getattr(x, "committed", False):
+        if isinstance(x, Tracer) or not getattr(x, "committed", False):
             continue  # where it is is not known, or up to JAX
         name = str(path[0].key) + jax.tree_util.keystr(path[1:])
         places.setdefault(frozenset(x.sharding.device_set), (name, x.sharding))

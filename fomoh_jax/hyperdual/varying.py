@@ -51,11 +51,6 @@ def varying_as_traced(types: Sequence[Any], operands: Sequence[Any]) -> list[Any
     return [varying_alike(x, t | more) for x, t in zip(operands, traced)]
 
 
-def is_tracked(axis: str) -> bool:
-    """Whether arrays know if they vary along it: inside a map that checks."""
-    return axis in varies_along(lax.axis_index(axis))
-
-
 def exchanged_over(jaxpr: Any) -> frozenset[str]:
     """The axes, of maps around a program, over which it exchanges numbers."""
     axes: set[str] = set()
@@ -70,6 +65,31 @@ def exchanged_over(jaxpr: Any) -> frozenset[str]:
             inside -= frozenset(manual_axes(eqn.params))
         axes |= inside
     return frozenset(axes)
+
+
+def check_sweep_back(
+    where: str, jaxpr: Any, results: Sequence[Collection[str]]
+) -> None:
+    """Refuse a program whose sweep back adds up what each device has of its own.
+
+    The transpose of a sum over devices hands each device's cotangent to all of them.
+
+    Args:
+      where: it is swept back over.
+      jaxpr: of the program.
+      results: along which axes each of them varies.
+    """
+    for axis in sorted(exchanged_over(jaxpr)):
+        # Only inside a shard_map that checks do arrays know along what they vary.
+        tracked = axis in varies_along(lax.axis_index(axis))
+        if not tracked or any(axis in along for along in results):
+            raise ValueError(
+                f"{where} a function may exchange numbers over the axis {axis!r} only "
+                "inside a jax.shard_map with check_vma=True, and for results that do "
+                f"not vary along it; got collectives over {axis!r} "
+                f"{'and a result that does' if tracked else 'elsewhere'}. Return its "
+                f"lax.pmean over {axis!r}, or take the forward passes."
+            )
 
 
 def _programs_in(params: dict[str, Any]) -> Iterator[Any]:

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from fomoh_jax import curvature
@@ -38,6 +39,11 @@ def test_estimates(estimate):
     fails(ValueError, f"{name} needs an argument that varies", run(x=(3,)))
     fails(
         TypeError,
+        r"key must be one PRNG key.*got 0\.",
+        lambda: estimate(fun, (X,), 0, 4),
+    )
+    fails(
+        TypeError,
         rf"{name} needs real arguments; primals\[0\] has dtype complex",
         run(x=(1j * X,)),
     )
@@ -51,6 +57,11 @@ def test_baselines():
     )
     fails(ValueError, r"baseline must be.*\[3, 3\].*got shape \[3\]", of_hessian(X))
     fails(TypeError, r"baseline must be a number or a tuple", of_diagonal(X))
+    for of_either in (of_hessian, of_diagonal):
+        fails(TypeError, "baseline must be real; got dtype complex", of_either(1 + 1j))
+        fails(
+            TypeError, "baseline must be of real numbers; got 'one'", of_either("one")
+        )
     fails(ValueError, r"baseline\[0\] must have shape \[3\]", of_diagonal((X[:2],)))
     fails(ValueError, "baseline needs|needs an argument", of_diagonal((None,)))
     two = lambda: curvature.sampled_diagonal(
@@ -67,7 +78,6 @@ def test_products_and_systems():
     fails(TypeError, "hvp needs a function that returns one real", hvp((X,), jnp.sin))
     cg = lambda b=(X,), **k: lambda: curvature.conjugate_gradients(fun, (X,), b, **k)
     fails(TypeError, r"rhs\[0\] must have the dtype", cg((X.astype(jnp.float32),)))
-    fails(ValueError, "tolerance must be at least 0; got -1", cg(tolerance=-1.0))
     fails(ValueError, "max_iterations must be at least 1", cg(max_iterations=0))
 
 
@@ -81,9 +91,46 @@ def test_eigenvalues():
         ValueError, "oversampling must be at least 0; got -1", top(2, oversampling=-1)
     )
     fails(ValueError, "iterations must be at least 1", top(2, iterations=0))
+    fails(
+        TypeError,
+        r"key must be one PRNG key.*shape \[2\] and dtype key",
+        lambda: curvature.top_eigenvalues(fun, (X,), jax.random.split(KEY), 1),
+    )
+
+
+SOLVERS = {
+    "conjugate_gradients": lambda t: curvature.conjugate_gradients(
+        fun, (X,), (X,), tolerance=t
+    ),
+    "top_eigenvalues": lambda t: curvature.top_eigenvalues(
+        fun, (X,), KEY, 1, tolerance=t
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_tolerances(name):
+    call = lambda t: lambda: SOLVERS[name](t)
+    for bad in (-1.0, np.float32(-1), jnp.array(-1.0), float("nan"), np.float64("nan")):
+        fails(ValueError, "tolerance must be at least 0; got (-1|nan)", call(bad))
+    fails(ValueError, r"tolerance must be one number; got shape \[3\]", call(X))
+    fails(TypeError, "tolerance must be of real numbers; got None", call(None))
+    fails(TypeError, "tolerance must be real; got dtype complex", call(1j))
+
+
+def test_a_legacy_key_is_one():
+    key = jax.random.PRNGKey(0)
+    for words in (key, np.asarray(key)):
+        jax.eval_shape(lambda w=words: curvature.hutchinson_trace(fun, (X,), w, 2))
 
 
 def test_newton_step():
     estimate = curvature.Estimate(jnp.eye(2), jnp.eye(3))
     call = lambda: curvature.newton_step(fun, (X,), estimate)
     fails(ValueError, r"hessian.value must have shape \[3, 3\].*got \[2, 2\]", call)
+    of = lambda hessian: lambda: curvature.newton_step(fun, (X,), hessian)
+    for bad, got in ((jnp.eye(3), "an array"), (None, "NoneType")):
+        fails(TypeError, rf"hessian must be an Estimate.*\[3, 3\]; got {got}", of(bad))
+    known = lambda h: of(curvature.Estimate(h, jnp.zeros((3, 3))))
+    fails(TypeError, "hessian.value must be real; got dtype", known(1j * jnp.eye(3)))
+    fails(TypeError, "hessian.value must be of real numbers; got None", known(None))

@@ -90,6 +90,26 @@ def test_no_curvature_is_not_negative_and_takes_no_step():
         assert jnp.all(jnp.abs(result.solution[0]) < 1e3)
 
 
+def test_no_curvature_at_once_takes_no_step():
+    # H has -6, 2 and 4 on its diagonal, and none along b.
+    fun = lambda x: -3 * x[0] ** 2 + x[1] ** 2 + 2 * x[2] ** 2
+    b = jnp.ones(3, jnp.float32)
+    result = jax.jit(lambda b: conjugate_gradients(fun, (0 * b,), (b,)))(b)
+    assert result.iterations == 1 and not result.negative_curvature
+    assert jnp.all(result.solution[0] == 0)
+
+
+def test_a_large_system_in_single_precision_is_solved_in_its_small_curvatures():
+    d = 1000  # of which d times the rounding errors would be more than 1e-4
+    diagonal = jnp.full(d, 1e-4, jnp.float32).at[0].set(1)
+    b = jnp.ones(d, jnp.float32).at[0].set(1000)
+    fun = lambda x: jnp.sum(diagonal * x**2) / 2
+    solution = jax.jit(
+        lambda b: conjugate_gradients(fun, (0 * b,), (b,), chunk_size=250).solution[0]
+    )(b)
+    np.testing.assert_allclose(solution, b / diagonal, rtol=1e-3)
+
+
 def test_numbers_of_any_size_and_none_give_a_finite_solution():
     for size in (1e-200, 1e200):
         result = solve(POSITIVE, size * B, tolerance=1e-12)

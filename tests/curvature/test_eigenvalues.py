@@ -57,6 +57,19 @@ def test_a_block_of_all_directions_is_done_in_one_iteration():
     assert jax.tree.map(jnp.shape, params) == {"b": (SIZE, 2), "w": (SIZE, 2, 2)}
 
 
+def test_curvature_of_any_size_in_single_precision():
+    numbers = jnp.array([5, -3, 2, 1, 0.5, 0.2, 0.1, 0.05], jnp.float32)
+    fun = lambda x, scale: jnp.sum(scale * numbers * x**2) / 2
+    of_scale = jax.jit(
+        lambda scale: top_eigenvalues(lambda x: fun(x, scale), (numbers,), KEY, 2)
+    )
+    for scale in jnp.array([1e-20, 1e30], jnp.float32):
+        pairs = of_scale(scale)
+        np.testing.assert_allclose(pairs.values / scale, [5, -3], rtol=1e-4)
+        residuals = pairs.residuals / scale
+        assert jnp.all(residuals <= 1e-3) and jnp.any(residuals > 0)
+
+
 def test_no_curvature_has_eigenvalues_of_zero():
     pairs = of(jnp.zeros((4, 4)), 2)
     assert jnp.all(pairs.values == 0) and pairs.iterations == 1

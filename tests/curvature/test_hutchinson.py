@@ -61,6 +61,31 @@ def test_the_diagonal_is_a_tree_like_the_arguments():
     assert jax.tree.map(jnp.shape, params) == {"b": (2,), "w": (2, 2)}
 
 
+def test_an_argument_may_hold_none():
+    b = jnp.array([1.0, 2.0])
+    for primals in (({"a": None, "b": b},), (None, b)):
+        fun = lambda *args: jnp.sum(jax.tree.leaves(args)[0] ** 3)
+        value, _ = hutchinson_diagonal(fun, primals, KEY, 2)
+        assert_close(value, jax.tree.map(lambda x: 6 * x, primals))
+
+
+@pytest.mark.parametrize("estimate", [hutchinson_trace, hutchinson_diagonal])
+def test_a_number_has_no_curvature(estimate):
+    found = estimate(lambda x: 2.0, (jnp.ones(3),), KEY, 2)
+    assert all(jnp.all(leaf == 0) for leaf in jax.tree.leaves(found))
+
+
+@pytest.mark.parametrize("estimate", [hutchinson_trace, hutchinson_diagonal])
+def test_the_error_is_that_of_curvature_of_any_size(estimate):
+    x, sizes = jnp.ones(3, jnp.float32), jnp.array([2.0**-80, 1, 2.0**83], jnp.float32)
+    fun = lambda x, size: size * (x[0] * x[1] + 3 * x[1] * x[2])
+    of_size = lambda size: estimate(lambda x: fun(x, size), (x,), KEY, 4)
+    tiny, one, huge = map(jax.jit(of_size), sizes)
+    assert jnp.all(jax.tree.leaves(one.standard_error)[0] > 0)
+    for found, size in ((tiny, sizes[0]), (huge, sizes[2])):
+        assert_close(found, jax.tree.map(lambda x, size=size: size * x, one))
+
+
 def test_the_trace_takes_what_reverse_mode_cannot():
     def grown(x):  # squared until one is beyond 8
         unfinished = lambda y: jnp.max(jnp.abs(y)) < 8

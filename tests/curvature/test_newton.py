@@ -67,6 +67,19 @@ def test_curvature_within_the_noise_counts_as_the_noise():
     assert jnp.linalg.norm(step) <= jnp.linalg.norm(POSITIVE @ X) / noise
 
 
+def test_curvature_of_any_size_has_its_step_in_single_precision():
+    def step(size):
+        fun = lambda x: size * jnp.sum((x - 1) ** 2)
+        hessian = 2 * size * jnp.eye(3, dtype=size.dtype)
+        return newton_step(
+            fun, (jnp.zeros_like(hessian[0]),), Estimate(hessian, hessian)
+        )
+
+    for size in jnp.array([1e-24, 1, 1e25], jnp.float32):
+        # The noise is twice the curvature.
+        np.testing.assert_allclose(jax.jit(step)(size)[0], 0.5, rtol=1e-6)
+
+
 def test_the_step_is_finite_whatever_comes():
     flat, bad = jnp.zeros((5, 5)), POSITIVE.at[0, 0].set(jnp.nan)
     for estimate in ((flat, flat), (bad, flat), (POSITIVE, bad), (bad / 0, flat)):

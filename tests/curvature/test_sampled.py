@@ -131,6 +131,21 @@ def test_chunks_and_the_diagonal_alone_are_of_the_same_samples():
     assert_close((params, error[0]), expected)
 
 
+@pytest.mark.parametrize("baseline", [None, 2.0])
+def test_the_error_is_that_of_curvature_of_any_size(baseline):
+    x, sizes = jnp.ones(3, jnp.float32), jnp.array([2.0**-80, 1, 2.0**83], jnp.float32)
+    fun = lambda x, size: size * (x[0] * x[1] + 3 * x[1] * x[2])
+
+    def of_size(size):
+        known = None if baseline is None else baseline * size
+        return sampled_hessian(lambda x: fun(x, size), (x,), KEY, 4, baseline=known)
+
+    tiny, one, huge = map(jax.jit(of_size), sizes)
+    assert jnp.all(one.standard_error > 0)
+    for found, size in ((tiny, sizes[0]), (huge, sizes[2])):
+        assert_close(found, jax.tree.map(lambda x, size=size: size * x, one))
+
+
 def test_a_former_diagonal_is_a_baseline():
     former = UNRAVEL(DIAGONAL + 0.1 * normal(SIZE)), None
     values, errors = repeat(

@@ -1,0 +1,62 @@
+"""Reading what a caller hands in beside a function, its primals and sizes.
+
+Each of these says, at the call, which argument is wrong.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+
+def check_key(key: Any) -> None:
+    """Refuse what is not one PRNG key, typed or legacy.
+
+    Raises:
+      TypeError: naming what came.
+    """
+    got = repr(key)
+    if isinstance(key, (jax.Array, np.ndarray)):
+        typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+        if key.ndim == (0 if typed else 1) and (typed or key.dtype == np.uint32):
+            return
+        got = f"shape {list(key.shape)} and dtype {key.dtype}"
+    raise TypeError(f"key must be one PRNG key, such as jax.random.key(0); got {got}.")
+
+
+def read_real(name: str, value: Any, dtype: Any) -> jax.Array:
+    """An array of real numbers, in a dtype.
+
+    Raises:
+      TypeError: if it is none, or of other numbers.
+    """
+    try:
+        array = jnp.asarray(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} must be of real numbers; got {value!r}.") from None
+    kinds = jnp.floating, jnp.integer, jnp.bool_
+    if not any(jnp.issubdtype(array.dtype, kind) for kind in kinds):
+        raise TypeError(
+            f"{name} must be real; got dtype {array.dtype}. If its imaginary part is "
+            f"zero, write jnp.real({name})."
+        )
+    return array.astype(dtype)
+
+
+def read_tolerance(tolerance: Any, dtype: Any) -> jax.Array:
+    """One number of at least 0, in a dtype. What is traced is not known to be that.
+
+    Raises:
+      TypeError: if it is no real number.
+      ValueError: if it is negative, NaN, or an array with axes.
+    """
+    array = read_real("tolerance", tolerance, dtype)
+    if array.ndim:
+        raise ValueError(
+            f"tolerance must be one number; got shape {list(array.shape)}."
+        )
+    if not isinstance(tolerance, Tracer) and not np.asarray(tolerance) >= 0:
+        raise ValueError(f"tolerance must be at least 0; got {tolerance}.")
+    return array

@@ -1,0 +1,51 @@
+"""Inside a ``jax.shard_map``, of a function that closes over each device's own data."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, PartitionSpec
+
+from fomoh_jax.curvature import (
+    conjugate_gradients,
+    hutchinson_diagonal,
+    sampled_hessian,
+    top_eigenvalues,
+)
+from tests.reference import assert_close, normal
+
+KEY = jax.random.key(0)
+DATA, X = jnp.abs(normal(2, 3)) + 0.5, normal(3, seed=1)
+CALLS = {
+    "conjugate_gradients": lambda fun: conjugate_gradients(fun, (X,), (X,)).solution[0],
+    "top_eigenvalues": lambda fun: (
+        top_eigenvalues(fun, (X,), KEY, 1, oversampling=1, tolerance=1e-6).values
+    ),
+    "hutchinson_diagonal": lambda fun: hutchinson_diagonal(fun, (X,), KEY, 2).value[0],
+    "sampled_hessian": lambda fun: sampled_hessian(fun, (X,), KEY, 4, chunk_size=2),
+}
+
+
+def fun_of(data):
+    return lambda x: jnp.sum(data * x**2) / 2
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_each_device_has_its_own_curvature(name):
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,))
+    rows = PartitionSpec("data")
+
+    def own(data):
+        return jax.tree.map(lambda y: y[None], CALLS[name](fun_of(data[0])))
+
+    mapped = jax.jit(jax.shard_map(own, mesh=mesh, in_specs=rows, out_specs=rows))
+    found = mapped(DATA)
+    if name == "conjugate_gradients":
+        np.testing.assert_allclose(found, X / DATA, rtol=1e-5)
+    elif name == "hutchinson_diagonal":
+        assert_close(found, DATA)
+    elif name == "top_eigenvalues":
+        np.testing.assert_allclose(found[:, 0], jnp.max(DATA, 1), rtol=1e-6)
+    else:
+        alone = jax.jit(jax.vmap(lambda data: CALLS[name](fun_of(data))))
+        assert_close(found, alone(DATA))
