@@ -213,7 +213,8 @@ def curvatures(
     if in_shard_map():
         axes = list(map(varies_along, jax.eval_shape(lambda: swept(())[0])))
     check_sweep_back("with adjoint=True", jaxpr, axes)
-    sweeps = {over: swept(over) for over in set(axes) or {frozenset()}}
+    # In the order of the results, which is the same in every process.
+    sweeps = {over: swept(over) for over in dict.fromkeys(axes or [frozenset()])}
     _, _, flat = sweeps[min(sweeps, key=len)]
     flat = [sweeps[over][2][n] for n, over in enumerate(axes)] + flat[wanted:]
 
