@@ -13,7 +13,7 @@ def fgd(
     learning_rate: optax.ScalarOrSchedule,
     k: int = 1,
     *,
-    key: chex.PRNGKey | int = 0,
+    key: chex.PRNGKey | int | None = None,
     has_aux: bool = False,
     aux_struct: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -57,7 +57,7 @@ def fgd(
 def fomoh(
     learning_rate: optax.ScalarOrSchedule,
     *,
-    key: chex.PRNGKey | int = 0,
+    key: chex.PRNGKey | int | None = None,
     has_aux: bool = False,
     aux_struct: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -109,7 +109,7 @@ def fomoh_kd(
     solver: solvers.Solver | None = None,
     chunk_size: int | None = None,
     mesh_axis: str | None = None,
-    key: chex.PRNGKey | int = 0,
+    key: chex.PRNGKey | int | None = None,
     has_aux: bool = False,
     aux_struct: Any = None,
 ) -> optax.GradientTransformationExtraArgs:

@@ -1,14 +1,14 @@
 """The user's loss as a function of the parameters alone, and what it must be."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from fomoh_jax.hyperdual.arguments import check_devices, signature
+from fomoh_jax.hyperdual.arguments import check_devices, dtype_of, signature
 
 
 def check_call(
@@ -26,8 +26,44 @@ def check_call(
             "tx.update(updates, state, params, value_fn=loss, batch=batch), with "
             "everything that the loss takes beside params by keyword."
         )
+    if not jax.tree.leaves(params):
+        raise ValueError(f"params holds no array to optimise; got {params!r}.")
     check_devices({"params": params, **extra_args})
     return value_fn
+
+
+# What optax's own transformations take by these names, in the same call of a chain.
+_OF_OTHER_LINKS = {"value", "grad"}
+
+
+def check_keywords(functions: Sequence[Callable], extra_args: dict[str, Any]) -> None:
+    """Refuse extra arguments that no function takes, as optax's line searches do.
+
+    Raises:
+      TypeError: naming them.
+    """
+    taken = _OF_OTHER_LINKS.union(*(_keywords(f, extra_args) for f in functions))
+    unused = sorted(extra_args.keys() - taken)
+    if unused:
+        raise TypeError(
+            "every keyword argument of update must be one that value_fn takes; got "
+            f"{', '.join(unused)}, which it does not take. Give value_fn a parameter "
+            "of that name, or leave it out."
+        )
+
+
+def outputs_in_use(curvature: str, outputs_fn: Callable | None) -> list[Callable]:
+    """``outputs_fn``, if there is one and it is asked for.
+
+    Raises:
+      TypeError: if it is there, and not asked for.
+    """
+    if outputs_fn is not None and curvature != "gauss_newton":
+        raise TypeError(
+            'outputs_fn is for curvature="gauss_newton"; got it with '
+            f"curvature={curvature!r}."
+        )
+    return [] if outputs_fn is None else [outputs_fn]
 
 
 def scalar_loss(
@@ -95,8 +131,6 @@ def _check_scalar(value: Any, hint: str) -> None:
 
 def solve_dtype(params: Any) -> Any:
     """At least float32, and the precision of the parameters if that is higher."""
-    if not jax.tree.leaves(params):
-        raise ValueError(f"params holds no array to optimise; got {params!r}.")
     dtype = jnp.dtype(jnp.float32)
     for path, leaf in jax.tree_util.tree_leaves_with_path(
         params, is_leaf=lambda x: isinstance(x, optax.MaskedNode)
@@ -105,9 +139,12 @@ def solve_dtype(params: Any) -> Any:
         if isinstance(leaf, optax.MaskedNode):
             raise TypeError(
                 f"{name} is masked out, but the loss can only be evaluated at all of "
-                "the parameters. Put optax.masked around the other links of the chain."
+                "the parameters. To move some of them alone, look along "
+                "directions.masked(source, mask), as in scale_by_hyperplane(directions."
+                "masked(directions.gaussian(8), mask)), in the place of optax.masked "
+                "or optax.partition; other links of the chain may stay masked."
             )
-        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+        if not jnp.issubdtype(dtype_of(name, leaf), jnp.floating):
             raise TypeError(
                 "parameters must be real floating-point arrays; "
                 f"{name} has dtype {jnp.result_type(leaf)}. Hand integers and complex "

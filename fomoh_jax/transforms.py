@@ -1,10 +1,14 @@
 """Gradient transformations that make their own gradients, by forward passes."""
 
+import functools
+import itertools
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from fomoh_jax.directions import Directions
@@ -13,9 +17,16 @@ from fomoh_jax.hyperdual import (
     directional_derivatives,
     quadratic_model,
 )
-from fomoh_jax.hyperdual.arguments import check_size
+from fomoh_jax.hyperdual.arguments import check_key, check_size
 from fomoh_jax.hyperdual.parallel import check_closure
-from fomoh_jax.losses import check_call, outputs_of, scalar_loss, solve_dtype
+from fomoh_jax.losses import (
+    check_call,
+    check_keywords,
+    outputs_in_use,
+    outputs_of,
+    scalar_loss,
+    solve_dtype,
+)
 from fomoh_jax.solvers import Solver, newton
 from fomoh_jax.solvers.protocol import predicted_reduction
 from fomoh_jax.vectors import combination, gram
@@ -26,7 +37,7 @@ class ScaleByForwardGradientState(NamedTuple):
 
     Attributes:
       key: PRNG key of the next step's directions.
-      value: loss at the last evaluated point; NaN before the first.
+      value: loss at the last evaluated point; 0 before the first.
       slope: ``[k]``, its directional derivatives there.
       directions_state: that of the source of directions.
       aux: what ``value_fn`` returned beside it, with ``has_aux``; otherwise ``None``.
@@ -44,16 +55,17 @@ class ScaleByHyperplaneState(NamedTuple):
 
     Attributes:
       key: PRNG key of the next step's directions.
-      model: value, slope ``[k]`` and curvature ``[k, k]`` of the last step; NaN before
-        the first.
+      model: value, slope ``[k]`` and curvature ``[k, k]`` of the last step; zeros
+        before the first.
       coefficients: ``[k]``, the last step along each direction, before any learning
         rate.
       predicted_reduction: by how much the model falls on the last step, taken whole.
       actual_reduction: by how much the loss fell: on the last step and the same batch,
         where the solver judges its steps; otherwise from the last model to this one, on
-        the step before the last and another batch. NaN before it is known.
-      accepted: how many steps were taken, int32: those with a finite loss that the
-        solver did not refuse.
+        the step before the last and another batch. 0 before it is known.
+      count: how many updates were made, int32.
+      accepted: how many of them moved the parameters, int32: those with a finite loss
+        and a step that is not zero and that the solver did not refuse.
       directions_state: that of the source of directions.
       solver_state: the solver's, such as its step size or radius.
       aux: what ``value_fn`` returned beside the value, with ``has_aux``; otherwise
@@ -65,6 +77,7 @@ class ScaleByHyperplaneState(NamedTuple):
     coefficients: jax.Array
     predicted_reduction: jax.Array
     actual_reduction: jax.Array
+    count: jax.Array
     accepted: jax.Array
     directions_state: Any
     solver_state: Any
@@ -74,7 +87,7 @@ class ScaleByHyperplaneState(NamedTuple):
 def scale_by_forward_gradient(
     directions: Directions,
     *,
-    key: chex.PRNGKey | int = 0,
+    key: chex.PRNGKey | int | None = None,
     has_aux: bool = False,
     aux_struct: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -88,7 +101,10 @@ def scale_by_forward_gradient(
 
     Args:
       directions: where to look, such as ``directions.gaussian(1)``.
-      key: PRNG key or seed of the directions.
+      key: PRNG key, typed or legacy, or seed of the directions. The state holds a key
+        of the same kind (of a seed, a typed one). Without one, each optimiser that a
+        program initialises has directions of its own, the first those of seed 0. Give
+        one to have the same run again.
       has_aux: whether ``value_fn`` returns ``(value, aux)``. The aux of the evaluated
         point is then in the state.
       aux_struct: with ``has_aux``, the structure, shapes and dtypes of the aux (arrays
@@ -103,8 +119,8 @@ def scale_by_forward_gradient(
     Raises:
       TypeError: if ``directions`` is no source of directions.
       ValueError, TypeError: from ``init`` and ``update``, for parameters that are not
-        real floating-point numbers, a missing ``params`` or ``value_fn``, or a loss
-        that is no real scalar.
+        real floating-point numbers, a missing ``params`` or ``value_fn``, a loss that
+        is no real scalar, or keyword arguments that it does not take.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax
@@ -122,19 +138,21 @@ def scale_by_forward_gradient(
     """
 
     _check_kind("directions", directions, Directions, "directions.gaussian(1)")
+    first_key = _key_source(key)
 
     def init_fn(params):
         dtype = solve_dtype(params)
         return ScaleByForwardGradientState(
-            key=_as_key(key),
-            value=jnp.full((), jnp.nan, dtype),
-            slope=jnp.full((directions.count(params),), jnp.nan, dtype),
+            key=first_key(),
+            value=jnp.zeros((), dtype),
+            slope=jnp.zeros((directions.count(params),), dtype),
             directions_state=directions.init(params),
             aux=_zeros(aux_struct),
         )
 
     def update_fn(updates, state, params=None, *, value_fn=None, **extra_args):
         value_fn = check_call(params, value_fn, extra_args)
+        check_keywords([value_fn], extra_args)
         loss = scalar_loss(value_fn, extra_args, has_aux)
         dtype = solve_dtype(params)
         next_key, sample_key = jax.random.split(state.key)
@@ -155,7 +173,7 @@ def scale_by_hyperplane(
     directions: Directions,
     solver: Solver | None = None,
     *,
-    key: chex.PRNGKey | int = 0,
+    key: chex.PRNGKey | int | None = None,
     curvature: Literal["hessian", "gauss_newton"] = "hessian",
     chunk_size: int | None = None,
     mesh_axis: str | None = None,
@@ -174,7 +192,10 @@ def scale_by_hyperplane(
       directions: what spans the hyperplane, such as ``directions.gaussian(8)``.
       solver: how the k×k system is solved; ``solvers.newton()`` by default. It is
         solved in float32, or in the parameters' precision if that is higher.
-      key: PRNG key or seed of the directions.
+      key: PRNG key, typed or legacy, or seed of the directions. The state holds a key
+        of the same kind (of a seed, a typed one). Without one, each optimiser that a
+        program initialises has directions of its own, the first those of seed 0. Give
+        one to have the same run again.
       curvature: ``"hessian"``, or ``"gauss_newton"`` for a loss in two parts:
         ``update`` then takes ``outputs_fn`` as well, and the loss is
         ``value_fn(outputs_fn(params))``. See :func:`fomoh_jax.quadratic_model`.
@@ -198,8 +219,8 @@ def scale_by_hyperplane(
       TypeError: if ``directions`` or ``solver`` is not what its name says.
       ValueError: if ``curvature`` is neither of the two.
       ValueError, TypeError: from ``init`` and ``update``, for parameters that are not
-        real floating-point numbers, a missing ``params`` or ``value_fn``, or a loss
-        that is no real scalar.
+        real floating-point numbers, a missing ``params`` or ``value_fn``, a loss that
+        is no real scalar, or keyword arguments that it does not take.
 
     Example:
       >>> import jax.numpy as jnp, optax
@@ -227,22 +248,22 @@ def scale_by_hyperplane(
         )
     if chunk_size is not None:
         chunk_size = check_size("chunk_size", chunk_size)
+    first_key = _key_source(key)
 
     def init_fn(params):
         dtype = solve_dtype(params)
         k = directions.count(params)
-        nan = jnp.full((), jnp.nan, dtype)
+        # Each array is made anew: a buffer that is there twice cannot be donated.
+        zeros = lambda *shape: jnp.zeros(shape, dtype)
         return ScaleByHyperplaneState(
-            key=_as_key(key),
-            model=QuadraticModel(
-                nan, *(jnp.full(shape, jnp.nan, dtype) for shape in ((k,), (k, k)))
-            ),
-            coefficients=jnp.zeros((k,), dtype),
-            predicted_reduction=jnp.array(nan),
-            actual_reduction=jnp.array(nan),
+            key=first_key(),
+            model=QuadraticModel(zeros(), zeros(k), zeros(k, k)),
+            coefficients=zeros(k),
+            predicted_reduction=zeros(),
+            actual_reduction=zeros(),
+            count=jnp.zeros((), jnp.int32),
             accepted=jnp.zeros((), jnp.int32),
             directions_state=directions.init(params),
-            # Copies: a buffer that is there twice cannot be donated.
             solver_state=jax.tree.map(jnp.array, solver.init(k)),
             aux=_zeros(aux_struct),
         )
@@ -251,6 +272,7 @@ def scale_by_hyperplane(
         updates, state, params=None, *, value_fn=None, outputs_fn=None, **extra_args
     ):
         value_fn = check_call(params, value_fn, extra_args)
+        check_keywords([value_fn, *outputs_in_use(curvature, outputs_fn)], extra_args)
         if mesh_axis is not None and extra_args:
             check_closure(mesh_axis)
         dtype = solve_dtype(params)
@@ -276,9 +298,9 @@ def scale_by_hyperplane(
             model, gram(vectors, dtype, after=model.value), state.solver_state
         )
         predicted = predicted_reduction(model, coefficients)
-        accepted = jnp.isfinite(model.value)
+        accepted = jnp.isfinite(model.value) & jnp.any(coefficients != 0)
         step = combination(coefficients, vectors, dtype)
-        actual = state.model.value - model.value
+        actual = jnp.where(state.count > 0, state.model.value - model.value, 0)
         if solver.judge is not None:
             ahead, _ = whole(jax.tree.map(lambda p, s: p - s, params, step))
             actual = model.value - ahead.astype(dtype)
@@ -296,6 +318,7 @@ def scale_by_hyperplane(
             coefficients=coefficients,
             predicted_reduction=predicted,
             actual_reduction=actual,
+            count=optax.safe_increment(state.count),
             accepted=state.accepted + accepted.astype(state.accepted.dtype),
             directions_state=memory,
             solver_state=solver_state,
@@ -313,13 +336,36 @@ def _check_kind(name: str, value: Any, kind: type, such_as: str) -> None:
         )
 
 
+# Counts the optimisers of this process that were initialised without a key. Two links
+# of a chain know nothing of each other; with one default key for all they would look
+# along the same directions.
+_WITHOUT_KEY = itertools.count()
+
+
+def _key_source(key: chex.PRNGKey | int | None) -> Callable[[], chex.PRNGKey]:
+    """A function that makes the first key of a state, in a buffer of its own."""
+    if key is not None:
+        return lambda: _as_key(key)
+    number = functools.cache(lambda: next(_WITHOUT_KEY))
+
+    def own_key():
+        first = jax.random.key(0)
+        return jax.random.fold_in(first, number()) if number() else first
+
+    return own_key
+
+
 def _as_key(key: chex.PRNGKey | int) -> chex.PRNGKey:
-    """A typed key, from one, from a legacy key, or from a seed."""
-    if isinstance(key, jax.Array):
-        if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-            return key
-        if key.ndim == 1:  # a legacy key: as many words as its implementation has
-            return jax.random.wrap_key_data(key)
+    """A copy of a typed or a legacy key, or the typed key of a seed.
+
+    A copy, because a training loop may donate the state, and with it the user's key.
+    """
+    if isinstance(key, (jax.Array, np.ndarray)) and jnp.ndim(key) == 1:
+        check_key(key)  # a legacy key
+        return jax.random.clone(jnp.asarray(key))
+    if isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        check_key(key)
+        return jax.random.clone(key)
     return jax.random.key(key)
 
 

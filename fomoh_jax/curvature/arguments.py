@@ -11,21 +11,6 @@ import numpy as np
 from jax.core import Tracer
 
 
-def check_key(key: Any) -> None:
-    """Refuse what is not one PRNG key, typed or legacy.
-
-    Raises:
-      TypeError: naming what came.
-    """
-    got = repr(key)
-    if isinstance(key, (jax.Array, np.ndarray)):
-        typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
-        if key.ndim == (0 if typed else 1) and (typed or key.dtype == np.uint32):
-            return
-        got = f"shape {list(key.shape)} and dtype {key.dtype}"
-    raise TypeError(f"key must be one PRNG key, such as jax.random.key(0); got {got}.")
-
-
 def read_real(name: str, value: Any, dtype: Any) -> jax.Array:
     """An array of real numbers, in a dtype.
 

@@ -6,12 +6,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fomoh_jax.curvature.arguments import check_key, read_tolerance
+from fomoh_jax.curvature.arguments import read_tolerance
 from fomoh_jax.curvature.coordinates import all_varied
 from fomoh_jax.curvature.loops import while_loop
 from fomoh_jax.curvature.products import block_product
 from fomoh_jax.curvature.scaling import magnitude
-from fomoh_jax.hyperdual.arguments import check_size
+from fomoh_jax.hyperdual.arguments import check_key, check_size
 
 
 class Eigenpairs(NamedTuple):

@@ -6,7 +6,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fomoh_jax.curvature.arguments import check_key
 from fomoh_jax.curvature.coordinates import all_varied, check_scalar
 from fomoh_jax.curvature.sampling import (
     Estimate,
@@ -16,6 +15,7 @@ from fomoh_jax.curvature.sampling import (
     stacked,
 )
 from fomoh_jax.hyperdual import directional_curvature
+from fomoh_jax.hyperdual.arguments import check_key
 from fomoh_jax.hyperdual.varying import (
     check_sweep_back,
     varies_along,

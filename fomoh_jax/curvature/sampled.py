@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from fomoh_jax.curvature.arguments import check_key, read_real
+from fomoh_jax.curvature.arguments import read_real
 from fomoh_jax.curvature.coordinates import (
     Coordinates,
     all_varied,
@@ -24,6 +24,7 @@ from fomoh_jax.curvature.sampling import (
 )
 from fomoh_jax.curvature.scaling import magnitude
 from fomoh_jax.hyperdual import directional_curvature
+from fomoh_jax.hyperdual.arguments import check_key
 
 
 def sampled_hessian(
@@ -238,7 +239,8 @@ def _sampled(
         products = _gram(weights, v), _gram(weights**2, squares)
         return jax.tree.map(_with_diagonal, products, totals)
 
-    total, squares = summed(sums, (keys, curvature, levels), chunk_size)
+    again = jax.random.clone(keys)  # the same vectors, which are not kept
+    total, squares = summed(sums, (again, curvature, levels), chunk_size)
     mean, error = mean_and_error(total, squares, n)
     mean += level * jnp.eye(size, dtype=mean.dtype) if whole else level
     mean = mean if known is None else mean + known

@@ -15,7 +15,7 @@ class HistoryState(NamedTuple):
     """State of :func:`history`.
 
     Attributes:
-      last: the parameters last seen.
+      last: the parameters last seen; zeros before the first.
       steps: a tree like them of leaves ``[m, *leaf.shape]``, the last step first.
       seen: how often parameters were seen, int32.
     """
@@ -61,11 +61,11 @@ def history(m: int) -> Directions:
     m = check_size("m", m)
 
     def init(params):
-        # Made from the parameters, the zeros have their sharding.
+        # Made from the parameters, which may be abstract, zeros have their sharding.
+        last = jax.tree.map(jnp.zeros_like, params)
         steps = jax.tree.map(
-            lambda p: jnp.zeros_like(jnp.broadcast_to(p, (m, *jnp.shape(p)))), params
+            lambda p: jnp.zeros_like(jnp.broadcast_to(p, (m, *jnp.shape(p)))), last
         )
-        last = jax.tree.map(jnp.array, params)  # a copy: params may be donated
         return HistoryState(last, steps, jnp.zeros((), jnp.int32))
 
     def advance(state, params):
@@ -74,7 +74,8 @@ def history(m: int) -> Directions:
             return jnp.concatenate([step.astype(steps.dtype), steps[:-1]])
 
         steps = jax.tree.map(pushed, state.steps, state.last, params)
-        return HistoryState(params, steps, state.seen + 1)
+        last = jax.tree.map(jnp.array, params)  # a copy: params may be donated
+        return HistoryState(last, steps, state.seen + 1)
 
     def sample(key, params, updates, state=()):
         del key, params, updates

@@ -65,6 +65,8 @@ class Adjoint(Form):
     ordered: jax.Array
     halves: jax.Array
 
+    is_reversed = True
+
     @property
     def q(self) -> int:
         return 1
@@ -132,22 +134,23 @@ class Adjoint(Form):
         # In a shard_map each device meets its own λ, and what the table is made to vary
         # by here is summed over the devices on the way back.
         table = table + lax.full_like(like, 0, dtype=table.dtype, shape=())
+        dtype = table.dtype
 
-        def value(*operands):
-            del operands
+        def value(table, like, *consts):
+            del table, consts
             return jnp.zeros_like(like)
 
-        def forward(table, *consts):
-            return value(), consts
+        def forward(table, like, *consts):
+            return value(table, like), consts
 
         def backward(consts, cotangent):
             (met,) = jaxpr_as_fun(ClosedJaxpr(closed.jaxpr, consts))(cotangent)
-            met = met if jnp.iscomplexobj(table) else jnp.real(met)
-            return met.astype(table.dtype), *[None] * len(consts)
+            met = met if jnp.issubdtype(dtype, jnp.complexfloating) else jnp.real(met)
+            return met.astype(dtype), None, *[None] * len(consts)
 
         source = jax.custom_vjp(value)
         source.defvjp(forward, backward)
-        return Stack(lax.expand_dims(source(table, *closed.consts), (0,)))
+        return Stack(lax.expand_dims(source(table, like, *closed.consts), (0,)))
 
     def _spread(self, a: Stack, b: Stack, block: jax.Array) -> jax.Array:
         """``[k, k]`` from what is between the directions that are present."""

@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
 
 from fomoh_jax.hyperdual.active import Active, is_compact
@@ -100,6 +101,39 @@ def check_size(name: str, size: Any) -> int:
     if size < 1:
         raise ValueError(f"{name} must be at least 1; got {size}.")
     return size
+
+
+def check_key(key: Any) -> None:
+    """Refuse what is not one PRNG key, typed or legacy.
+
+    Raises:
+      TypeError: naming what came.
+    """
+    got = repr(key)
+    if isinstance(key, (jax.Array, np.ndarray)):
+        typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+        if key.ndim == (0 if typed else 1) and (typed or key.dtype == np.uint32):
+            return
+        got = f"shape {list(key.shape)} and dtype {key.dtype}"
+    raise TypeError(f"key must be one PRNG key, such as jax.random.key(0); got {got}.")
+
+
+def dtype_of(name: str, leaf: Any) -> Any:
+    """The dtype of a leaf of what is to be differentiated.
+
+    Raises:
+      TypeError: if it is no array, as a leaf of a model may be.
+    """
+    number = isinstance(leaf, (bool, int, float, complex))
+    if not number and not hasattr(leaf, "dtype") and not hasattr(leaf, "__jax_array__"):
+        raise TypeError(
+            f"{name} must be an array; got {leaf!r}. Differentiate the arrays of a "
+            "model alone: with equinox, params, static = equinox.partition(model, "
+            "equinox.is_inexact_array), and inside the function "
+            "equinox.combine(params, static); with flax.nnx, graphdef, params = "
+            "nnx.split(model), and nnx.merge(graphdef, params)."
+        )
+    return jnp.result_type(leaf)
 
 
 def read_directions(

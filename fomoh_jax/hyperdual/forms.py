@@ -87,9 +87,11 @@ class Form(abc.ABC):
     Attributes:
       k: number of directions.
       q: number of second-order coefficients.
+      is_reversed: whether a reverse pass follows, for which a ``while`` loop is closed.
     """
 
     k: int
+    is_reversed = False
 
     @property
     @abc.abstractmethod

@@ -16,12 +16,17 @@ from jax.ref import AbstractRef
 
 from fomoh_jax.compat import open_jaxpr
 from fomoh_jax.hyperdual.forms import Form
-from fomoh_jax.hyperdual.number import HyperDual, known_last, settled
+from fomoh_jax.hyperdual.number import HyperDual, known_last, moved, settled
 from fomoh_jax.hyperdual.regenerated import Regenerated
-from fomoh_jax.hyperdual.registry import Operation, find_rule, walks_inside
+from fomoh_jax.hyperdual.registry import (
+    Operation,
+    find_rule,
+    takes_any_axis,
+    walks_inside,
+)
 from fomoh_jax.hyperdual.varying import in_shard_map, varying_alike, varying_as_traced
 
-_BLAME = "fomoh_jax: in the hyper-dual rule"
+_BLAME, _FROM = "fomoh_jax: in the hyper-dual rule", ", from "
 
 
 def interpret(
@@ -94,7 +99,11 @@ def _apply(
     if lasting and all(arg.is_constant for arg in args):
         return [HyperDual(out) for out in op(*(arg.primal for arg in args))]
     rule = find_rule(eqn.primitive)
-    return rule(form, op, args if walks_inside(rule) else settled(args, latest))
+    if not walks_inside(rule):
+        args = settled(args, latest)
+    if not takes_any_axis(eqn.primitive):
+        args = [moved(arg, 0) for arg in args]
+    return rule(form, op, args)
 
 
 def _needed(jaxpr: Any) -> list[JaxprEqn]:
@@ -141,12 +150,20 @@ def _at_source_of(eqn: JaxprEqn) -> Iterator[None]:
         ):
             yield
     except Exception as error:
-        notes = getattr(error, "__notes__", ())
-        if not any(note.startswith(_BLAME) for note in notes):  # innermost equation
-            operands = ", ".join(str(v.aval) for v in eqn.invars)
-            error.add_note(
-                f"{_BLAME} of primitive "
-                f"'{eqn.primitive.name}' on ({operands}), from "
-                f"{source_info_util.summarize(info)}"
-            )
+        _blame(error, eqn)
         raise
+
+
+def _blame(error: Exception, eqn: JaxprEqn) -> None:
+    """Add to an error the innermost equation, and the innermost line of the user's.
+
+    A primitive inside a jitted function of JAX has no such line. The call has.
+    """
+    notes = getattr(error, "__notes__", [])
+    place = next((i for i, n in enumerate(notes) if n.startswith(_BLAME)), len(notes))
+    if place == len(notes):
+        operands = ", ".join(str(v.aval) for v in eqn.invars)
+        error.add_note(f"{_BLAME} of primitive '{eqn.primitive.name}' on ({operands})")
+    notes, line = error.__notes__, source_info_util.summarize(eqn.source_info)
+    if line and _FROM not in notes[place]:
+        notes[place] += _FROM + line

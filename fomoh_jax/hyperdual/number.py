@@ -178,6 +178,11 @@ def is_inexact(x: Any) -> bool:
     return jnp.issubdtype(dtype, jnp.inexact)
 
 
+def in_dtype(x: jax.Array, dtype: Any) -> jax.Array:
+    """``x`` in a dtype. (``astype`` its own would make a weak type strong.)"""
+    return x if x.dtype == dtype else x.astype(dtype)
+
+
 def zeros_like_element(x: Any) -> jax.Array:
     """Zeros shaped like one element of a channel of ``x``."""
     return lax.full_like(x, 0)

@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fomoh_jax.hyperdual.arguments import dtype_of
 from fomoh_jax.hyperdual.evaluation import coefficients_of, evaluate, primals_of
 from fomoh_jax.hyperdual.forms import Diagonal, Form
-from fomoh_jax.hyperdual.number import Stack
+from fomoh_jax.hyperdual.number import Stack, in_dtype
 from fomoh_jax.hyperdual.traces import Trace, WeightedTrace
 from fomoh_jax.hyperdual.transforms import quadratic_model
 
@@ -219,11 +220,12 @@ def _seconds(name: str, fun: Callable, form: Form, varied: tuple[Any, ...]) -> A
 
 def _check_real(name: str, index: int, arg: Any) -> None:
     for path, leaf in jax.tree_util.tree_leaves_with_path(arg):
-        dtype = jnp.result_type(leaf)
+        where = f"argument {index}{jax.tree_util.keystr(path)}"
+        dtype = dtype_of(where, leaf)
         if not jnp.issubdtype(dtype, jnp.floating):
             raise TypeError(
-                f"{name} needs real floating-point arguments; argument {index}"
-                f"{jax.tree_util.keystr(path)} has dtype {dtype}."
+                f"{name} needs real floating-point arguments; {where} has dtype "
+                f"{dtype}."
             )
 
 
@@ -261,12 +263,16 @@ def _standard_basis(leaves: list[Any]) -> list[jax.Array]:
     """One direction for each coordinate of the leaves together."""
     total = _size(leaves)
     offsets = np.cumsum([0, *map(jnp.size, leaves)])
-    return [
-        jnp.eye(
-            total, jnp.size(leaf), -int(offset), dtype=jnp.result_type(leaf)
-        ).reshape(total, *jnp.shape(leaf))
-        for leaf, offset in zip(leaves, offsets)
-    ]
+
+    def directions(leaf: Any, offset: int) -> jax.Array:
+        dtype, size = jnp.result_type(leaf), jnp.size(leaf)
+        if jax.typeof(leaf).weak_type:  # as of a Python number; an array would lose it
+            basis = jnp.where(jnp.eye(total, size, -offset, dtype=bool), 1.0, 0.0)
+        else:
+            basis = jnp.eye(total, size, -offset, dtype=dtype)
+        return basis.reshape(total, *jnp.shape(leaf))
+
+    return [directions(leaf, int(offset)) for leaf, offset in zip(leaves, offsets)]
 
 
 def _split_elements(x: jax.Array, leaves: list[Any], axis: int) -> list[jax.Array]:
@@ -279,7 +285,9 @@ def _pieces(diagonal: jax.Array, leaves: list[Any], structure: Any) -> Any:
     """``[D, *out]`` to a tree of ``[*out, *a]``."""
     rows = jnp.moveaxis(diagonal, 0, -1)
     return structure.unflatten(
-        piece.reshape(*rows.shape[:-1], *jnp.shape(a)).astype(jnp.result_type(a))
+        in_dtype(
+            piece.reshape(*rows.shape[:-1], *jnp.shape(a)), jnp.result_type(a)
+        )
         for a, piece in zip(leaves, _split_elements(rows, leaves, -1))
     )
 
@@ -290,8 +298,9 @@ def _blocks(curvature: jax.Array, leaves: list[Any], structure: Any) -> Any:
     return structure.unflatten(
         structure.unflatten(
             # As of a gradient, the dtype of a block is that of its first argument.
-            block.reshape(*matrix.shape[:-2], *jnp.shape(a), *jnp.shape(b)).astype(
-                jnp.result_type(a)
+            in_dtype(
+                block.reshape(*matrix.shape[:-2], *jnp.shape(a), *jnp.shape(b)),
+                jnp.result_type(a),
             )
             for b, block in zip(leaves, _split_elements(rows, leaves, -1))
         )

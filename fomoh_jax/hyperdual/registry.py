@@ -46,6 +46,7 @@ R = TypeVar("R", bound=Rule)
 GENERIC = "*"
 
 _RULES: dict[Primitive | str, Rule] = {}
+_OF_USERS: dict[Primitive, Rule] = {}
 # Rules that hand their operands on to an inner jaxpr as they are: tangents that are
 # regenerated are made where an equation in there takes them.
 _WALKING: set[Rule] = set()
@@ -70,14 +71,27 @@ def rule(*names: str, walks_inside: bool = False) -> Callable[[R], R]:
 
 
 def rule_for(primitive: Primitive, function: Rule) -> None:
-    """Register a rule for one primitive."""
-    _RULES[primitive] = function
+    """Register a user's rule for one primitive."""
+    _OF_USERS[primitive] = function
 
 
 def find_rule(primitive: Primitive) -> Rule:
     """The rule for a primitive: its own, or else the generic one."""
+    return _OF_USERS.get(primitive) or _of_library(primitive) or _RULES[GENERIC]
+
+
+def takes_any_axis(primitive: Primitive) -> bool:
+    """Whether stacks may be along any axis, as the library's rules leave them.
+
+    The batching rules of primitives that the library does not know are only sure to
+    take the leading one.
+    """
+    return primitive not in _OF_USERS and _of_library(primitive) is not None
+
+
+def _of_library(primitive: Primitive) -> Rule | None:
     by_name = _RULES.get(primitive.name) if _is_of_jax(primitive) else None
-    return _RULES.get(primitive) or by_name or _RULES[GENERIC]
+    return _RULES.get(primitive) or by_name
 
 
 def walks_inside(function: Rule) -> bool:
@@ -99,6 +113,6 @@ def names_with_rule(function: Rule) -> list[str]:
     """The names of the primitives that a rule was registered for."""
     return [
         key if isinstance(key, str) else key.name
-        for key, value in _RULES.items()
+        for key, value in (*_RULES.items(), *_OF_USERS.items())
         if value is function
     ]

@@ -15,7 +15,7 @@ from jax import lax
 from jax.tree_util import register_dataclass, register_static
 
 from fomoh_jax.hyperdual.forms import Bilinear, Form
-from fomoh_jax.hyperdual.number import Channel, Stack, scale, vectorise
+from fomoh_jax.hyperdual.number import Channel, Stack, in_dtype, scale, vectorise
 
 
 class _Sum(Form):
@@ -114,11 +114,11 @@ def _inner(a: Stack, b: Stack) -> Stack:
     width = max(math.isqrt(size), 1)
     slices, rest = divmod(size, width)
     cut = lambda stack: lax.split(
-        stack.array.astype(wide), [width] * slices + [rest], axis
+        in_dtype(stack.array, wide), [width] * slices + [rest], axis
     )
     *products, last = (x * y for x, y in zip(cut(a), cut(b)))
     ones = lambda x: lax.split(x, [1] * x.shape[axis], axis)
     terms = [*(ones(sum(products)) if products else ()), *ones(last)]
     if not terms:
         return Stack(jnp.sum(last, axis, keepdims=True), axis)
-    return Stack(sum(terms[1:], terms[0]).astype(dtype), axis)
+    return Stack(in_dtype(sum(terms[1:], terms[0]), dtype), axis)

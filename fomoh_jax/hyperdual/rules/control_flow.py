@@ -194,6 +194,13 @@ def _while(form: Form, op: Operation, args: Sequence[HyperDual]) -> list[HyperDu
         return interpret(op.params["cond_jaxpr"], form, numbers)[0].primal
 
     pattern, axes = _fixed_point(turn, form, init), varies_along(args)
+    if form.is_reversed and any(has_seconds for _, has_seconds in pattern):
+        raise ValueError(
+            "adjoint=True takes a reverse pass, which JAX has not for a while loop "
+            "whose carry has second-order terms, nor for a fori_loop of unknown "
+            "length. Take the forward pass (leave adjoint out), which needs none; or "
+            "write the loop as a lax.scan, or a fori_loop between Python integers."
+        )
 
     # vmap leaves a while equation with a predicate for each member of the batch.
     predicate = open_jaxpr(op.params["cond_jaxpr"])[0].outvars[0].aval
