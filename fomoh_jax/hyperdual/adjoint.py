@@ -71,6 +71,23 @@ class Adjoint(Form):
     def q(self) -> int:
         return 1
 
+    # In a branch that is not taken, as vmap of lax.cond has it, a derivative may be
+    # infinite where tangents and cotangents are zero. Their product is zero, or a sum
+    # over all that the output depends on would not be finite, and the forward pass is.
+
+    def scale_tangents(self, coefficient: Any, channel: Channel) -> Channel:
+        if isinstance(channel, Zero):
+            return ZERO
+        coefficient = _beside(coefficient, channel)
+        array = _zero_wins(coefficient, channel.array)
+        return Stack(array, channel.axis, channel.present)
+
+    def scale_seconds(self, coefficient: Any, channel: Channel) -> Channel:
+        if isinstance(channel, Zero):
+            return ZERO
+        array = _zero_wins_reversed(_beside(coefficient, channel), channel.array)
+        return Stack(array, channel.axis, channel.present)
+
     def cross(self, a: Channel, b: Channel) -> Channel:
         if isinstance(a, Zero) or isinstance(b, Zero):
             return ZERO
@@ -158,6 +175,30 @@ class Adjoint(Form):
             return block
         places = np.ix_(a.indices, b.indices)
         return jnp.zeros((self.k, self.k), block.dtype).at[places].set(block)
+
+
+def _beside(coefficient: Any, channel: Stack) -> Any:
+    """A coefficient of the shape of an element, beside the stacking axis."""
+    if jnp.ndim(coefficient):
+        return jnp.expand_dims(coefficient, channel.axis)
+    return coefficient
+
+
+def _zero_wins(coefficient: Any, x: jax.Array) -> jax.Array:
+    """``coefficient * x``, zero where ``x`` is, be the coefficient infinite."""
+    return jnp.where(jnp.isfinite(coefficient) | (x != 0), coefficient * x, 0)
+
+
+@jax.custom_vjp
+def _zero_wins_reversed(coefficient: Any, x: jax.Array) -> jax.Array:
+    """``coefficient * x``, whose transpose does that to cotangents."""
+    return coefficient * x
+
+
+_zero_wins_reversed.defvjp(
+    lambda coefficient, x: (coefficient * x, coefficient),
+    lambda coefficient, cotangent: (None, _zero_wins(coefficient, cotangent)),
+)
 
 
 def _gram(a: jax.Array, b: jax.Array) -> jax.Array:

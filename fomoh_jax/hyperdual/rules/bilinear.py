@@ -18,7 +18,6 @@ from fomoh_jax.hyperdual.number import (
     add,
     apply_linear,
     moved,
-    scale,
     spread,
 )
 from fomoh_jax.hyperdual.registry import Operation, rule
@@ -34,10 +33,13 @@ def _mul(form: Form, op: Operation, args: Sequence[HyperDual]):
     return [
         HyperDual(
             primal,
-            add(scale(b.primal, a.tangents), scale(a.primal, b.tangents)),
             add(
-                scale(b.primal, a.seconds),
-                scale(a.primal, b.seconds),
+                form.scale_tangents(b.primal, a.tangents),
+                form.scale_tangents(a.primal, b.tangents),
+            ),
+            add(
+                form.scale_seconds(b.primal, a.seconds),
+                form.scale_seconds(a.primal, b.seconds),
                 form.cross(a.tangents, b.tangents),
             ),
         )

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.extend import source_info_util
 
 from fomoh_jax.compat import open_jaxpr, scan_layout
 from fomoh_jax.hyperdual.forms import Form
@@ -194,13 +195,6 @@ def _while(form: Form, op: Operation, args: Sequence[HyperDual]) -> list[HyperDu
         return interpret(op.params["cond_jaxpr"], form, numbers)[0].primal
 
     pattern, axes = _fixed_point(turn, form, init), varies_along(args)
-    if form.is_reversed and any(has_seconds for _, has_seconds in pattern):
-        raise ValueError(
-            "adjoint=True takes a reverse pass, which JAX has not for a while loop "
-            "whose carry has second-order terms, nor for a fori_loop of unknown "
-            "length. Take the forward pass (leave adjoint out), which needs none; or "
-            "write the loop as a lax.scan, or a fori_loop between Python integers."
-        )
 
     # vmap leaves a while equation with a predicate for each member of the batch.
     predicate = open_jaxpr(op.params["cond_jaxpr"])[0].outvars[0].aval
@@ -209,9 +203,33 @@ def _while(form: Form, op: Operation, args: Sequence[HyperDual]) -> list[HyperDu
         after = _widen(form, turn(carry), pattern, axes)
         return _where(unfinished(carry), after, carry) if predicate.ndim else after
 
-    return lax.while_loop(
+    outs = lax.while_loop(
         lambda carry: jnp.any(unfinished(carry)), body, _widen(form, init, pattern)
     )
+    return _without_reverse(outs) if form.is_reversed else outs
+
+
+def _without_reverse(outs: list[HyperDual]) -> list[HyperDual]:
+    """The results of a while loop, for which a reverse pass raises an error.
+
+    JAX would raise it too, without the line of the program. What no reverse pass
+    reaches, such as an aux, raises none.
+    """
+    line = source_info_util.summarize(source_info_util.current())
+
+    def refuse(residuals: None, cotangents: Any) -> Any:
+        raise ValueError(
+            "adjoint=True takes a reverse pass, and there is none through a while loop "
+            "whose carry has second-order terms, nor through a fori_loop of unknown "
+            f"length{line and f': the one at {line}'}. Take the forward pass (leave "
+            "adjoint out), which needs none; or write the loop as a lax.scan, or as a "
+            "fori_loop between Python integers."
+        )
+
+    same = jax.custom_vjp(lambda seconds: seconds)
+    same.defvjp(lambda seconds: (seconds, None), refuse)
+    seconds = same([out.seconds for out in outs])
+    return [HyperDual(n.primal, n.tangents, s) for n, s in zip(outs, seconds)]
 
 
 def _where(

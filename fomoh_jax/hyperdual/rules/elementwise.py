@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from fomoh_jax.hyperdual.forms import Form
-from fomoh_jax.hyperdual.number import Channel, HyperDual, Stack, add, scale, spread
+from fomoh_jax.hyperdual.number import Channel, HyperDual, Stack, add, spread
 from fomoh_jax.hyperdual.registry import Operation, rule
 from fomoh_jax.hyperdual.rules.generic import differentiable_part, generic
 
@@ -69,8 +69,8 @@ def elementwise(
             (value, first), (_, bends[i, i]) = twice(*primals)
         else:
             value, first = slope(*primals)
-        tangents.append(scale(first, arg.tangents))
-        seconds.append(scale(first, arg.seconds))
+        tangents.append(form.scale_tangents(first, arg.tangents))
+        seconds.append(form.scale_seconds(first, arg.seconds))
     for i, j in combinations(range(len(active)), 2):
         if curved and moving[i] and moving[j]:
             _, (_, bends[i, j]) = partial_derivative(slopes[i], j)(*primals)
@@ -94,12 +94,13 @@ def _bent(
         met = {pair: bends.pop(pair) for pair in list(bends) if a in pair}
         if list(met) == [(a, a)]:
             product = form.product(tangents[a], tangents[a])
-            bent.append(scale(met[a, a], product))
+            bent.append(form.scale_seconds(met[a, a], product))
             continue
         others = []
         for (i, j), bend in met.items():
             half = 0.5 if i == j else 1
-            others.append(scale(half * bend, tangents[j if i == a else i]))
+            along = tangents[j if i == a else i]
+            others.append(form.scale_tangents(half * bend, along))
         bent.append(form.cross(tangents[a], add(*others)))
     return bent
 
