@@ -25,10 +25,10 @@ def in_metric(curvature: jax.Array, gram: jax.Array) -> tuple[jax.Array, jax.Arr
 def whitening(gram: jax.Array) -> jax.Array:
     """``W`` with ``WᵀGW = I``; its columns are zero for what depends on the others."""
     unit = unit_scale(gram)
-    lengths, axes = jnp.linalg.eigh(unit[:, None] * gram * unit)
+    lengths, axes = jnp.linalg.eigh(unit[:, None] * gram * unit[None])
     dependent = lengths <= rounding(jnp.abs(lengths))
     inverse = jnp.where(dependent, 0, 1 / jnp.sqrt(jnp.where(dependent, 1, lengths)))
-    return unit[:, None] * axes * inverse
+    return unit[:, None] * axes * inverse[None]
 
 
 def unit_scale(gram: jax.Array) -> jax.Array:

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 
 from fomoh_jax.curvature.arguments import read_tolerance
 from fomoh_jax.curvature.coordinates import along
-from fomoh_jax.curvature.loops import while_loop
 from fomoh_jax.curvature.products import block_product
 from fomoh_jax.curvature.scaling import norm
 from fomoh_jax.hyperdual.arguments import check_size
+from fomoh_jax.hyperdual.loops import while_loop
 
 
 class ConjugateGradients(NamedTuple):
@@ -153,7 +153,8 @@ def conjugate_gradients(
     end = while_loop(unfinished, iterate, start)
     solution = scale * end.solution
     solution = jnp.where(jnp.all(jnp.isfinite(solution)), solution, 0)
-    direction = end.search / jnp.linalg.norm(end.search)
+    length = jnp.linalg.norm(end.search)
+    direction = end.search / jnp.where(length > 0, length, 1)
     return ConjugateGradients(
         coordinates.tree(solution),
         scale * jnp.linalg.norm(end.residual),

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 
 from fomoh_jax.curvature.arguments import read_tolerance
 from fomoh_jax.curvature.coordinates import all_varied
-from fomoh_jax.curvature.loops import while_loop
 from fomoh_jax.curvature.products import block_product
 from fomoh_jax.curvature.scaling import magnitude
 from fomoh_jax.hyperdual.arguments import check_key, check_size
+from fomoh_jax.hyperdual.loops import while_loop
 
 
 class Eigenpairs(NamedTuple):
@@ -108,7 +108,8 @@ def top_eigenvalues(
     def unconverged(state):
         _, pairs = state
         close = pairs.residuals <= relative * jnp.max(jnp.abs(pairs.values))
-        return (pairs.iterations < limit) & ~jnp.all(close)
+        known = jnp.all(close) & (pairs.iterations > 0)
+        return (pairs.iterations < limit) & ~known
 
     def iterate(state):
         block, pairs = state
@@ -134,6 +135,6 @@ def top_eigenvalues(
     shape, dtype = (width, coordinates.size), coordinates.dtype
     block = orthonormal(jax.random.normal(key, shape, dtype))
     unknown = jnp.zeros(count, dtype)
-    start = Eigenpairs(unknown, block[:count], unknown + jnp.inf, jnp.array(0))
+    start = Eigenpairs(unknown, block[:count], unknown, jnp.array(0))
     _, pairs = while_loop(unconverged, iterate, (block, start))
     return pairs._replace(vectors=coordinates.tree(pairs.vectors))

@@ -12,6 +12,7 @@ from fomoh_jax.hyperdual import directional_derivatives
 from fomoh_jax.hyperdual.arguments import check_size, read_directions
 from fomoh_jax.hyperdual.evaluation import coefficients_of, evaluate, primals_of
 from fomoh_jax.hyperdual.forms import Block
+from fomoh_jax.hyperdual.loops import map_slices
 
 
 def hvp(
@@ -120,5 +121,5 @@ def _along_basis(
         basis = jax.nn.one_hot(start + jnp.arange(width), size, dtype=dtype)
         return function(again, basis)
 
-    parts = jnp.moveaxis(lax.map(chunk, jnp.arange(count) * width), 0, -2)
+    parts = jnp.moveaxis(map_slices(chunk, jnp.arange(count) * width), 0, -2)
     return parts.reshape(*parts.shape[:-2], count * width)[..., :size]

@@ -275,7 +275,7 @@ def _quadratic(known: jax.Array | None, v: jax.Array) -> Any:
 
 def _gram(weights: jax.Array, v: jax.Array) -> jax.Array:
     """``Σ_s weights_s v_s v_sᵀ``, symmetric to the last bit."""
-    product = jnp.matmul(v.T * weights, v, precision=lax.Precision.HIGHEST)
+    product = jnp.matmul(v.T * weights[None], v, precision=lax.Precision.HIGHEST)
     return (product + product.T) / 2
 
 

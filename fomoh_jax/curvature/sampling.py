@@ -6,11 +6,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from fomoh_jax.curvature.scaling import norm
 from fomoh_jax.hyperdual.arguments import check_size
-from fomoh_jax.hyperdual.varying import varies_along, varying_alike
+from fomoh_jax.hyperdual.loops import map_slices, sum_slices
 
 
 class Estimate(NamedTuple):
@@ -57,7 +56,7 @@ def stacked(function: Callable, xs: jax.Array, chunk_size: int | None) -> jax.Ar
     chunks = _in_chunks(xs, chunk_size)
     if chunks is None:
         return function(xs)
-    parts = lax.map(function, chunks[0])
+    parts = map_slices(function, chunks[0])
     return parts.reshape(-1, *parts.shape[2:])[: len(xs)]
 
 
@@ -67,14 +66,7 @@ def summed(function: Callable, xs: Any, chunk_size: int | None) -> Any:
     chunks = _in_chunks(xs, chunk_size)
     if chunks is None:
         return function(xs, jnp.ones(n, bool))
-
-    def add(total, chunk):
-        return jax.tree.map(jnp.add, total, function(*chunk)), None
-
-    shapes = jax.eval_shape(function, *jax.tree.map(lambda x: x[0], chunks))
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-    # Inside a jax.shard_map.
-    return lax.scan(add, varying_alike(zeros, varies_along(shapes)), chunks)[0]
+    return sum_slices(lambda chunk: function(*chunk), chunks)
 
 
 def mean_and_error(total: Any, squares: Any, n: int) -> tuple[jax.Array, jax.Array]:
@@ -90,7 +82,7 @@ def mean_and_error(total: Any, squares: Any, n: int) -> tuple[jax.Array, jax.Arr
 def estimated(samples: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Mean and standard error of samples ``[n, …]``, of numbers of any size."""
     n, mean = len(samples), jnp.mean(samples, 0)
-    return mean, norm(samples - mean, 0) / (n * (n - 1)) ** 0.5
+    return mean, norm(samples - mean[None], 0) / (n * (n - 1)) ** 0.5
 
 
 def _in_chunks(xs: Any, chunk_size: int | None) -> tuple[Any, jax.Array] | None:

@@ -153,7 +153,7 @@ def orthonormal(k: int) -> Directions:
         lengths, axes = jnp.linalg.eigh(gram(vectors))
         smallest = jnp.finfo(lengths.dtype).tiny
         roots = 1 / jnp.sqrt(jnp.maximum(lengths, smallest))
-        return mixed((axes * roots) @ axes.T, vectors)
+        return mixed((axes * roots[None]) @ axes.T, vectors)
 
     return Directions(k, sample)
 

@@ -96,7 +96,7 @@ class Adjoint(Form):
         a, b = a.moved(0), b.moved(0)
 
         def contract(cotangent: jax.Array) -> jax.Array:
-            return self._spread(a, b, _gram(cotangent * a.array, b.array))
+            return self._spread(a, b, _gram(cotangent[None] * a.array, b.array))
 
         return self._source(self.halves, a.array[0] * b.array[0], contract)
 
@@ -104,7 +104,7 @@ class Adjoint(Form):
         a, b = a.moved(0), b.moved(0)
 
         def contract(cotangent: jax.Array) -> jax.Array:
-            return self._spread(a, b, _gram(cotangent * a.array, b.array))
+            return self._spread(a, b, _gram(cotangent[None] * a.array, b.array))
 
         return self._source(self.ordered, a.array[0] * b.array[0], contract)
 

@@ -325,7 +325,8 @@ class IndexPairs(Form):
 
 def _ratio(x: jax.Array, y: jax.Array) -> jax.Array:
     """``x / y``, in bounds that no product leaves; 1 if there is none."""
-    ratio = jnp.clip(x / y, 1e-6, 1e6)
+    ratio = jnp.clip(x / jnp.where(y > 0, y, 1), 1e-6, 1e6)
+    ratio = jnp.where(y > 0, ratio, jnp.where(x > 0, 1e6, 1).astype(ratio.dtype))
     return jnp.where(jnp.isnan(ratio), 1, ratio)
 
 

@@ -24,6 +24,7 @@ from fomoh_jax.hyperdual.evaluation import (
 )
 from fomoh_jax.hyperdual.forms import Cross, Diagonal, FirstOrder, Offsets, Pairs
 from fomoh_jax.hyperdual.interpreter import interpret
+from fomoh_jax.hyperdual.loops import map_slices
 from fomoh_jax.hyperdual.number import HyperDual, Stack
 from fomoh_jax.hyperdual.parallel import is_mapped, over_devices
 
@@ -358,7 +359,7 @@ def _in_chunks(
         slopes = coefficients_of(numbers, "tangents", k)
         return slopes, coefficients_of(numbers, "seconds", form.q)
 
-    slopes, seconds = lax.map(chunk, jnp.asarray(starts))
+    slopes, seconds = map_slices(chunk, jnp.asarray(starts))
     values = interpret(jaxpr, FirstOrder(k), [HyperDual(x.primal) for x in args])
     outs = [
         HyperDual(value.primal, Stack(slope[0])) for value, slope in zip(values, slopes)

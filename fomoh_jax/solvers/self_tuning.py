@@ -48,7 +48,7 @@ class SelfTuningState(NamedTuple):
       averaged: ``[2]``, the averages of the two whose ratio is the gain.
       mean_step_size: the running average of the step sizes over the same steps.
       mean_square: of the lengths of the steps that were any; 0 before the first.
-      last_value: the loss that the last step started from; NaN before the first.
+      last_value: the loss that the last step started from; 0 before the first.
       predicted: by how much the model fell on the last step.
       streak: how many steps in a row have come true as predicted, int32.
       steps: so far, int32.
@@ -153,7 +153,7 @@ def self_tuning(initial: float = 0.05, growth: float = 0.1) -> Solver:
             averaged=jnp.zeros(2, dtype),
             mean_step_size=size,
             mean_square=zero,
-            last_value=jnp.array(jnp.nan, dtype),
+            last_value=zero,
             predicted=zero,
             streak=none,
             steps=none,

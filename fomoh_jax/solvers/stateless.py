@@ -61,7 +61,7 @@ def newton(jitter: float = 1e-3, growth: float = 10.0, attempts: int = 5) -> Sol
         unit = unit_scale(gram)
         # A direction that is zero, as one of a history that has yet to happen, takes
         # no part and makes nothing singular.
-        scaled = unit[:, None] * curvature * unit
+        scaled = unit[:, None] * curvature * unit[None]
         mean = jnp.mean(jnp.abs(jnp.diagonal(scaled)))
         absent = jnp.diag(jnp.where(unit == 0, mean, 0))
         eigenvalues, vectors = jnp.linalg.eigh(scaled + absent)
@@ -72,7 +72,7 @@ def newton(jitter: float = 1e-3, growth: float = 10.0, attempts: int = 5) -> Sol
 
     def jittered(slope, curvature):
         eigenvalues, vectors = jnp.linalg.eigh(curvature)
-        shifted = eigenvalues + jnp.asarray(shifts, eigenvalues.dtype)[:, None]
+        shifted = eigenvalues[None] + jnp.asarray(shifts, eigenvalues.dtype)[:, None]
         size = jnp.abs(shifted)
         regular = jnp.all(size > rounding(size), axis=1)
         along = (vectors.T @ slope) / shifted[jnp.argmax(regular)]

@@ -21,9 +21,10 @@ class TrustRegionState(NamedTuple):
     Attributes:
       radius: how long the next step may be, in the units of the parameters.
       length: of the last step.
-      last_value: the loss that the last step started from; NaN before the first.
+      last_value: the loss that the last step started from; 0 before the first.
       predicted: by how much the model fell on the last step.
-      gain: actual over predicted reduction when last measured; NaN before.
+      gain: actual over predicted reduction when last measured, 0 before; -1 where the
+        loss was not finite, or the model did not fall.
       accepted: how many steps were taken, int32.
       rejected: how many were not, int32.
     """
@@ -95,10 +96,9 @@ def trust_region(
 
     def init(k):
         dtype = jnp.result_type(float)
-        nan, zero = jnp.array(jnp.nan, dtype), jnp.zeros((), dtype)
-        none = jnp.zeros((), jnp.int32)
+        zero, none = jnp.zeros((), dtype), jnp.zeros((), jnp.int32)
         start = jnp.array(radius, dtype)
-        return TrustRegionState(start, zero, nan, zero, nan, none, none)
+        return TrustRegionState(start, zero, zero, zero, zero, none, none)
 
     def judge(predicted, actual, state):
         # Near the minimum both reductions are rounding.
@@ -108,7 +108,7 @@ def trust_region(
         sound = jnp.where(predicted > 0, predicted, 1)
         # A model that rises, by rounding, has nothing to be compared with.
         known = (predicted > 0) & jnp.isfinite(actual)
-        gain = jnp.where(known, actual / sound, -jnp.inf)
+        gain = jnp.where(known, actual / sound, -1.0)
         gain = jnp.where(agree, 1.0, gain)
         whole = state.length >= 0.99 * state.radius
         wider = jnp.minimum(_GROW * state.radius, max_radius)
@@ -131,8 +131,8 @@ def trust_region(
             judged = judged._replace(
                 accepted=state.accepted + 1, rejected=state.rejected
             )
-            first = jnp.isnan(state.last_value)
-            state = jax.tree.map(lambda a, b: jnp.where(first, a, b), state, judged)
+            stepped = state.length > 0
+            state = jax.tree.map(lambda a, b: jnp.where(stepped, a, b), judged, state)
         eigenvalues, basis = in_metric(model.curvature, gram)
         step = _step_within(state.radius, basis.T @ model.slope, eigenvalues)
         # A column of the basis that is zero is no direction: nothing moves along it.
