@@ -36,14 +36,14 @@ class ScaleByForwardGradientState(NamedTuple):
     """State of :func:`scale_by_forward_gradient`.
 
     Attributes:
-      key: PRNG key of the next step's directions.
+      key: PRNG key of the next step's directions; ``None`` if they are not random.
       value: loss at the last evaluated point; 0 before the first.
       slope: ``[k]``, its directional derivatives there.
       directions_state: that of the source of directions.
       aux: what ``value_fn`` returned beside it, with ``has_aux``; otherwise ``None``.
     """
 
-    key: chex.PRNGKey
+    key: chex.PRNGKey | None
     value: jax.Array
     slope: jax.Array
     directions_state: Any
@@ -54,7 +54,7 @@ class ScaleByHyperplaneState(NamedTuple):
     """State of :func:`scale_by_hyperplane`.
 
     Attributes:
-      key: PRNG key of the next step's directions.
+      key: PRNG key of the next step's directions; ``None`` if they are not random.
       model: value, slope ``[k]`` and curvature ``[k, k]`` of the last step; zeros
         before the first.
       coefficients: ``[k]``, the last step along each direction, before any learning
@@ -72,7 +72,7 @@ class ScaleByHyperplaneState(NamedTuple):
         ``None``.
     """
 
-    key: chex.PRNGKey
+    key: chex.PRNGKey | None
     model: QuadraticModel
     coefficients: jax.Array
     predicted_reduction: jax.Array
@@ -138,7 +138,7 @@ def scale_by_forward_gradient(
     """
 
     _check_kind("directions", directions, Directions, "directions.gaussian(1)")
-    first_key = _key_source(key)
+    first_key = _key_source(key, directions)
 
     def init_fn(params):
         dtype = solve_dtype(params)
@@ -155,7 +155,7 @@ def scale_by_forward_gradient(
         check_keywords([value_fn], extra_args)
         loss = scalar_loss(value_fn, extra_args, has_aux)
         dtype = solve_dtype(params)
-        next_key, sample_key = jax.random.split(state.key)
+        next_key, sample_key = _split(state.key)
         memory = directions.advance(state.directions_state, params)
         vectors = directions.draw(sample_key, params, updates, memory)
         (value, slope), aux = directional_derivatives(
@@ -248,7 +248,7 @@ def scale_by_hyperplane(
         )
     if chunk_size is not None:
         chunk_size = check_size("chunk_size", chunk_size)
-    first_key = _key_source(key)
+    first_key = _key_source(key, directions)
 
     def init_fn(params):
         dtype = solve_dtype(params)
@@ -276,7 +276,7 @@ def scale_by_hyperplane(
         if mesh_axis is not None and extra_args:
             check_closure(mesh_axis)
         dtype = solve_dtype(params)
-        next_key, sample_key = jax.random.split(state.key)
+        next_key, sample_key = _split(state.key)
         memory = directions.advance(state.directions_state, params)
         vectors = directions.draw(sample_key, params, updates, memory)
         loss = scalar_loss(value_fn, extra_args, has_aux)
@@ -342,8 +342,12 @@ def _check_kind(name: str, value: Any, kind: type, such_as: str) -> None:
 _WITHOUT_KEY = itertools.count()
 
 
-def _key_source(key: chex.PRNGKey | int | None) -> Callable[[], chex.PRNGKey]:
+def _key_source(
+    key: chex.PRNGKey | int | None, directions: Directions
+) -> Callable[[], chex.PRNGKey | None]:
     """A function that makes the first key of a state, in a buffer of its own."""
+    if not directions.is_random:
+        return lambda: None
     if key is not None:
         return lambda: _as_key(key)
     number = functools.cache(lambda: next(_WITHOUT_KEY))
@@ -353,6 +357,14 @@ def _key_source(key: chex.PRNGKey | int | None) -> Callable[[], chex.PRNGKey]:
         return jax.random.fold_in(first, number()) if number() else first
 
     return own_key
+
+
+def _split(key: chex.PRNGKey | None) -> tuple[Any, Any]:
+    """The key of the steps that follow, and that of this one."""
+    if key is None:
+        return None, None
+    following, this = jax.random.split(key)
+    return following, this
 
 
 def _as_key(key: chex.PRNGKey | int) -> chex.PRNGKey:

@@ -81,4 +81,4 @@ def history(m: int) -> Directions:
         del key, params, updates
         return mixed(whitening(gram(state.steps)).T, state.steps)
 
-    return Directions(m, sample, init, advance)
+    return Directions(m, sample, init, advance, is_random=False)

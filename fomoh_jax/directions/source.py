@@ -29,6 +29,7 @@ class Directions:
       of_leaf: ``of_leaf(shape, dtype)``, a function of a key that makes the directions
         ``[k, *shape]`` of one leaf, if they depend on nothing else; ``None``
         otherwise. The same function for the same leaf, each time.
+      is_random: whether it takes a key. One that takes none is given ``None``.
     """
 
     size: int | Callable[[Any], int]
@@ -36,6 +37,7 @@ class Directions:
     init: Callable[[Any], Any] = lambda params: ()
     advance: Callable[[Any, Any], Any] = lambda state, params: state
     of_leaf: Callable[..., Callable[[Any], jax.Array]] | None = None
+    is_random: bool = True
 
     def count(self, params: Any) -> int:
         """How many directions it makes for these parameters."""
@@ -67,7 +69,7 @@ class Directions:
             return NotImplemented
 
         def sample(key, params, updates, state=()):
-            left, right = jax.random.split(key)
+            left, right = (None, None) if key is None else jax.random.split(key)
             of_left, of_right = state or ((), ())
             return jax.tree.map(
                 _joined,
@@ -86,7 +88,8 @@ class Directions:
         size = lambda params: self.count(params) + other.count(params)
         if not (callable(self.size) or callable(other.size)):
             size = self.size + other.size
-        return Directions(size, sample, init, advance)
+        is_random = self.is_random or other.is_random
+        return Directions(size, sample, init, advance, is_random=is_random)
 
 
 def _joined(a: Any, b: Any) -> Any:

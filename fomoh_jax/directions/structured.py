@@ -50,7 +50,7 @@ def incoming() -> Directions:
             lambda u, p: jnp.asarray(u, jnp.result_type(p))[None], updates, params
         )
 
-    return Directions(1, sample)
+    return Directions(1, sample, is_random=False)
 
 
 def layerwise(base: Directions | None = None, *, by: str = "layer") -> Directions:
@@ -124,7 +124,9 @@ def layerwise(base: Directions | None = None, *, by: str = "layer") -> Direction
 
         return structure.unflatten(map(restricted, leaves, layers))
 
-    return Directions(count, sample, base.init, base.advance)
+    return Directions(
+        count, sample, base.init, base.advance, is_random=base.is_random
+    )
 
 
 def _layers(params: Any, by: str) -> list[int]:
@@ -190,7 +192,9 @@ def masked(base: Directions, mask: Any) -> Directions:
             is_leaf=is_compact,
         )
 
-    return Directions(base.size, sample, base.init, base.advance)
+    return Directions(
+        base.size, sample, base.init, base.advance, is_random=base.is_random
+    )
 
 
 def _spread(mask: Any, params: Any) -> Any:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from fomoh_jax.hyperdual import QuadraticModel
 from fomoh_jax.metric import in_metric, rounding
+from fomoh_jax.solvers.flat import Reach, flat_step, no_reach, started
 from fomoh_jax.solvers.protocol import Solver, guarded, predicted_reduction
 
 # Reductions are counted over about the last sixth of all steps, 1 / (1 + 1 / 0.2):
@@ -52,6 +53,7 @@ class SelfTuningState(NamedTuple):
       predicted: by how much the model fell on the last step.
       streak: how many steps in a row have come true as predicted, int32.
       steps: so far, int32.
+      reach: how far a step goes where the model has no curvature.
     """
 
     step_size: jax.Array
@@ -64,6 +66,7 @@ class SelfTuningState(NamedTuple):
     predicted: jax.Array
     streak: jax.Array
     steps: jax.Array
+    reach: Reach
 
 
 def self_tuning(initial: float = 0.05, growth: float = 0.1) -> Solver:
@@ -157,6 +160,7 @@ def self_tuning(initial: float = 0.05, growth: float = 0.1) -> Solver:
             predicted=zero,
             streak=none,
             steps=none,
+            reach=no_reach(),
         )
 
     def solve(model, gram, state):
@@ -185,7 +189,7 @@ def self_tuning(initial: float = 0.05, growth: float = 0.1) -> Solver:
         )
         step_size = jnp.maximum(step_size, smallest)
 
-        coefficients, length = _shortened(model, gram, step_size)
+        coefficients, length, reach = _shortened(model, gram, step_size, state.reach)
         longest = _LONGEST * jnp.sqrt(state.mean_square)
         bounded = (state.mean_square > 0) & (length > longest) & ~trusted
         shorter = jnp.where(bounded, longest / jnp.where(length > 0, length, 1), 1)
@@ -204,6 +208,7 @@ def self_tuning(initial: float = 0.05, growth: float = 0.1) -> Solver:
             predicted=predicted_reduction(model, coefficients),
             streak=streak,
             steps=state.steps + 1,
+            reach=started(reach, model, coefficients),
         )
         return coefficients, after
 
@@ -231,9 +236,9 @@ def _target(gain: jax.Array, step_size: jax.Array) -> jax.Array:
 
 
 def _shortened(
-    model: QuadraticModel, gram: jax.Array, step_size: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """The damped and shortened step, and its length."""
+    model: QuadraticModel, gram: jax.Array, step_size: jax.Array, reach: Reach
+) -> tuple[jax.Array, jax.Array, Reach]:
+    """The damped and shortened step, its length, and what was learned of the reach."""
     eigenvalues, basis = in_metric(model.curvature, gram)
     size, kept = jnp.abs(eigenvalues), jnp.any(basis != 0, axis=0)
     mean = jnp.sum(jnp.where(kept, size, 0)) / jnp.maximum(
@@ -242,6 +247,8 @@ def _shortened(
     half = jnp.sqrt(step_size).astype(size.dtype)
     bent = size + (1 / half - 1) * mean
     flat = (size <= rounding(size)) & (bent <= rounding(size)) | (bent == 0)
-    step = half * (basis.T @ model.slope) / jnp.where(flat, 1, bent)
-    step = jnp.where(flat, 0, step)
-    return basis @ step, jnp.linalg.norm(step)
+    slope = basis.T @ model.slope
+    curved = jnp.where(flat, 0, half * slope / jnp.where(flat, 1, bent))
+    along, reach = flat_step(reach, model.value, jnp.where(flat, slope, 0))
+    step = curved + along
+    return basis @ step, jnp.linalg.norm(step), reach

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fomoh_jax.metric import in_metric, rounding, unit_scale
+from fomoh_jax.solvers.flat import flat_step, no_reach, started
 from fomoh_jax.solvers.protocol import Solver, guarded
 
 
@@ -112,14 +113,16 @@ def saddle_free() -> Solver:
       2024, arXiv:2408.10419, section 3 (FoMoH).
     """
 
-    def solve(slope, curvature, gram):
-        eigenvalues, basis = in_metric(curvature, gram)
-        size = jnp.abs(eigenvalues)
+    def solve(model, gram, state):
+        eigenvalues, basis = in_metric(model.curvature, gram)
+        size, slope = jnp.abs(eigenvalues), basis.T @ model.slope
         flat = size <= rounding(size)
-        along = (basis.T @ slope) / jnp.where(flat, 1, size)
-        return basis @ jnp.where(flat, 0, along)
+        curved = jnp.where(flat, 0, slope / jnp.where(flat, 1, size))
+        along, state = flat_step(state, model.value, jnp.where(flat, slope, 0))
+        coefficients = basis @ (curved + along)
+        return coefficients, started(state, model, coefficients)
 
-    return _stateless(solve)
+    return Solver(lambda k: no_reach(), guarded(solve))
 
 
 def damped(damping: float = 1e-3) -> Solver:
