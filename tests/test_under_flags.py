@@ -1,0 +1,452 @@
+"""Every public function under the flags that JAX's users look for faults with."""
+
+import functools
+import inspect
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.experimental.compilation_cache import compilation_cache
+
+import fomoh_jax as fj
+from fomoh_jax import curvature, directions, solvers
+from fomoh_jax.curvature import Estimate
+from tests.test_training_loops import OPTIMISERS, made
+
+FLAGS = {
+    "debug_nans": functools.partial(jax.debug_nans, True),
+    "debug_infs": functools.partial(jax.debug_infs, True),
+    "checking_leaks": jax.checking_leaks,
+    "numpy_rank_promotion": functools.partial(jax.numpy_rank_promotion, "raise"),
+    "numpy_dtype_promotion": functools.partial(jax.numpy_dtype_promotion, "strict"),
+    "debug_key_reuse": functools.partial(jax.debug_key_reuse, True),
+    "enable_checks": functools.partial(jax.enable_checks, True),
+    "enable_x64": functools.partial(jax.enable_x64, True),
+    "no enable_x64": functools.partial(jax.enable_x64, False),
+    "disable_jit": functools.partial(jax.disable_jit, True),
+}
+RUNS = {"eager": lambda f: f, "jit": jax.jit}
+# Without jit, there is one way to run; in float32, the one that people use is enough.
+EVERY = [
+    (flag, run)
+    for flag in FLAGS
+    for run in RUNS
+    if (flag, run) not in (("disable_jit", "jit"), ("no enable_x64", "eager"))
+]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_once(tmp_path_factory):
+    """What is the same program under each flag is compiled under one."""
+    settings = {
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    before = {name: getattr(jax.config, name) for name in settings}
+    for name, value in settings.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+
+
+def fun(x):
+    """Smooth, with a product and a function that JAX has jitted."""
+    mixing = jnp.array([[1.0, 0.5, 0.0], [0.0, 1.0, -0.5], [0.2, 0.0, 1.0]])
+    y = jax.nn.softplus(mixing @ jnp.tanh(x * x))
+    return jnp.sum(y * y) + x[0] * x[1] * x[2]
+
+
+def looping(x):
+    """Smooth, with a loop and a branch."""
+    y = jax.lax.fori_loop(0, 2, lambda _, y: jnp.sin(y) + x, x * x)
+    y = jax.lax.cond(x[2] > 0, jnp.tanh, jnp.negative, y)
+    return jnp.sum(y * y)
+
+
+def outputs(x):
+    return jnp.tanh(x * x)
+
+
+def separable(x):
+    return jnp.sum(outputs(x))
+
+
+POINT = np.array([0.3, -0.7, 1.1])
+WEIGHTS = np.array([[1.0, 0.5, 0.0], [0.5, 2.0, 0.0], [0.0, 0.0, -1.0]])
+
+
+@functools.cache
+def known():
+    """What JAX alone says at the point, in float64 and under no flag."""
+    x = jnp.asarray(POINT)
+    hessian, jacobian = jax.hessian(fun)(x), jax.jacobian(outputs)(x)
+    at = SimpleNamespace(
+        value=fun(x),
+        gradient=jax.grad(fun)(x),
+        hessian=hessian,
+        diagonal=jnp.diagonal(hessian),
+        looping=jax.hessian(looping)(x),
+        trace=jnp.trace(hessian),
+        weighted=jnp.sum(WEIGHTS * hessian),
+        separable=jnp.diagonal(jax.hessian(separable)(x)),
+        squares=jnp.sum(outputs(x) ** 2),
+        squares_gradient=2 * jacobian.T @ outputs(x),
+        gauss_newton=2 * jacobian.T @ jacobian,
+        largest=max(jnp.linalg.eigvalsh(hessian), key=abs),
+        solved=jnp.linalg.solve(hessian @ hessian, jax.grad(fun)(x)),
+        newton=-jnp.linalg.solve(WEIGHTS @ WEIGHTS, jax.grad(fun)(x)),
+    )
+    return SimpleNamespace(**{name: np.asarray(x) for name, x in vars(at).items()})
+
+
+def key():
+    return jax.random.key(0)
+
+
+def like(x, array):
+    return jnp.asarray(array, x.dtype)
+
+
+def model(x, **options):
+    return tuple(fj.quadratic_model(fun, (x,), (jnp.eye(3, dtype=x.dtype),), **options))
+
+
+def gauss_newton(x):
+    return tuple(
+        fj.quadratic_model(
+            outputs,
+            (x,),
+            (jnp.eye(3, dtype=x.dtype),),
+            curvature="gauss_newton",
+            loss=lambda y: jnp.sum(y * y),
+        )
+    )
+
+
+def signs(key):
+    return jax.random.rademacher(key, (2, 3), jnp.result_type(float))
+
+
+def excess(estimate, truth):
+    """By how much it is further from the truth than six standard errors."""
+    off = jnp.abs(estimate.value - truth) - 6 * estimate.standard_error
+    return jnp.maximum(off, 0)
+
+
+# Of a point; and what is known of it.
+OPERATORS = {
+    "hyper_jvp": (
+        lambda x: fj.hyper_jvp(fun, (x,), (like(x, np.eye(3)[0]),), (like(x, POINT),)),
+        lambda at: (
+            at.value,
+            at.gradient[0],
+            at.gradient @ POINT,
+            at.hessian[0] @ POINT,
+        ),
+    ),
+    "quadratic_model": (model, lambda at: (at.value, at.gradient, at.hessian)),
+    "quadratic_model by chunks": (
+        lambda x: model(x, chunk_size=2),
+        lambda at: (at.value, at.gradient, at.hessian),
+    ),
+    "quadratic_model, adjoint": (
+        lambda x: model(x, adjoint=True),
+        lambda at: (at.value, at.gradient, at.hessian),
+    ),
+    "quadratic_model, gauss_newton": (
+        gauss_newton,
+        lambda at: (at.squares, at.squares_gradient, at.gauss_newton),
+    ),
+    "directional_curvature": (
+        lambda x: tuple(fj.directional_curvature(fun, (x,), (like(x, np.eye(3)),))),
+        lambda at: (at.value, at.gradient, at.diagonal),
+    ),
+    "Active": (
+        lambda x: (
+            fj.quadratic_model(
+                fun, (x,), (fj.Active(like(x, np.eye(3)[:2]), (0, 2), 3),)
+            ).curvature
+        ),
+        lambda at: np.insert(np.insert(at.hessian[:2, :2], 1, 0, axis=0), 1, 0, axis=1),
+    ),
+    "Regenerated": (
+        lambda x: (
+            fj.quadratic_model(
+                fun, (x,), (fj.Regenerated(key(), signs, (2, 3), x.dtype),)
+            ).curvature
+            - signs(key()) @ like(x, known().hessian) @ signs(key()).T
+        ),
+        lambda at: np.zeros((2, 2)),
+    ),
+    "hessian": (lambda x: fj.hessian(fun)(x), lambda at: at.hessian),
+    "hessian by chunks": (
+        lambda x: fj.hessian(fun, chunk_size=2)(x),
+        lambda at: at.hessian,
+    ),
+    "hessian, adjoint": (
+        lambda x: fj.hessian(fun, adjoint=True)(x),
+        lambda at: at.hessian,
+    ),
+    "hessian of a loop": (lambda x: fj.hessian(looping)(x), lambda at: at.looping),
+    "hessian of a loop, adjoint": (
+        lambda x: fj.hessian(looping, adjoint=True)(x),
+        lambda at: at.looping,
+    ),
+    "hessian_diagonal": (
+        lambda x: fj.hessian_diagonal(fun)(x),
+        lambda at: at.diagonal,
+    ),
+    "laplacian": (lambda x: fj.laplacian(fun)(x), lambda at: at.trace),
+    "laplacian with weights": (
+        lambda x: fj.laplacian(fun, weights=like(x, WEIGHTS))(x),
+        lambda at: at.weighted,
+    ),
+    "hvp": (
+        lambda x: curvature.hvp(fun, (x,), (like(x, POINT),))[0],
+        lambda at: at.hessian @ POINT,
+    ),
+    "hvp by chunks": (
+        lambda x: curvature.hvp(fun, (x,), (like(x, POINT),), chunk_size=2)[0],
+        lambda at: at.hessian @ POINT,
+    ),
+    "hutchinson_trace": (
+        lambda x: curvature.hutchinson_trace(separable, (x,), key(), 3).value,
+        lambda at: np.sum(at.separable),
+    ),
+    "hutchinson_diagonal": (
+        lambda x: curvature.hutchinson_diagonal(separable, (x,), key(), 3).value[0],
+        lambda at: at.separable,
+    ),
+    "sampled_hessian": (
+        lambda x: excess(
+            curvature.sampled_hessian(fun, (x,), key(), 50), like(x, known().hessian)
+        ),
+        lambda at: np.zeros((3, 3)),
+    ),
+    "sampled_hessian with a baseline": (
+        lambda x: (
+            curvature.sampled_hessian(
+                fun, (x,), key(), 3, baseline=like(x, known().hessian), chunk_size=2
+            ).value
+        ),
+        lambda at: at.hessian,
+    ),
+    "sampled_diagonal": (
+        lambda x: excess(
+            Estimate(
+                *(part[0] for part in curvature.sampled_diagonal(fun, (x,), key(), 50))
+            ),
+            like(x, known().diagonal),
+        ),
+        lambda at: np.zeros(3),
+    ),
+    "sampled_diagonal with a baseline": (
+        lambda x: curvature.sampled_diagonal(
+            separable, (x,), key(), 3, baseline=(like(x, known().separable),)
+        ).value[0],
+        lambda at: at.separable,
+    ),
+    "newton_step": (
+        lambda x: curvature.newton_step(
+            fun,
+            (x,),
+            Estimate(like(x, WEIGHTS @ WEIGHTS), like(x, np.zeros((3, 3)))),
+        )[0],
+        lambda at: at.newton,
+    ),
+    "conjugate_gradients": (
+        # The squares of a Hessian are a positive definite one.
+        lambda x: curvature.conjugate_gradients(
+            lambda x: jnp.sum((like(x, known().hessian) @ x) ** 2) / 2,
+            (x,),
+            (like(x, known().gradient),),
+            tolerance=1e-7,
+        ).solution[0],
+        lambda at: at.solved,
+    ),
+    "conjugate_gradients of negative curvature": (
+        lambda x: curvature.conjugate_gradients(
+            lambda x: -jnp.sum(x * x), (x,), (like(x, [0.0, 2.0, 0.0]),)
+        ).direction[0],
+        lambda at: np.array([0.0, 1.0, 0.0]),
+    ),
+    "top_eigenvalues": (
+        lambda x: curvature.top_eigenvalues(fun, (x,), key(), 1).values[0],
+        lambda at: at.largest,
+    ),
+}
+
+
+def assert_near(actual, expected, rtol):
+    """Each array of a tree to ``rtol`` of its largest element, in the dtype of JAX."""
+    actual = actual if isinstance(actual, tuple) else (actual,)
+    expected = expected if isinstance(expected, tuple) else (expected,)
+    assert len(actual) == len(expected)
+    for a, e in zip(actual, expected):
+        assert a.dtype == jnp.result_type(float) and a.shape == np.shape(e)
+        atol = rtol * max(np.max(np.abs(e)), 1)
+        np.testing.assert_allclose(np.asarray(a), e, rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize(("flag", "run"), EVERY)
+@pytest.mark.parametrize("name", OPERATORS)
+def test_operators_give_the_same_numbers_under_every_flag(name, flag, run):
+    function, expected = OPERATORS[name]
+    expected = expected(known())
+    with FLAGS[flag]():
+        actual = RUNS[run](function)(jnp.asarray(POINT))
+        single = jnp.result_type(float) == jnp.float32
+        assert_near(actual, expected, rtol=1e-3 if single else 1e-6)
+
+
+def arrays():
+    """In the precision that the flags say."""
+    params = {"w": jnp.array([1.0, -2.0, 0.5]), "b": jnp.array([0.5])}
+    return params, jnp.array([2.0, 0.0, -1.0])
+
+
+def loss(params, target):
+    w, b = params["w"], params["b"][0]
+    return jnp.sum(jnp.cosh(w - target)) + (b * w[0]) ** 2 + b**2
+
+
+def two_steps(name, run):
+    """The losses before each step and after both, and what the state holds."""
+    params, target = arrays()
+    tx = made(name, 3)
+
+    @RUNS[run]
+    def step(params, state, target):
+        grads = jax.grad(loss)(params, target)
+        updates, state = tx.update(grads, state, params, value_fn=loss, target=target)
+        return optax.apply_updates(params, updates), state
+
+    state, values = tx.init(params), []
+    for _ in range(2):
+        values.append(loss(params, target))
+        params, state = step(params, state, target)
+    return [*values, loss(params, target)], params, state
+
+
+@functools.cache
+def without_flags(name):
+    return two_steps(name, "eager")
+
+
+# What looks at each operation sees more where each is on its own; the others see all
+# of a program while it is traced.
+OF_STEPS = {
+    "debug_nans": "eager",
+    "debug_infs": "eager",
+    "debug_key_reuse": "eager",
+    "disable_jit": "eager",
+    "checking_leaks": "jit",
+    "numpy_rank_promotion": "jit",
+    "numpy_dtype_promotion": "jit",
+    "enable_checks": "jit",
+    "no enable_x64": "jit",
+}
+
+
+# Of the same parts as others.
+REPEATED = (
+    "forward gradient along layers",
+    "gaussian, newton",
+    "rademacher, saddle_free",
+    "sum of incoming and history, damped",
+)
+
+
+@pytest.mark.parametrize("flag", OF_STEPS)
+@pytest.mark.parametrize("name", [name for name in OPTIMISERS if name not in REPEATED])
+def test_optimisers_take_the_same_steps_under_every_flag(name, flag):
+    _, expected, _ = without_flags(name)
+    with FLAGS[flag]():
+        values, params, state = two_steps(name, OF_STEPS[flag])
+        np.testing.assert_allclose(optax.tree.get(state, "value"), values[1], rtol=1e-6)
+    assert np.all(np.isfinite(values))
+    if flag != "no enable_x64":  # in which the random numbers are others
+        jax.tree.map(
+            lambda a, e: np.testing.assert_allclose(a, e, rtol=1e-6), params, expected
+        )
+
+
+def model_loss(x, slope, hessian):
+    return jnp.sum(slope * x) + jnp.sum(x * (hessian @ x)) / 2
+
+
+# What leaves a solver nothing to divide by: a slope and a Hessian at zero.
+DEGENERATE = {
+    "a constant": (np.zeros(3), np.zeros((3, 3))),
+    "a plane": (np.ones(3), np.zeros((3, 3))),
+    "a minimum": (np.zeros(3), np.eye(3)),
+    "a saddle": (np.zeros(3), np.diag([1.0, -1.0, 0.0])),
+    "a valley": (np.ones(3), np.diag([1.0, 0.0, 0.0])),
+    "a maximum": (np.ones(3), -np.eye(3)),
+    "a tiny one": (np.full(3, 1e-200), np.full((3, 3), 1e-200)),
+    "a huge one": (np.full(3, 1e100), 1e100 * np.eye(3)),
+}
+SOLVERS = {
+    "newton": solvers.newton(),
+    "saddle_free": solvers.saddle_free(),
+    "damped": solvers.damped(),
+    "trust_region": solvers.trust_region(),
+    "trust_region next": solvers.trust_region(measured_on="next"),
+    "self_tuning": solvers.self_tuning(),
+}
+
+
+@functools.cache
+def solved(name, run):
+    """Directions that are zero at first, as those of a history are, among them."""
+    source = directions.gaussian(2) + directions.history(1)
+    tx = fj.scale_by_hyperplane(source, SOLVERS[name], key=3)
+
+    @RUNS[run]
+    def step(x, state, slope, hessian):
+        return tx.update(
+            None, state, x, value_fn=model_loss, slope=slope, hessian=hessian
+        )
+
+    return tx, step
+
+
+@pytest.mark.parametrize("run", RUNS)
+@pytest.mark.parametrize("flag", ["debug_nans", "debug_infs"])
+@pytest.mark.parametrize("kind", DEGENERATE)
+@pytest.mark.parametrize("name", SOLVERS)
+def test_degenerate_systems_make_nothing_that_is_not_finite(name, kind, flag, run):
+    tx, step = solved(name, run)
+    slope, hessian = map(jnp.asarray, DEGENERATE[kind])
+    x = jnp.zeros(3)
+    with FLAGS[flag]():
+        state = tx.init(x)
+        for _ in range(3):
+            updates, state = step(x, state, slope, hessian)
+            x = x - updates
+    state = state._replace(key=0)
+    for leaf in jax.tree.leaves((x, state)):
+        assert np.all(np.isfinite(leaf))
+
+
+def test_every_public_function_is_here():
+    public = {
+        name: getattr(module, name)
+        for module in (fj, curvature)
+        for name in module.__all__
+    }
+    # Modules, what the others return, and what only fills a table.
+    kept = ("QuadraticModel", "register_rule", "Estimate", "Eigenpairs")
+    here = " ".join(OPERATORS) + inspect.getsource(inspect.getmodule(made))
+    for name, value in public.items():
+        returned = (
+            name in kept or name.endswith("State") or name == "ConjugateGradients"
+        )
+        assert returned or inspect.ismodule(value) or name in here
