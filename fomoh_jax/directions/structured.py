@@ -124,9 +124,7 @@ def layerwise(base: Directions | None = None, *, by: str = "layer") -> Direction
 
         return structure.unflatten(map(restricted, leaves, layers))
 
-    return Directions(
-        count, sample, base.init, base.advance, is_random=base.is_random
-    )
+    return Directions(count, sample, base.init, base.advance, is_random=base.is_random)
 
 
 def _layers(params: Any, by: str) -> list[int]:

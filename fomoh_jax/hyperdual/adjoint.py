@@ -148,6 +148,9 @@ class Adjoint(Form):
         # What contract closes over may belong to a loop's trace, which the sweep back
         # must be able to leave: it becomes an argument.
         closed = jax.make_jaxpr(contract)(like)
+        operands = closed.consts
+        # From jax 0.12 on a jaxpr holds its constants; what outlives a trace must not.
+        program = ClosedJaxpr(closed.jaxpr, [None] * len(operands)).jaxpr
         # In a shard_map each device meets its own λ, and what the table is made to vary
         # by here is summed over the devices on the way back.
         table = table + lax.full_like(like, 0, dtype=table.dtype, shape=())
@@ -161,13 +164,13 @@ class Adjoint(Form):
             return value(table, like), consts
 
         def backward(consts, cotangent):
-            (met,) = jaxpr_as_fun(ClosedJaxpr(closed.jaxpr, consts))(cotangent)
+            (met,) = jaxpr_as_fun(ClosedJaxpr(program, consts))(cotangent)
             met = met if jnp.issubdtype(dtype, jnp.complexfloating) else jnp.real(met)
             return met.astype(dtype), None, *[None] * len(consts)
 
         source = jax.custom_vjp(value)
         source.defvjp(forward, backward)
-        return Stack(lax.expand_dims(source(table, like, *closed.consts), (0,)))
+        return Stack(lax.expand_dims(source(table, like, *operands), (0,)))
 
     def _spread(self, a: Stack, b: Stack, block: jax.Array) -> jax.Array:
         """``[k, k]`` from what is between the directions that are present."""
@@ -214,7 +217,8 @@ def _gram(a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 def _wide(*dtypes: Any) -> Any:
-    return jnp.promote_types(jnp.result_type(*dtypes), jnp.float32)
+    with jax.numpy_dtype_promotion("standard"):
+        return jnp.result_type(jnp.float32, *dtypes)
 
 
 def curvatures(
@@ -235,7 +239,7 @@ def curvatures(
 
     args = settled(args)  # the sweep back keeps the tangents
     dtypes = [x.primal.dtype for x in args if isinstance(x.tangents, Stack)]
-    table = jnp.zeros((k, k), _wide(*dtypes) if dtypes else jnp.float32)
+    table = jnp.zeros((k, k), _wide(*dtypes))
 
     def swept(axes: Collection[str]):
         numbers, own = varying_alike(args, axes), varying_alike(table, axes)

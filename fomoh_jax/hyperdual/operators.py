@@ -285,9 +285,7 @@ def _pieces(diagonal: jax.Array, leaves: list[Any], structure: Any) -> Any:
     """``[D, *out]`` to a tree of ``[*out, *a]``."""
     rows = jnp.moveaxis(diagonal, 0, -1)
     return structure.unflatten(
-        in_dtype(
-            piece.reshape(*rows.shape[:-1], *jnp.shape(a)), jnp.result_type(a)
-        )
+        in_dtype(piece.reshape(*rows.shape[:-1], *jnp.shape(a)), jnp.result_type(a))
         for a, piece in zip(leaves, _split_elements(rows, leaves, -1))
     )
 

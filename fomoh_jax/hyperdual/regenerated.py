@@ -50,10 +50,16 @@ class Regenerated:
         XLA computes what depends on nothing as early as it likes, and so all of it at
         once. Keys, and other integers of the seed, wait for ``after``.
         """
-        seed = self.seed
+        seed = jax.tree.map(_again, self.seed)
         if after is not None and jnp.size(after):
             seed = jax.tree.map(lambda x: _delayed(x, _never(_part(after))), seed)
         return self.make(seed)
+
+
+def _again(x: Any) -> Any:
+    """A key that may be used although it was before, as jax_debug_key_reuse asks."""
+    is_key = jnp.issubdtype(jnp.result_type(x), jax.dtypes.prng_key)
+    return jax.random.clone(x) if is_key else x
 
 
 def _part(x: jax.Array) -> jax.Array:

@@ -96,4 +96,6 @@ def flat_step(
     reach = learned(reach, value, size)
     hidden = 10 * jnp.finfo(value.dtype).eps * jnp.abs(value)
     goes = (size > 0) & (reach.length * size > hidden)
-    return jnp.where(goes, reach.length / jnp.where(size > 0, size, 1), 0) * slope, reach
+    return jnp.where(
+        goes, reach.length / jnp.where(size > 0, size, 1), 0
+    ) * slope, reach
