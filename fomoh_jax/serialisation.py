@@ -9,7 +9,7 @@ from jax import export
 from fomoh_jax.curvature import ConjugateGradients, Eigenpairs, Estimate
 from fomoh_jax.directions import HistoryState
 from fomoh_jax.hyperdual import QuadraticModel
-from fomoh_jax.solvers import SelfTuningState, TrustRegionState
+from fomoh_jax.solvers import ReachState, SelfTuningState, TrustRegionState
 from fomoh_jax.transforms import ScaleByForwardGradientState, ScaleByHyperplaneState
 
 NAMED = (
@@ -17,6 +17,7 @@ NAMED = (
     ScaleByForwardGradientState,
     ScaleByHyperplaneState,
     HistoryState,
+    ReachState,
     SelfTuningState,
     TrustRegionState,
     Estimate,

@@ -27,7 +27,7 @@ _RECENT = (0.5, 0.75)
 _FORGET = 0.98
 
 
-class Reach(NamedTuple):
+class ReachState(NamedTuple):
     """How far steps without curvature go.
 
     Attributes:
@@ -50,52 +50,58 @@ class Reach(NamedTuple):
     predicted: jax.Array
 
 
-def no_reach() -> Reach:
+def no_reach() -> ReachState:
     """The state before the first step."""
     zeros = lambda: jnp.zeros((), jnp.result_type(float))
     none, two = jnp.zeros((), jnp.int32), jnp.zeros((2, 2), jnp.result_type(float))
-    return Reach(zeros(), none, zeros(), two, zeros(), zeros())
+    return ReachState(zeros(), none, zeros(), two, zeros(), zeros())
 
 
-def learned(reach: Reach, value: jax.Array, slope: jax.Array) -> Reach:
-    """The reach after the loss of the next model, whose flat slope has this length."""
-    known = reach.predicted > 0
+def flat_step(
+    reach: ReachState, value: jax.Array, slope: jax.Array
+) -> tuple[jax.Array, ReachState]:
+    """The step ``[k]`` along a slope ``[k]``, and what the loss has told of the last.
+
+    Args:
+      reach: the state that :func:`started` has left.
+      value: the loss where the step starts.
+      slope: in an orthonormal basis; zero along what has curvature.
+
+    Returns:
+      A step as long as the reach, or none if it would win no more than rounding; and
+      the state.
+    """
+    size = jnp.linalg.norm(slope)
+    sound = jnp.where(size > 0, size, 1)
+    reach = _judged(reach, value)
+    first = jnp.where(size > 0, _FIRST * jnp.abs(value) / sound, 0)
+    length = jnp.where(reach.length > 0, reach.length, first)
+    hidden = 10 * jnp.finfo(value.dtype).eps * jnp.abs(value)
+    scale = jnp.where(length * size > hidden, length / sound, 0)
+    return scale * slope, reach._replace(length=length)
+
+
+def started(
+    reach: ReachState, model: QuadraticModel, coefficients: jax.Array, along: jax.Array
+) -> ReachState:
+    """The state once a step is made, of which ``along`` is the flat part."""
+    predicted = predicted_reduction(model, coefficients)
+    return reach._replace(
+        last_value=model.value,
+        predicted=jnp.where(jnp.any(along != 0), predicted, 0),
+    )
+
+
+def _judged(reach: ReachState, value: jax.Array) -> ReachState:
+    """The reach after the last flat step, if there was one, has led to this loss."""
     fell = jnp.stack([reach.last_value - value, reach.predicted])
     recent = jnp.array(_RECENT, value.dtype)[:, None] * reach.recent + fell[None]
-    ratio, longer = recent[:, 0] / jnp.where(known, recent[:, 1], 1)
+    made = reach.predicted > 0
+    ratio, longer = recent[:, 0] / jnp.where(made, recent[:, 1], 1)
     best = jnp.maximum(_FORGET * reach.best, jnp.clip(longer, 0, 1))
     true = (ratio > 0) & (ratio >= _TRUE * best)
     run = jnp.where(true, jnp.maximum(reach.run, 0) + 1, jnp.minimum(reach.run, 0) - 1)
     factor = 1 + _RATE * jnp.abs(run).astype(value.dtype)
     length = reach.length * jnp.where(true, factor, 1 / factor)
-    first = _FIRST * jnp.abs(value) / jnp.where(slope > 0, slope, 1)
-    keep = lambda new, old: jnp.where(known, new, old)
-    length = keep(length, reach.length)
-    return reach._replace(
-        length=jnp.where(length > 0, length, first),
-        run=keep(run, reach.run),
-        best=keep(best, reach.best),
-        recent=keep(recent, reach.recent),
-    )
-
-
-def started(reach: Reach, model: QuadraticModel, coefficients: jax.Array) -> Reach:
-    """The reach when a step is made."""
-    predicted = predicted_reduction(model, coefficients)
-    return reach._replace(last_value=model.value, predicted=predicted)
-
-
-def flat_step(
-    reach: Reach, value: jax.Array, slope: jax.Array
-) -> tuple[jax.Array, Reach]:
-    """The step along a slope ``[k]`` in an orthonormal basis, and what was learned.
-
-    Downhill, as far as the reach; none where it would win no more than rounding.
-    """
-    size = jnp.linalg.norm(slope)
-    reach = learned(reach, value, size)
-    hidden = 10 * jnp.finfo(value.dtype).eps * jnp.abs(value)
-    goes = (size > 0) & (reach.length * size > hidden)
-    return jnp.where(
-        goes, reach.length / jnp.where(size > 0, size, 1), 0
-    ) * slope, reach
+    after = reach._replace(length=length, run=run, best=best, recent=recent)
+    return jax.tree.map(lambda new, old: jnp.where(made, new, old), after, reach)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from fomoh_jax.hyperdual import QuadraticModel
 from fomoh_jax.metric import in_metric, rounding
-from fomoh_jax.solvers.flat import Reach, flat_step, no_reach, started
+from fomoh_jax.solvers.flat import ReachState, flat_step, no_reach, started
 from fomoh_jax.solvers.protocol import Solver, guarded, predicted_reduction
 
 # Reductions are counted over about the last sixth of all steps, 1 / (1 + 1 / 0.2):
@@ -66,7 +66,7 @@ class SelfTuningState(NamedTuple):
     predicted: jax.Array
     streak: jax.Array
     steps: jax.Array
-    reach: Reach
+    reach: ReachState
 
 
 def self_tuning(initial: float = 0.05, growth: float = 0.1) -> Solver:
@@ -100,8 +100,10 @@ def self_tuning(initial: float = 0.05, growth: float = 0.1) -> Solver:
 
     so that it is that of ``saddle_free()`` for :math:`\eta = 1`, and :math:`\eta` times
     it for curvatures that are equal. It goes downhill on the model whatever the
-    curvature; where the model has none at all, there is no step. It is at most twice as
-    long as the steps before it are on average, unless these have come true.
+    curvature. It is at most twice as long as the steps before it are on average, unless
+    these have come true. Where the model has slopes and no curvature at all, as that of
+    a median regression, steps go as far as those before them have lowered the loss as
+    predicted (:class:`ReachState`).
 
     Steps have to be taken as they are: whatever scales them afterwards, such as a
     learning rate, makes the predictions wrong.
@@ -189,7 +191,10 @@ def self_tuning(initial: float = 0.05, growth: float = 0.1) -> Solver:
         )
         step_size = jnp.maximum(step_size, smallest)
 
-        coefficients, length, reach = _shortened(model, gram, step_size, state.reach)
+        slope, curved, basis = _shortened(model, gram, step_size)
+        along, reach = flat_step(state.reach, model.value, slope)
+        step = curved + along
+        coefficients, length = basis @ step, jnp.linalg.norm(step)
         longest = _LONGEST * jnp.sqrt(state.mean_square)
         bounded = (state.mean_square > 0) & (length > longest) & ~trusted
         shorter = jnp.where(bounded, longest / jnp.where(length > 0, length, 1), 1)
@@ -208,7 +213,7 @@ def self_tuning(initial: float = 0.05, growth: float = 0.1) -> Solver:
             predicted=predicted_reduction(model, coefficients),
             streak=streak,
             steps=state.steps + 1,
-            reach=started(reach, model, coefficients),
+            reach=started(reach, model, coefficients, shorter * along),
         )
         return coefficients, after
 
@@ -236,9 +241,12 @@ def _target(gain: jax.Array, step_size: jax.Array) -> jax.Array:
 
 
 def _shortened(
-    model: QuadraticModel, gram: jax.Array, step_size: jax.Array, reach: Reach
-) -> tuple[jax.Array, jax.Array, Reach]:
-    """The damped and shortened step, its length, and what was learned of the reach."""
+    model: QuadraticModel, gram: jax.Array, step_size: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The slope where there is no curvature, the step where there is, and their basis.
+
+    That step is the damped and shortened one.
+    """
     eigenvalues, basis = in_metric(model.curvature, gram)
     size, kept = jnp.abs(eigenvalues), jnp.any(basis != 0, axis=0)
     mean = jnp.sum(jnp.where(kept, size, 0)) / jnp.maximum(
@@ -249,6 +257,4 @@ def _shortened(
     flat = (size <= rounding(size)) & (bent <= rounding(size)) | (bent == 0)
     slope = basis.T @ model.slope
     curved = jnp.where(flat, 0, half * slope / jnp.where(flat, 1, bent))
-    along, reach = flat_step(reach, model.value, jnp.where(flat, slope, 0))
-    step = curved + along
-    return basis @ step, jnp.linalg.norm(step), reach
+    return jnp.where(flat, slope, 0), curved, basis

@@ -1,0 +1,127 @@
+"""Losses without curvature: the minimum is where a linear programme says."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import scipy.optimize
+
+import fomoh_jax as fj
+from fomoh_jax import QuadraticModel, solvers
+
+N, D = 64, 3
+X = np.random.default_rng(0).standard_normal((N, D))
+Y = X @ np.array([1.0, -2.0, 0.5]) + 0.3 * np.random.default_rng(1).standard_t(3, N)
+
+
+def mae(w):
+    return jnp.mean(jnp.abs(X @ w - Y))
+
+
+def hinge(w):
+    return jnp.mean(jax.nn.relu(1 - np.sign(Y) * (X @ w)))
+
+
+def quantile(w):
+    error = Y - X @ w
+    return jnp.mean(jnp.maximum(0.9 * error, -0.1 * error))
+
+
+LOSSES = (mae, hinge, quantile)
+
+
+def least(above, below, x, y):
+    """The least mean of ``max(above * e, below * e)`` over ``w``, ``e = y - x w``."""
+    eye = np.eye(N)
+    found = scipy.optimize.linprog(
+        np.concatenate([np.zeros(D), np.full(N, above / N), np.full(N, -below / N)]),
+        A_eq=np.hstack([x, eye, -eye]),
+        b_eq=y,
+        bounds=[(None, None)] * D + [(0, None)] * (2 * N),
+    )
+    return found.fun
+
+
+# A hinge is zero from 1 on: an error below zero costs nothing.
+MINIMA = np.array(
+    [
+        least(1, -1, X, Y),
+        least(1, 0, np.sign(Y)[:, None] * X, np.ones(N)),
+        least(0.9, -0.1, X, Y),
+    ]
+)
+
+OPTIMISERS = {
+    "fomoh_kd(2)": fj.fomoh_kd(2, key=1),
+    "fomoh_kd(5), more than there are parameters": fj.fomoh_kd(5, key=1),
+    "fomoh_kd(2, 1), saddle_free": fj.fomoh_kd(
+        2, 1.0, solver=solvers.saddle_free(), key=1
+    ),
+    "fomoh(0.3)": fj.fomoh(0.3, key=1),
+    "fomoh_bp(0.3)": fj.fomoh_bp(0.3),
+    "fomoh_kd(2), trust_region": fj.fomoh_kd(2, solver=solvers.trust_region(), key=1),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMISERS)
+def test_a_loss_without_curvature_is_minimised(name):
+    tx = OPTIMISERS[name]
+
+    def end(which):
+        loss = lambda w: jnp.stack([f(w) for f in LOSSES])[which]
+
+        def step(carry, _):
+            w, state = carry
+            updates, state = tx.update(jax.grad(loss)(w), state, w, value_fn=loss)
+            return (optax.apply_updates(w, updates), state), None
+
+        start = jnp.zeros(D)
+        (w, _), _ = jax.lax.scan(step, (start, tx.init(start)), length=400)
+        return loss(start), loss(w)
+
+    first, last = jax.jit(jax.vmap(end))(jnp.arange(len(LOSSES)))
+    assert np.all(last - MINIMA >= -1e-9)
+    assert np.all(last - MINIMA < 0.05 * first)
+
+
+def test_a_step_that_does_not_move_is_not_counted():
+    loss = lambda w: 0 * jnp.sum(w)
+    tx = OPTIMISERS["fomoh(0.3)"]
+    step = jax.jit(lambda w, state: tx.update(None, state, w, value_fn=loss))
+    _, state = step(jnp.ones(D), tx.init(jnp.ones(D)))
+    assert int(state[0].accepted) == 0 and int(state[0].count) == 1
+
+
+def solve(solver, slope, curvature, state=None):
+    model = QuadraticModel(jnp.array(1.0), jnp.asarray(slope), jnp.asarray(curvature))
+    gram = jnp.eye(len(slope))
+    state = solver.init(len(slope)) if state is None else state
+    return solver.solve(model, gram, state)
+
+
+def test_only_what_is_flat_goes_as_far_as_the_reach():
+    step, state = solve(solvers.saddle_free(), [3.0, 2.0], np.diag([1.5, 0.0]))
+    # The first step is to win a twentieth of the loss.
+    np.testing.assert_allclose(step, [2.0, 0.05 / 2])
+    np.testing.assert_allclose(state.predicted, 3.0 * 2.0 - 1.5 * 2.0**2 / 2 + 0.05)
+
+
+@pytest.mark.parametrize(("won", "longer"), [(1.0, True), (0.3, True), (-0.2, False)])
+def test_steps_follow_what_those_before_them_have_won(won, longer):
+    # A learning rate of 0.3 behind the solver lets three tenths of the reduction come.
+    solver, state, lengths = jax.jit(solvers.saddle_free().solve), None, []
+    model = QuadraticModel(jnp.array(1.0), jnp.array([1.0]), jnp.zeros((1, 1)))
+    state = solvers.saddle_free().init(1)
+    for _ in range(5):
+        step, state = solver(model, jnp.eye(1), state)
+        lengths.append(abs(float(step[0])))
+        state = state._replace(last_value=1.0 + won * state.predicted)
+    assert lengths == sorted(lengths, reverse=not longer)
+    assert len(set(lengths)) == len(lengths)
+
+
+def test_where_there_is_curvature_the_reach_learns_nothing():
+    solver = solvers.saddle_free()
+    _, state = solve(solver, [1.0, 2.0], np.diag([1.0, 2.0]))
+    assert all(not np.any(leaf) for leaf in jax.tree.leaves(state._replace(last_value=0)))
