@@ -5,6 +5,8 @@ import pytest
 
 from tests import coverage
 
+pytestmark = pytest.mark.optimised
+
 GROUPS = coverage.groups()
 FEW = 2
 

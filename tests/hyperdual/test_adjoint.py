@@ -233,6 +233,7 @@ def test_chunks_and_adjoint_exclude_each_other():
         fomoh_jax.hessian(jnp.sum, chunk_size=1, adjoint=True)(normal(2))
 
 
+@pytest.mark.optimised
 def test_operations_grow_with_k_and_not_with_its_square():
     ws, x = [normal(64, 64, seed=i) for i in range(4)], normal(64, 64)
 

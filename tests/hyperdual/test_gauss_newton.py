@@ -64,6 +64,7 @@ def test_aux_comes_from_the_outputs():
     np.testing.assert_allclose(model.slope, expected()[0], rtol=1e-10)
 
 
+@pytest.mark.optimised
 def test_pairs_of_directions_meet_in_the_loss_alone():
     deep = lambda p, x: outputs((jnp.sin(p[0]), jnp.exp(p[1])), x)
     cost = lambda **options: (

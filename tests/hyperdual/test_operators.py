@@ -33,6 +33,7 @@ def test_hessian_has_the_structure_of_jax_hessian():
         )
 
 
+@pytest.mark.optimised
 def test_hessian_in_chunks_is_the_hessian():
     x = normal(5)
     for chunk_size in (1, 2, 5, 9):

@@ -11,6 +11,8 @@ from fomoh_jax import Active, directions
 from tests.programs import PROGRAMS, attention_arguments, attention_block, mlp
 from tests.reference import assert_close, assert_symmetric, random_directions
 
+pytestmark = pytest.mark.optimised
+
 K = 8
 
 

@@ -99,6 +99,7 @@ def test_sums_of_products_over_any_number_of_directions(k, axis):
     assert_close(total.moved(0).array, jnp.sum(a * b, 0, keepdims=True))
 
 
+@pytest.mark.optimised
 def test_half_precision_is_summed_in_single():
     ones = Stack(jnp.ones((1024, 1), "bfloat16"))  # 256 + 1 is 256 in bfloat16
     total = Trace(1024).product(ones, ones)
@@ -297,6 +298,7 @@ def test_keywords_constants_and_arguments_without_elements():
     assert fomoh_jax.hessian_diagonal(empty)(jnp.zeros(0)).shape == (0,)
 
 
+@pytest.mark.optimised
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32", "float64"])
 def test_dtypes_are_kept(dtype):
     x = normal(4).astype(dtype)
@@ -306,6 +308,7 @@ def test_dtypes_are_kept(dtype):
     assert fomoh_jax.hessian_diagonal(rosenbrock)(x).dtype == dtype
 
 
+@pytest.mark.optimised
 def test_a_mixture_of_dtypes_inside_the_function():
     fun = lambda x: jnp.sum(jnp.sin(x.astype("float32")) ** 2)
     x = normal(3)
@@ -495,6 +498,7 @@ def _summed_diagonal(fun):
     return lambda x: jnp.sum(fomoh_jax.hessian_diagonal(fun)(x))
 
 
+@pytest.mark.optimised
 @pytest.mark.parametrize("d", [3, 10, 50])
 def test_a_laplacian_costs_two_thirds_of_nested_jvp(d):
     ours, nested = (_compiled(f, d) for f in (fomoh_jax.laplacian, _nested))
@@ -503,6 +507,7 @@ def test_a_laplacian_costs_two_thirds_of_nested_jvp(d):
     assert flops[0] <= {3: 0.8, 10: 0.65, 50: 0.55}[d] * flops[1]
 
 
+@pytest.mark.optimised
 @pytest.mark.parametrize("d", [10, 50])
 def test_a_laplacian_holds_no_term_of_the_sum(d):
     trace, terms = (_compiled(f, d) for f in (fomoh_jax.laplacian, _summed_diagonal))
@@ -525,6 +530,7 @@ def test_a_dot_of_two_numbers_is_one_product_contracted_over_the_directions():
     assert len(both) == 1 and not both[0].params["dimension_numbers"][1][0]
 
 
+@pytest.mark.optimised
 def test_hessian_diagonal_carries_one_second_a_direction():
     x = normal(300)
     compiled = jax.jit(fomoh_jax.hessian_diagonal(rosenbrock)).lower(x).compile()

@@ -20,18 +20,21 @@ from tests.reference import (
 )
 
 
+@pytest.mark.optimised
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_agrees_with_nested_jvp(name):
     fun, primals = PROGRAMS[name]
     assert_agrees_with_nested_jvp(fun, *primals)
 
 
+@pytest.mark.optimised
 def test_agrees_with_nested_jvp_on_the_cnn():
     params, images, labels = cnn_arguments()
     loss = lambda params: cnn(params, images, labels)
     assert_agrees_with_nested_jvp(loss, params)
 
 
+@pytest.mark.optimised
 def test_value_of_the_model_is_the_function():
     fun, primals = mlp(jnp.tanh)
     directions = random_directions(primals, 2)
@@ -111,6 +114,7 @@ def test_aux_is_returned_undifferentiated():
         assert aux["count"] == 3
 
 
+@pytest.mark.optimised
 @pytest.mark.parametrize("k", [1, 2, 5])
 @pytest.mark.parametrize("chunk_size", [1, 2, 3, 7])
 def test_chunks_of_any_size_give_the_same_model(k, chunk_size):
@@ -203,6 +207,7 @@ def test_closes_over_traced_values():
     np.testing.assert_allclose(gradient, 18.0)
 
 
+@pytest.mark.optimised
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32", "float64"])
 def test_dtypes_are_kept(dtype):
     fun, primals = mlp(jnp.tanh)
@@ -245,6 +250,7 @@ def _model_at_full_size(name, k=10):
     return loss, (params, images, labels), (random_directions(params, k), None, None)
 
 
+@pytest.mark.optimised
 @pytest.mark.parametrize(
     ("name", "k"),
     [
@@ -262,6 +268,7 @@ def test_jit_equals_eager_at_the_sizes_of_the_experiments(name, k):
     assert_symmetric(eager.curvature)
 
 
+@pytest.mark.optimised
 def test_a_step_under_jit_equals_an_eager_one_at_full_size():
     loss, (params, images, labels), _ = _model_at_full_size("softmax")
     tx = fomoh_jax.fomoh_kd(10, 0.2)
@@ -274,6 +281,7 @@ def test_a_step_under_jit_equals_an_eager_one_at_full_size():
     assert_close(jax.jit(step)(state, params), eager, rtol=2e-5, atol=0)
 
 
+@pytest.mark.optimised
 @pytest.mark.parametrize("k", [1, 2, 10])
 @pytest.mark.parametrize("name", ["softmax", "mlp"])
 def test_operations_and_memory_beside_nested_jvp(name, k):

@@ -225,6 +225,7 @@ def test_elementwise_custom_rules_are_not_left_to_the_generic_rule(monkeypatch):
     assert not left
 
 
+@pytest.mark.optimised
 def test_logaddexp_costs_no_more_than_its_family():
     def flops(function):
         x, v = jnp.ones((64, 64)), jnp.ones((4, 64, 64))
@@ -325,6 +326,7 @@ def test_ragged_dot_which_jax_cannot_batch():
     assert_close(model.curvature[0, 1], expected[3])
 
 
+@pytest.mark.optimised
 def test_relu_costs_one_product_per_channel():
     def flops(activation):
         x, v = jnp.ones((64, 64)), jnp.ones((4, 64, 64))

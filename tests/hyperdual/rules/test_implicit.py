@@ -111,6 +111,7 @@ def test_tridiagonal_solve_determinants_and_factorisations():
     )
 
 
+@pytest.mark.optimised
 @pytest.mark.parametrize("name", ["lu", "solve", "triangular"])
 def test_ill_conditioned_matrices_lose_no_more_digits_than_in_nested_jvp(name):
     basis, _ = jnp.linalg.qr(normal(5, 5))
@@ -134,6 +135,7 @@ def test_ill_conditioned_matrices_lose_no_more_digits_than_in_nested_jvp(name):
     assert error(fomoh_jax.hyper_jvp) <= 5 * error(second_jvp)
 
 
+@pytest.mark.optimised
 @pytest.mark.parametrize(
     ("name", "bound"), [("solve", 1.0), ("triangular", 0.6), ("lu", 0.6)]
 )
