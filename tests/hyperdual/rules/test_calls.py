@@ -214,14 +214,17 @@ def test_elementwise_custom_rules_are_not_left_to_the_generic_rule(monkeypatch):
         custom_jvp, "generic", lambda *args: left.append(args) or generic(*args)
     )
     nn, special = jax.nn, jax.scipy.special
-    for function in (nn.relu, nn.gelu, nn.silu, nn.softplus, nn.log_sigmoid, nn.elu):
-        assert_hyper_jvp_agrees(lambda x: function(x) * x, normal(3))
-    for function in (jnp.logaddexp, jnp.hypot, special.xlogy, special.xlog1py):
-        fun = lambda x: function(x**2, 1 + x**2)
-        assert_hyper_jvp_agrees(fun, normal(3))
-    for function in (nn.logsumexp, lambda x: jnp.sinc(x), special.ndtri):
-        fun = lambda x: function(nn.sigmoid(x))
-        assert_hyper_jvp_agrees(fun, normal(3))
+    of_one = (nn.relu, nn.gelu, nn.silu, nn.softplus, nn.log_sigmoid, nn.elu)
+    of_two = (jnp.logaddexp, jnp.hypot, special.xlogy, special.xlog1py)
+    within_one = (nn.logsumexp, lambda x: jnp.sinc(x), special.ndtri)
+    assert_hyper_jvp_agrees(
+        lambda x: (
+            [function(x) * x for function in of_one],
+            [function(x**2, 1 + x**2) for function in of_two],
+            [function(nn.sigmoid(x)) for function in within_one],
+        ),
+        normal(3),
+    )
     assert not left
 
 
