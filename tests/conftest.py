@@ -1,6 +1,13 @@
-"""Correctness is judged in float64, and sharding on eight devices of the host."""
+"""Correctness is judged in float64, and sharding on eight devices of the host.
+
+XLA optimises only what is marked ``optimised``: programs whose operations, bytes,
+communication or bits are the question, and numbers in less than float64. Elsewhere most
+of a test's time would be spent in LLVM on a program that runs once.
+``pytest --optimised`` optimises everything.
+"""
 
 import jax
+import pytest
 from hypothesis import HealthCheck, settings
 
 jax.config.update("jax_enable_x64", True)
@@ -14,7 +21,31 @@ settings.register_profile(
 )
 settings.load_profile("default")
 
+OPTIMISED = pytest.StashKey[bool]()
+
+
+def pytest_addoption(parser):
+    parser.addoption("--optimised", action="store_true", help="optimise every program")
+
+
+def is_optimised(item):
+    marked = item.get_closest_marker("optimised") is not None
+    return marked or item.config.getoption("--optimised")
+
 
 def pytest_collection_modifyitems(items):
-    """The long tests first, so that no worker is left alone with one at the end."""
-    items.sort(key=lambda item: "random" not in item.name)
+    """The optimised tests first: their programs may serve the others, not vice versa.
+
+    Then the long ones, so that no worker is left alone with one at the end.
+    """
+    items.sort(key=lambda item: (not is_optimised(item), "random" not in item.name))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    """Before the fixtures, of which some compile."""
+    optimised = is_optimised(item)
+    if optimised and not item.config.stash.get(OPTIMISED, True):
+        jax.clear_caches()  # jit does not look at the flag before it reuses a program
+    item.config.stash[OPTIMISED] = optimised
+    jax.config.update("jax_disable_most_optimizations", not optimised)

@@ -27,6 +27,7 @@ def test_a_few_cases_of_every_group_agree_with_nested_jvp(group):
     assert kinds <= {"agrees"} or group in NOT_ALL_TWICE
 
 
+@pytest.mark.optimised
 @pytest.mark.slow
 @pytest.mark.parametrize("group", GROUPS)
 def test_the_cases_of_every_group_are_as_the_table_says(group):

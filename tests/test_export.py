@@ -16,6 +16,8 @@ from experiments.benchmarks.workloads import digits, transformer
 from fomoh_jax import curvature, serialisation
 from tests.reference import random_directions
 
+pytestmark = pytest.mark.optimised
+
 K = 3
 PLATFORMS = ("cpu", "cuda", "tpu")
 WORKLOADS = {

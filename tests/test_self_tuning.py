@@ -165,6 +165,7 @@ def test_the_alias_needs_no_argument_but_k():
     assert isinstance(state[0].solver_state, solvers.SelfTuningState)
 
 
+@pytest.mark.optimised
 def test_it_runs_in_float32_under_float64_and_under_vmap():
     tx = scale_by_hyperplane(directions.gaussian(2), solvers.self_tuning())
     x = jnp.ones((3, 4), "float32")

@@ -16,6 +16,8 @@ from experiments.collectives import collectives
 from fomoh_jax import directions, solvers
 from tests.reference import assert_close, normal
 
+pytestmark = pytest.mark.optimised
+
 K = 4
 ALONG_BATCH = P("data")
 WIDTHS = (16, 32, 8)

@@ -106,6 +106,7 @@ def test_steps_go_downhill_whatever_the_curvature(name, k):
         assert slope @ solve(SOLVERS[name], slope, curvature, gram) > 0
 
 
+@pytest.mark.optimised
 @pytest.mark.parametrize("name", SOLVERS)
 def test_directions_of_very_different_lengths_all_count(name):
     # A gradient near convergence beside long random directions, float32.
@@ -130,6 +131,7 @@ def test_dependent_directions_share_the_step_of_one():
         np.testing.assert_allclose(step.sum(), expected, rtol=1e-10)
 
 
+@pytest.mark.optimised
 @pytest.mark.parametrize("name", SOLVERS)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_no_step_is_ever_non_finite(name, dtype):

@@ -180,6 +180,7 @@ def test_layerwise_reduces_a_loss_in_a_scan(base, chunk_size):
     assert optax.tree.get(state, "curvature").shape == (source.count(params),) * 2
 
 
+@pytest.mark.optimised
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32", "float64"])
 def test_parameters_keep_their_dtype_and_the_system_is_solved_in_float32(dtype):
     params = {"a": jnp.ones(3, dtype), "b": jnp.zeros((), dtype)}
@@ -357,6 +358,7 @@ def test_what_is_no_source_or_solver_is_refused_with_a_hint():
             make(directions.incoming)
 
 
+@pytest.mark.optimised
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize(
     "solver", ["newton", "saddle_free", "damped", "trust_region", "self_tuning"]

@@ -143,6 +143,7 @@ def test_a_loss_that_is_not_finite_at_first_is_outlived():
     assert int(state[0].accepted) <= 3
 
 
+@pytest.mark.optimised
 @pytest.mark.parametrize("scale", [1e-20, 1.0, 1e20])
 def test_the_scale_of_the_loss_does_not_matter_in_float32(scale):
     scale = np.float32(scale)

@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from jax.flatten_util import ravel_pytree
 
 from fomoh_jax.curvature import conjugate_gradients
@@ -90,6 +91,7 @@ def test_no_curvature_is_not_negative_and_takes_no_step():
         assert jnp.all(jnp.abs(result.solution[0]) < 1e3)
 
 
+@pytest.mark.optimised
 def test_no_curvature_at_once_takes_no_step():
     # H has -6, 2 and 4 on its diagonal, and none along b.
     fun = lambda x: -3 * x[0] ** 2 + x[1] ** 2 + 2 * x[2] ** 2
@@ -99,6 +101,7 @@ def test_no_curvature_at_once_takes_no_step():
     assert jnp.all(result.solution[0] == 0)
 
 
+@pytest.mark.optimised
 def test_a_large_system_in_single_precision_is_solved_in_its_small_curvatures():
     d = 1000  # of which d times the rounding errors would be more than 1e-4
     diagonal = jnp.full(d, 1e-4, jnp.float32).at[0].set(1)

@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from fomoh_jax.curvature import top_eigenvalues
 from tests.curvature.problems import (
@@ -57,6 +58,7 @@ def test_a_block_of_all_directions_is_done_in_one_iteration():
     assert jax.tree.map(jnp.shape, params) == {"b": (SIZE, 2), "w": (SIZE, 2, 2)}
 
 
+@pytest.mark.optimised
 def test_curvature_of_any_size_in_single_precision():
     numbers = jnp.array([5, -3, 2, 1, 0.5, 0.2, 0.1, 0.05], jnp.float32)
     fun = lambda x, scale: jnp.sum(scale * numbers * x**2) / 2

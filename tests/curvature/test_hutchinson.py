@@ -75,6 +75,7 @@ def test_a_number_has_no_curvature(estimate):
     assert all(jnp.all(leaf == 0) for leaf in jax.tree.leaves(found))
 
 
+@pytest.mark.optimised
 @pytest.mark.parametrize("estimate", [hutchinson_trace, hutchinson_diagonal])
 def test_the_error_is_that_of_curvature_of_any_size(estimate):
     x, sizes = jnp.ones(3, jnp.float32), jnp.array([2.0**-80, 1, 2.0**83], jnp.float32)

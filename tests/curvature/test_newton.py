@@ -67,6 +67,7 @@ def test_curvature_within_the_noise_counts_as_the_noise():
     assert jnp.linalg.norm(step) <= jnp.linalg.norm(POSITIVE @ X) / noise
 
 
+@pytest.mark.optimised
 def test_curvature_of_any_size_has_its_step_in_single_precision():
     def step(size):
         fun = lambda x: size * jnp.sum((x - 1) ** 2)

@@ -52,6 +52,7 @@ def test_products_can_be_batched_and_differentiated():
     assert_close(jax.jit(jax.jacrev(product))(x, v[0]), jnp.diag(24 * x * v[0]))
 
 
+@pytest.mark.optimised
 def test_mixed_and_half_precision_keep_their_dtypes():
     x = jnp.arange(1.0, 3.0, dtype=jnp.bfloat16), normal(2)
     fun = lambda a, b: jnp.sum(a.astype(b.dtype) ** 3 * b)
@@ -64,6 +65,7 @@ def test_mixed_and_half_precision_keep_their_dtypes():
         np.testing.assert_allclose(actual.astype(exact.dtype), exact, rtol=1e-2)
 
 
+@pytest.mark.optimised
 def test_a_product_takes_a_fraction_of_the_hessian():
     def loss(ws, x):
         for w in ws:

@@ -116,6 +116,7 @@ def test_each_round_on_the_estimate_before_it_is_nearer():
     assert distances[-1] < 1e-6 * distances[0]
 
 
+@pytest.mark.optimised
 def test_chunks_and_the_diagonal_alone_are_of_the_same_samples():
     def estimates(key):
         args = wave, PRIMALS, key, 20
@@ -131,6 +132,7 @@ def test_chunks_and_the_diagonal_alone_are_of_the_same_samples():
     assert_close((params, error[0]), expected)
 
 
+@pytest.mark.optimised
 @pytest.mark.parametrize("baseline", [None, 2.0])
 def test_the_error_is_that_of_curvature_of_any_size(baseline):
     x, sizes = jnp.ones(3, jnp.float32), jnp.array([2.0**-80, 1, 2.0**83], jnp.float32)

@@ -7,6 +7,8 @@ import pytest
 
 from experiments import data, digits
 
+pytestmark = pytest.mark.optimised
+
 
 def run(tmp_path, capsys, **options):
     digits.main(digits.Config(out=tmp_path, **options))

@@ -6,6 +6,8 @@ import pytest
 
 from experiments import memory
 
+pytestmark = pytest.mark.optimised
+
 DATA = memory.spirals(64)
 
 

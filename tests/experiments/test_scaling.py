@@ -7,6 +7,8 @@ import pytest
 from experiments import scaling
 from experiments.collectives import Collective, collectives
 
+pytestmark = pytest.mark.optimised
+
 HLO = """
 HloModule jit_step
 ENTRY %main (p: f32[8]) -> f32[8] {

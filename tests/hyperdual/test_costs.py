@@ -13,6 +13,8 @@ from jax import lax
 import fomoh_jax
 from tests.reference import nested_shared
 
+pytestmark = pytest.mark.optimised
+
 
 def structs(shapes):
     return [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]

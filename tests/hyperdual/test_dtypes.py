@@ -15,6 +15,8 @@ from tests.reference import (
     second_jvp,
 )
 
+pytestmark = pytest.mark.optimised
+
 PRECISIONS = ["float16", "bfloat16", "float32", "float64"]
 
 

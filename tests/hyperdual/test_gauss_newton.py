@@ -1,5 +1,7 @@
 """The Gauss–Newton model against the product of JAX's Jacobian and Hessian."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,6 +30,8 @@ PARAMS = (jnp.asarray(normal(4, 5)), jnp.asarray(normal(5, 3, seed=1)))
 V = (jnp.asarray(normal(3, 4, 5, seed=2)), jnp.asarray(normal(3, 5, 3, seed=3)))
 
 
+@functools.cache
+@jax.jit
 def expected():
     flat = lambda a: outputs(unravel(a), X)["logits"].ravel()
     a, unravel = jax.flatten_util.ravel_pytree(PARAMS)
@@ -64,6 +68,7 @@ def test_aux_comes_from_the_outputs():
     np.testing.assert_allclose(model.slope, expected()[0], rtol=1e-10)
 
 
+@pytest.mark.optimised
 def test_pairs_of_directions_meet_in_the_loss_alone():
     deep = lambda p, x: outputs((jnp.sin(p[0]), jnp.exp(p[1])), x)
     cost = lambda **options: (

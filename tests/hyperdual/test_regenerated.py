@@ -10,6 +10,8 @@ import fomoh_jax
 from fomoh_jax import Regenerated, directions, solvers
 from tests.reference import assert_close, normal
 
+pytestmark = pytest.mark.optimised
+
 KEY = jax.random.key(0)
 STORED = directions.gaussian(3)
 ANEW = directions.regenerated(STORED)

@@ -20,18 +20,21 @@ from tests.reference import (
 )
 
 
+@pytest.mark.optimised
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_agrees_with_nested_jvp(name):
     fun, primals = PROGRAMS[name]
     assert_agrees_with_nested_jvp(fun, *primals)
 
 
+@pytest.mark.optimised
 def test_agrees_with_nested_jvp_on_the_cnn():
     params, images, labels = cnn_arguments()
     loss = lambda params: cnn(params, images, labels)
     assert_agrees_with_nested_jvp(loss, params)
 
 
+@pytest.mark.optimised
 def test_value_of_the_model_is_the_function():
     fun, primals = mlp(jnp.tanh)
     directions = random_directions(primals, 2)
@@ -43,12 +46,13 @@ def test_none_holds_an_argument_or_a_part_of_one_fixed():
     fun, (params, x) = mlp(jnp.tanh)
     v = random_directions(params, 3)
     zeros = lambda tree: jax.tree.map(jnp.zeros_like, tree)
+    nested = jax.jit(lambda v: nested_model(lambda p: fun(p, x), (params,), (v,)))
     whole = fomoh_jax.quadratic_model(fun, (params, x), (v, None))
-    assert_close(whole, nested_model(lambda p: fun(p, x), (params,), (v,)))
+    assert_close(whole, nested(v))
 
     part = fomoh_jax.quadratic_model(fun, (params, x), ({**v, "w1": None}, None))
     dense = {**v, "w1": zeros(v["w1"])}
-    assert_close(part, nested_model(lambda p: fun(p, x), (params,), (dense,)))
+    assert_close(part, nested(dense))
 
     nothing_first = fomoh_jax.hyper_jvp(fun, (params, x), (None, x), (None, x))
     assert_close(nothing_first[1], jax.jvp(lambda x: fun(params, x), (x,), (x,))[1])
@@ -111,6 +115,7 @@ def test_aux_is_returned_undifferentiated():
         assert aux["count"] == 3
 
 
+@pytest.mark.optimised
 @pytest.mark.parametrize("k", [1, 2, 5])
 @pytest.mark.parametrize("chunk_size", [1, 2, 3, 7])
 def test_chunks_of_any_size_give_the_same_model(k, chunk_size):
@@ -131,7 +136,8 @@ def test_vmap_over_primals_and_over_directions():
     for axes in ((0, 0), (0, None), (None, 0)):
         p = params if axes[0] is None else many
         w = jax.tree.map(lambda d: d[0], v) if axes[1] is None else v
-        assert_close(jax.vmap(ours, axes)(p, w), jax.vmap(theirs, axes)(p, w))
+        expected = jax.jit(jax.vmap(theirs, axes))(p, w)
+        assert_close(jax.jit(jax.vmap(ours, axes))(p, w), expected)
 
 
 def test_every_transformation_vmaps_over_primals():
@@ -143,7 +149,7 @@ def test_every_transformation_vmaps_over_primals():
         fomoh_jax.hessian(fun),
         fomoh_jax.hessian(fun, chunk_size=3),
     ):
-        one_by_one = [ours(row) for row in x]
+        one_by_one = [jax.jit(ours)(row) for row in x]
         stacked = jax.tree.map(lambda *rows: jnp.stack(rows), *one_by_one)
         assert_close(jax.vmap(ours)(x), stacked)
 
@@ -155,7 +161,7 @@ def test_vmap_with_a_batched_predicate():
     x, v = jnp.array([[0.5, 1.0], [-0.5, 1.0]]), normal(3, 2)
     ours = lambda x: fomoh_jax.quadratic_model(fun, (x,), (v,))
     theirs = lambda x: nested_model(fun, (x,), (v,))
-    assert_close(jax.vmap(ours)(x), jax.vmap(theirs)(x))
+    assert_close(jax.vmap(ours)(x), jax.jit(jax.vmap(theirs))(x))
 
 
 def test_gradient_of_the_curvature_agrees_with_finite_differences():
@@ -167,7 +173,7 @@ def test_gradient_of_the_curvature_agrees_with_finite_differences():
         return jnp.sum(jnp.sin(model.curvature)) + jnp.sum(model.slope**2)
 
     functional = jax.jit(functional)
-    gradient = jax.grad(functional)(params)
+    gradient = jax.jit(jax.grad(functional))(params)
     u = random_directions(params, 1, seed=7)
     u = jax.tree.map(lambda d: d[0], u)
     h = 1e-5
@@ -203,17 +209,20 @@ def test_closes_over_traced_values():
     np.testing.assert_allclose(gradient, 18.0)
 
 
+@pytest.mark.optimised
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32", "float64"])
 def test_dtypes_are_kept(dtype):
     fun, primals = mlp(jnp.tanh)
     primals = jax.tree.map(lambda p: p.astype(dtype), primals)
-    model = fomoh_jax.quadratic_model(fun, primals, random_directions(primals, 2))
+    model = jax.jit(lambda *a: fomoh_jax.quadratic_model(fun, *a))(
+        primals, random_directions(primals, 2)
+    )
     assert {leaf.dtype for leaf in jax.tree.leaves(model)} == {jnp.dtype(dtype)}
     wide = jax.tree.map(lambda p: p.astype("float64"), primals)
     directions = jax.tree.map(
         lambda d: d.astype("float64"), random_directions(primals, 2)
     )
-    expected = nested_model(fun, wide, directions)
+    expected = jax.jit(lambda *a: nested_model(fun, *a))(wide, directions)
     rough = 20 * float(jnp.finfo(dtype).eps)
     as_wide = jax.tree.map(lambda x: x.astype("float64"), model)
     assert_close(as_wide, expected, rtol=max(rough, 1e-10))
@@ -245,6 +254,7 @@ def _model_at_full_size(name, k=10):
     return loss, (params, images, labels), (random_directions(params, k), None, None)
 
 
+@pytest.mark.optimised
 @pytest.mark.parametrize(
     ("name", "k"),
     [
@@ -262,6 +272,7 @@ def test_jit_equals_eager_at_the_sizes_of_the_experiments(name, k):
     assert_symmetric(eager.curvature)
 
 
+@pytest.mark.optimised
 def test_a_step_under_jit_equals_an_eager_one_at_full_size():
     loss, (params, images, labels), _ = _model_at_full_size("softmax")
     tx = fomoh_jax.fomoh_kd(10, 0.2)
@@ -274,6 +285,7 @@ def test_a_step_under_jit_equals_an_eager_one_at_full_size():
     assert_close(jax.jit(step)(state, params), eager, rtol=2e-5, atol=0)
 
 
+@pytest.mark.optimised
 @pytest.mark.parametrize("k", [1, 2, 10])
 @pytest.mark.parametrize("name", ["softmax", "mlp"])
 def test_operations_and_memory_beside_nested_jvp(name, k):

@@ -6,6 +6,8 @@ import pytest
 from experiments.benchmarks import compile_time
 from tests.reference import assert_close
 
+pytestmark = pytest.mark.optimised
+
 
 @pytest.mark.parametrize(
     "name", [pytest.param("unrolled", marks=pytest.mark.slow), "jitted", "scanned"]

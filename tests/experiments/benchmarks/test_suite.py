@@ -28,6 +28,8 @@ from experiments.benchmarks.measurement import (
     measure,
 )
 
+pytestmark = pytest.mark.optimised
+
 # For each table, the rows to run, the contenders they must have, and a column of each
 # of the tables that the report prints of them.
 COUNTS = "FLOPs, adjoint ÷ nested"

@@ -67,6 +67,7 @@ def test_scan_after_jax_has_differentiated_it():
     assert_agrees_with_nested_jvp(fun, normal(4), k=2)
 
 
+@pytest.mark.optimised
 def test_memory_of_a_scan_does_not_grow_with_its_length():
     def temporaries(length):
         def fun(x):

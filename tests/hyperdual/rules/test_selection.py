@@ -24,6 +24,7 @@ def pooled(x, reduction, window, strides, padding="VALID", dilation=(1, 1)):
     )
 
 
+@pytest.mark.optimised
 @pytest.mark.parametrize("reduction", [lax.max, lax.min], ids=["max", "min"])
 def test_equal_elements_have_the_slope_that_jax_gives_them(reduction):
     # Of three values, so that most windows have their extremum more than once.
