@@ -6,7 +6,9 @@ from fomoh_jax.compat import require_sound_jax as _require_sound_jax
 
 _require_sound_jax(_jax.__version__)
 
+# _xla comes first: it sets a flag that XLA reads when a backend starts.
 from fomoh_jax import (  # noqa: E402
+    _xla,  # noqa: F401
     curvature,
     directions,
     hyperdual,

@@ -10,6 +10,8 @@ import jax
 import pytest
 from hypothesis import HealthCheck, settings
 
+import fomoh_jax  # noqa: F401  (sets XLA's flags before a test module starts a backend)
+
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_num_cpu_devices", 8)
 

@@ -140,7 +140,7 @@ def time_interleaved(
     In every round each runs once, in an order that rotates, so that whatever else the
     machine does falls on all alike and the ratios within a round can be trusted.
     """
-    calls = {name: _calls_per_sample(call) for name, call in running.items()}
+    calls = {name: calls_per_sample(call) for name, call in running.items()}
     names = list(running)
     samples: dict[str, list[float]] = {name: [] for name in names}
     start = time.perf_counter()
@@ -162,7 +162,7 @@ def sample(call: Callable, calls: int) -> float:
     return (time.perf_counter() - start) / calls
 
 
-def _calls_per_sample(call: Callable) -> int:
+def calls_per_sample(call: Callable) -> int:
     """Enough for 5 ms, below which the clock and the dispatch are what is measured."""
     sample(call, 1)
     return min(1000, math.ceil(5e-3 / sample(call, 1)))

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fomoh_jax._xla import warn_if_unsound
 from fomoh_jax.hyperdual import rules  # noqa: F401  (fills the table of rules)
 from fomoh_jax.hyperdual.forms import Form
 from fomoh_jax.hyperdual.interpreter import interpret
@@ -29,6 +30,7 @@ def to_jaxpr(
     fun: Callable, primals: Sequence[Any], channels: list[Channel], has_aux: bool
 ) -> tuple[Any, list[HyperDual], Any]:
     """``fun`` as a jaxpr, its arguments as numbers, and the tree of ``(out, aux)``."""
+    warn_if_unsound()  # all transformations begin here
     primals = jax.tree.map(jnp.asarray, tuple(primals))
     jaxpr, shapes = jax.make_jaxpr(fun, return_shape=True)(*primals)
     args = list(map(HyperDual, jax.tree.leaves(primals), channels))

@@ -270,7 +270,7 @@ def test_a_failure_of_ours_is_not_hidden():
 
 def test_ratios_are_paired_within_a_round(monkeypatch):
     clock = iter([1.0, 3.0, 40.0, 20.0, 5.0, 10.0])  # the order rotates
-    monkeypatch.setattr(measurement, "_calls_per_sample", lambda call: 1)
+    monkeypatch.setattr(measurement, "calls_per_sample", lambda call: 1)
     monkeypatch.setattr(measurement, "sample", lambda call, calls: next(clock))
     record = measure(one_row(jnp.square), Limits(repeats=3))["contenders"]["rival"]
     assert record["ratio"]["seconds"]["median"] == np.median([3, 2, 2])

@@ -1,0 +1,39 @@
+"""What the remedies for XLA's wrong sums cost, on the least of the rows."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import fomoh_jax
+from experiments.benchmarks import soundness
+from fomoh_jax.hyperdual import linear
+from tests.reference import assert_close, normal
+
+
+@pytest.mark.slow
+def test_the_command_prints_and_writes_a_line_for_each_row(capsys, tmp_path):
+    rows = "Hessian of a tanh network, D=100, nested"
+    soundness.main(soundness.Config(rounds=2, rows=rows, out=tmp_path))
+    (table,) = tmp_path.iterdir()
+    assert table.read_text() in capsys.readouterr().out
+    assert table.read_text().count("(") == len(soundness.REMEDIES) - 1
+
+
+def test_sums_behind_barriers_are_the_same_sums():
+    f = lambda x: jnp.sum(jnp.tanh(x[:, None] * normal(3, 4)).sum(0) ** 2)
+    x = normal(3)
+    expected = fomoh_jax.hessian(f)(x)
+    program = lambda: str(jax.make_jaxpr(fomoh_jax.hessian(f))(x))
+    assert "optimization_barrier" not in program()
+    fomoh_jax.register_rule(jax.lax.reduce_sum_p)(soundness.sum_behind_barrier)
+    try:
+        assert "optimization_barrier" in program()
+        assert_close(fomoh_jax.hessian(f)(x), expected)
+    finally:
+        fomoh_jax.register_rule(jax.lax.reduce_sum_p)(linear)
+
+
+def test_the_wave_function_is_finite():
+    x = jnp.asarray(soundness.workloads.normal(0, 12))
+    assert np.isfinite(soundness.wave_function(x, width=8, count=2))
