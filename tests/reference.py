@@ -1,5 +1,6 @@
 """What the library is compared with: ``jax.jvp`` of ``jax.jvp``."""
 
+import contextlib
 import functools
 
 import jax
@@ -124,3 +125,19 @@ def _normal(shape, dtype, seed):
         numbers = (numbers + 1j * draw(shape)) / 2**0.5
     with jax.ensure_compile_time_eval():
         return jnp.asarray(numbers, dtype)
+
+
+@contextlib.contextmanager
+def compilations():
+    """The events of the compiler in its body."""
+    seen = []
+
+    def listener(event, _, **__):
+        if "backend_compile" in event:
+            seen.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listener)
+    try:
+        yield seen
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listener)

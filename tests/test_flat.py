@@ -124,4 +124,6 @@ def test_steps_follow_what_those_before_them_have_won(won, longer):
 def test_where_there_is_curvature_the_reach_learns_nothing():
     solver = solvers.saddle_free()
     _, state = solve(solver, [1.0, 2.0], np.diag([1.0, 2.0]))
-    assert all(not np.any(leaf) for leaf in jax.tree.leaves(state._replace(last_value=0)))
+    assert all(
+        not np.any(leaf) for leaf in jax.tree.leaves(state._replace(last_value=0))
+    )

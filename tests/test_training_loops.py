@@ -1,6 +1,5 @@
 """Every optimiser against what a training loop does with it."""
 
-import contextlib
 import functools
 import inspect
 import pickle
@@ -15,7 +14,7 @@ from flax import serialization
 
 import fomoh_jax as fj
 from fomoh_jax import directions, solvers
-from tests.reference import assert_close
+from tests.reference import assert_close, compilations
 
 PARAMS = {"w": jnp.array([1.0, -2.0, 0.5]), "b": jnp.array(0.5, "float64")}
 TARGET = jnp.array([2.0, 0.0, -1.0])
@@ -159,22 +158,6 @@ def assert_same(actual, expected):
     for a, e in zip(jax.tree.leaves(actual), jax.tree.leaves(expected)):
         assert a.dtype == e.dtype
         np.testing.assert_array_equal(a, e)
-
-
-@contextlib.contextmanager
-def compilations():
-    """The events of the compiler in its body."""
-    seen = []
-
-    def listener(event, _, **__):
-        if "backend_compile" in event:
-            seen.append(event)
-
-    jax.monitoring.register_event_duration_secs_listener(listener)
-    try:
-        yield seen
-    finally:
-        jax.monitoring.unregister_event_duration_listener(listener)
 
 
 def test_compilations_are_seen():

@@ -32,6 +32,9 @@ def check_primals(fun: Callable, primals: Any) -> None:
             f"fun, as in jax.jvp; got {type(primals).__name__}. For a single "
             "argument write (x,)."
         )
+    for i, primal in enumerate(primals):
+        for path, leaf in jax.tree_util.tree_leaves_with_path(primal):
+            dtype_of(f"primals[{i}]{jax.tree_util.keystr(path)}", leaf)
     check_devices({f"primals[{i}]": x for i, x in enumerate(primals)})
     parameters = signature(fun)
     if parameters is None:

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -250,3 +251,54 @@ def test_operations_grow_with_k_and_not_with_its_square():
 
     assert operations(20, adjoint_model) <= 2.3 * operations(10, adjoint_model)
     assert operations(20, adjoint_model) <= 0.15 * operations(20, nested_model)
+
+
+NOT_TAKEN = {
+    "a branch of a vmapped cond": lambda x: jnp.sum(
+        jax.vmap(lambda a: lax.cond(a > 0, jnp.sqrt, jnp.square, a))(x)
+    ),
+    "a where around one": lambda x: jnp.sum(
+        jnp.where(x > 0, jnp.sin(jnp.sqrt(jnp.where(x > 0, x, 0))), x**2)
+    ),
+    "a product in it": lambda x: jnp.sum(
+        jax.vmap(
+            lambda a: lax.cond(a > 0, lambda a: jnp.log(a) * a, lambda a: a**3, a)
+        )(x)
+    ),
+    "a matrix product in it": lambda x: jnp.sum(
+        jax.vmap(
+            lambda a: lax.cond(
+                a > 0, lambda a: jnp.sqrt(a * jnp.ones(2)) @ normal(2), jnp.sin, a
+            )
+        )(x)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NOT_TAKEN)
+def test_what_is_not_taken_makes_nothing_infinite(name):
+    fun, x = NOT_TAKEN[name], jnp.array([0.0, 1.0])
+    actual = jax.jit(fomoh_jax.hessian(fun, adjoint=True))(x)
+    assert_close(actual, jax.jit(jax.jacfwd(jax.jacfwd(fun)))(x))
+
+
+def test_what_is_infinite_stays_so():
+    fun = lambda x: jnp.sqrt(x[0]) + x[1] ** 2
+    hessian = fomoh_jax.hessian(fun, adjoint=True)(jnp.array([0.0, 1.0]))
+    np.testing.assert_array_equal(hessian[0, 0], -jnp.inf)
+
+
+def test_third_derivatives_where_a_tangent_is_zero():
+    fun = lambda x: jnp.sum(jnp.exp(jnp.sin(x**2)))
+    third = jax.jacfwd(fomoh_jax.hessian(fun, adjoint=True))
+    x = jnp.array([0.0, 0.7])
+    assert_close(third(x), jax.jacfwd(jax.hessian(fun))(x))
+
+
+def test_a_while_loop_is_refused_with_its_line():
+    def fun(x):
+        unfinished = lambda x: jnp.sum(x) < 9
+        return jnp.sum(lax.while_loop(unfinished, lambda x: x**2 + 1, x))
+
+    with pytest.raises(ValueError, match=r"test_adjoint\.py.*forward pass"):
+        jax.jit(fomoh_jax.hessian(fun, adjoint=True))(normal(2))

@@ -107,3 +107,15 @@ def test_what_an_io_callback_returns_has_no_derivative():
         lambda x: np.int32(4), jax.ShapeDtypeStruct((), "int32"), x
     )
     assert fomoh_jax.hessian(lambda x: x**2 * count(x))(3.0) == 8.0
+
+
+def test_an_error_names_the_innermost_line_of_the_user():
+    def fun(a):
+        return jnp.sum(jax.scipy.linalg.sqrtm(a).real)  # schur, in a jitted function
+
+    with pytest.raises(NotImplementedError) as caught:
+        fomoh_jax.hessian(lambda a: jax.jit(fun)(2 * a))(jnp.eye(2))
+    (note,) = (n for n in caught.value.__notes__ if n.startswith("fomoh_jax"))
+    line = fun.__code__.co_firstlineno + 1
+    assert "'schur' on (complex128[2,2])" in note
+    assert f"test_interpreter.py:{line}" in note

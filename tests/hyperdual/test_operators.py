@@ -6,8 +6,14 @@ import numpy as np
 import pytest
 
 import fomoh_jax
+from fomoh_jax import curvature
 from tests.programs import PROGRAMS, cnn, cnn_arguments, mlp, rosenbrock
-from tests.reference import assert_close, assert_symmetric, normal
+from tests.reference import (
+    assert_close,
+    assert_symmetric,
+    compilations,
+    normal,
+)
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
@@ -50,3 +56,53 @@ def test_hessian_passes_keywords_on():
     expected = np.diag(6 * np.array([1.0, 2.0]))
     actual = fomoh_jax.hessian(fun)(jnp.array([1.0, 2.0]), power=3)
     assert_close(actual, jnp.asarray(expected))
+
+
+@pytest.mark.parametrize(
+    "operator",
+    [fomoh_jax.hessian, fomoh_jax.hessian_diagonal, fomoh_jax.laplacian],
+)
+def test_the_weak_type_of_a_python_number_is_kept(operator):
+    fun = lambda x: jnp.sin(x["a"]) * x["b"] / x["a"]
+    x = {"a": 2.0, "b": 3.0}
+    expected = jax.hessian(fun)(x)["a"]["a"].weak_type
+    assert expected
+    assert all(leaf.weak_type for leaf in jax.tree.leaves(operator(fun)(x)))
+    strong = jax.tree.map(lambda x: jnp.asarray(x, "float32"), x)
+    for leaf in jax.tree.leaves(operator(fun)(strong)):
+        assert not leaf.weak_type and leaf.dtype == "float32"
+
+
+EAGER = {
+    "chunks of the Hessian": lambda f, x: fomoh_jax.hessian(f, chunk_size=2)(x),
+    "chunks of a product": lambda f, x: curvature.hvp(f, (x,), (x,), chunk_size=2),
+    "conjugate gradients": lambda f, x: curvature.conjugate_gradients(f, (x,), (x,)),
+    "eigenvalues": lambda f, x: curvature.top_eigenvalues(f, (x,), KEY, 1),
+    "chunks of samples": lambda f, x: curvature.sampled_hessian(
+        f, (x,), KEY, 4, chunk_size=2
+    ),
+}
+KEY = jax.random.PRNGKey(0)
+
+
+@pytest.mark.parametrize("name", EAGER)
+def test_a_second_eager_call_compiles_nothing(name):
+    fun, x = lambda x: jnp.sum(jnp.tanh(x) ** 2 * x[0]), normal(3)
+    first = EAGER[name](fun, x)
+    with compilations() as seen:
+        second = EAGER[name](fun, x)
+    assert not seen
+    assert_close(second, first, rtol=0, atol=0)
+    assert_close(jax.jit(lambda x: EAGER[name](fun, x))(x), first, rtol=1e-6)
+
+
+def test_what_is_no_array_is_named_with_what_to_do():
+    model = {"weight": jnp.ones(2), "activation": jax.nn.relu}
+    for call in (
+        lambda: fomoh_jax.laplacian(lambda m: jnp.sum(m["weight"]))(model),
+        lambda: fomoh_jax.hyper_jvp(lambda m: 1.0, (model,), (model,), (model,)),
+        lambda: fomoh_jax.fomoh_kd(2).init(model),
+        lambda: fomoh_jax.fgd(0.1).init(model),
+    ):
+        with pytest.raises(TypeError, match=r"\['activation'\] .*equinox.partition"):
+            call()

@@ -1,6 +1,7 @@
 """Calls, and the custom rules that users attach to them."""
 
 import functools
+import warnings
 
 import jax
 import jax.experimental.custom_partitioning as custom_partitioning
@@ -441,3 +442,26 @@ def test_custom_vmap_is_seen_through():
         return x**2, in_batched[0]
 
     assert_agrees_with_nested_jvp(lambda x: square(jnp.sin(x)), normal(3))
+
+
+def test_a_custom_vjp_whose_function_has_no_derivative_says_so_with_its_line():
+    @jax.custom_vjp
+    def straight_through(x):
+        return jnp.round(x)
+
+    straight_through.defvjp(lambda x: (jnp.round(x), None), lambda _, g: (g,))
+    fun = lambda x: jnp.sum(straight_through(x) * x)
+    with pytest.warns(UserWarning, match=r"test_calls\.py.*jax\.custom_jvp") as seen:
+        hessian = jax.jit(fomoh_jax.hessian(fun))
+        hessian(normal(3))
+        hessian(normal(3))  # said when it is traced
+    assert len(seen) == 1
+    tx = fomoh_jax.fgd(0.1)
+    with pytest.warns(UserWarning, match="straight-through"):
+        tx.update(None, tx.init(normal(3)), normal(3), value_fn=fun)
+
+
+def test_a_custom_vjp_that_has_a_derivative_says_nothing():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fomoh_jax.hessian(lambda x: jnp.sum(only_backward(x)))(normal(3))

@@ -4,10 +4,12 @@ import jax
 import jax.numpy as jnp
 import pytest
 from jax import lax
+from jax.experimental import sparse
 from jax.extend.core import Primitive
-from jax.interpreters import ad, batching
+from jax.interpreters import ad, batching, mlir
 
 import fomoh_jax
+from fomoh_jax.hyperdual import linear
 from tests.reference import (
     assert_agrees_with_nested_jvp,
     assert_close,
@@ -57,3 +59,35 @@ def test_products_over_any_axes_of_any_size():
     reverse = lambda x: lax.cumprod(jnp.tanh(x), axis=1, reverse=True)
     assert_agrees_with_nested_jvp(reverse, normal(2, 4), k=2)
     assert_hyper_jvp_agrees(lambda x: lax.cumlogsumexp(x, reverse=True), normal(4))
+
+
+def test_a_batching_rule_that_wants_the_leading_axis():
+    places = jnp.array([[0, 0], [1, 2], [2, 1]])
+    chosen = sparse.BCOO((jnp.ones(3), places), shape=(3, 3))
+    fun = lambda x: (chosen * jnp.outer(x, x)).sum()
+    expected = jnp.array([[2.0, 0, 0], [0, 0, 2], [0, 2, 0]])
+    assert_close(jax.jit(fomoh_jax.hessian(fun))(jnp.ones(3)), expected)
+
+
+@pytest.mark.parametrize("rule", [linear, None])
+def test_a_users_batching_rule_that_knows_the_leading_axis_alone(rule):
+    double = Primitive("double_leading")
+    double.def_impl(lambda x: 2 * x)
+    double.def_abstract_eval(lambda x: x)
+    mlir.register_lowering(
+        double, mlir.lower_fun(lambda x: 2 * x, multiple_results=False)
+    )
+    ad.deflinear(double, lambda ct: [double.bind(ct)])
+
+    def batched(args, axes):
+        assert axes == (0,)
+        return double.bind(*args), 0
+
+    batching.primitive_batchers[double] = batched
+    if rule is not None:
+        fomoh_jax.register_rule(double)(rule)
+    # A matrix product leaves the directions behind the rows.
+    fun = lambda w: jnp.sum(double.bind(normal(3, 2) @ w) ** 2)
+    plain = lambda w: jnp.sum((2 * normal(3, 2) @ w) ** 2)
+    w = normal(2, 2)
+    assert_close(jax.jit(fomoh_jax.hessian(fun))(w), jax.hessian(plain)(w))
