@@ -1,9 +1,9 @@
 """Gradient transformations that make their own gradients, by forward passes."""
 
-import functools
 import itertools
+import weakref
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import chex
 import jax
@@ -43,7 +43,7 @@ class ScaleByForwardGradientState(NamedTuple):
       aux: what ``value_fn`` returned beside it, with ``has_aux``; otherwise ``None``.
     """
 
-    key: chex.PRNGKey | None
+    key: Any
     value: jax.Array
     slope: jax.Array
     directions_state: Any
@@ -63,7 +63,7 @@ class ScaleByHyperplaneState(NamedTuple):
       actual_reduction: by how much the loss fell: on the last step and the same batch,
         where the solver judges its steps; otherwise from the last model to this one, on
         the step before the last and another batch. 0 before it is known.
-      count: how many updates were made, int32.
+      steps: how many updates were made, int32.
       accepted: how many of them moved the parameters, int32: those with a finite loss
         and a step that is not zero and that the solver did not refuse.
       directions_state: that of the source of directions.
@@ -72,12 +72,12 @@ class ScaleByHyperplaneState(NamedTuple):
         ``None``.
     """
 
-    key: chex.PRNGKey | None
+    key: Any
     model: QuadraticModel
     coefficients: jax.Array
     predicted_reduction: jax.Array
     actual_reduction: jax.Array
-    count: jax.Array
+    steps: jax.Array
     accepted: jax.Array
     directions_state: Any
     solver_state: Any
@@ -102,9 +102,9 @@ def scale_by_forward_gradient(
     Args:
       directions: where to look, such as ``directions.gaussian(1)``.
       key: PRNG key, typed or legacy, or seed of the directions. The state holds a key
-        of the same kind (of a seed, a typed one). Without one, each optimiser that a
-        program initialises has directions of its own, the first those of seed 0. Give
-        one to have the same run again.
+        of the same kind (of a seed, a typed one). Without one it is that of seed 0, but
+        links of a chain, and all optimisers that are made before any of them is
+        initialised, have directions of their own.
       has_aux: whether ``value_fn`` returns ``(value, aux)``. The aux of the evaluated
         point is then in the state.
       aux_struct: with ``has_aux``, the structure, shapes and dtypes of the aux (arrays
@@ -193,9 +193,9 @@ def scale_by_hyperplane(
       solver: how the k×k system is solved; ``solvers.newton()`` by default. It is
         solved in float32, or in the parameters' precision if that is higher.
       key: PRNG key, typed or legacy, or seed of the directions. The state holds a key
-        of the same kind (of a seed, a typed one). Without one, each optimiser that a
-        program initialises has directions of its own, the first those of seed 0. Give
-        one to have the same run again.
+        of the same kind (of a seed, a typed one). Without one it is that of seed 0, but
+        links of a chain, and all optimisers that are made before any of them is
+        initialised, have directions of their own.
       curvature: ``"hessian"``, or ``"gauss_newton"`` for a loss in two parts:
         ``update`` then takes ``outputs_fn`` as well, and the loss is
         ``value_fn(outputs_fn(params))``. See :func:`fomoh_jax.quadratic_model`.
@@ -261,7 +261,7 @@ def scale_by_hyperplane(
             coefficients=zeros(k),
             predicted_reduction=zeros(),
             actual_reduction=zeros(),
-            count=jnp.zeros((), jnp.int32),
+            steps=jnp.zeros((), jnp.int32),
             accepted=jnp.zeros((), jnp.int32),
             directions_state=directions.init(params),
             solver_state=jax.tree.map(jnp.array, solver.init(k)),
@@ -300,7 +300,7 @@ def scale_by_hyperplane(
         predicted = predicted_reduction(model, coefficients)
         accepted = jnp.isfinite(model.value) & jnp.any(coefficients != 0)
         step = combination(coefficients, vectors, dtype)
-        actual = jnp.where(state.count > 0, state.model.value - model.value, 0)
+        actual = jnp.where(state.steps > 0, state.model.value - model.value, 0)
         if solver.judge is not None:
             ahead, _ = whole(jax.tree.map(lambda p, s: p - s, params, step))
             actual = model.value - ahead.astype(dtype)
@@ -318,7 +318,7 @@ def scale_by_hyperplane(
             coefficients=coefficients,
             predicted_reduction=predicted,
             actual_reduction=actual,
-            count=optax.safe_increment(state.count),
+            steps=jnp.asarray(optax.safe_increment(state.steps)),
             accepted=state.accepted + accepted.astype(state.accepted.dtype),
             directions_state=memory,
             solver_state=solver_state,
@@ -336,27 +336,35 @@ def _check_kind(name: str, value: Any, kind: type, such_as: str) -> None:
         )
 
 
-# Counts the optimisers of this process that were initialised without a key. Two links
-# of a chain know nothing of each other; with one default key for all they would look
-# along the same directions.
-_WITHOUT_KEY = itertools.count()
-
-
 def _key_source(
     key: chex.PRNGKey | int | None, directions: Directions
 ) -> Callable[[], chex.PRNGKey | None]:
     """A function that makes the first key of a state, in a buffer of its own."""
     if not directions.is_random:
         return lambda: None
-    if key is not None:
-        return lambda: _as_key(key)
-    number = functools.cache(lambda: next(_WITHOUT_KEY))
+    return _OwnKey() if key is None else lambda: _as_key(key)
 
-    def own_key():
+
+class _OwnKey:
+    """The first key of an optimiser that was given none: that of seed 0, if it can be.
+
+    Two links of a chain know nothing of each other, and with one key for both they
+    would look along the same directions. But both are made before either is
+    initialised, and that tells them apart. An optimiser that is made and initialised
+    again has the same key again.
+    """
+
+    waiting: ClassVar[weakref.WeakSet] = weakref.WeakSet()
+
+    def __init__(self):
+        taken = {other.number for other in self.waiting}
+        self.number = next(n for n in itertools.count() if n not in taken)
+        self.waiting.add(self)
+
+    def __call__(self) -> chex.PRNGKey:
+        self.waiting.discard(self)
         first = jax.random.key(0)
-        return jax.random.fold_in(first, number()) if number() else first
-
-    return own_key
+        return jax.random.fold_in(first, self.number) if self.number else first
 
 
 def _split(key: chex.PRNGKey | None) -> tuple[Any, Any]:

@@ -90,7 +90,7 @@ def test_a_step_that_does_not_move_is_not_counted():
     tx = OPTIMISERS["fomoh(0.3)"]
     step = jax.jit(lambda w, state: tx.update(None, state, w, value_fn=loss))
     _, state = step(jnp.ones(D), tx.init(jnp.ones(D)))
-    assert int(state[0].accepted) == 0 and int(state[0].count) == 1
+    assert int(state[0].accepted) == 0 and int(state[0].steps) == 1
 
 
 def solve(solver, slope, curvature, state=None):

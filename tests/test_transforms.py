@@ -208,7 +208,7 @@ def test_value_fn_gets_what_it_names_and_not_what_others_need():
         return quadratic(x, target)
 
     def everything(x, **kwargs):
-        assert set(kwargs) == {"target", "other"}
+        assert set(kwargs) == {"target", "value"}
         return quadratic(x, kwargs["target"])
 
     @functools.wraps(quadratic)
@@ -218,7 +218,7 @@ def test_value_fn_gets_what_it_names_and_not_what_others_need():
     partial = functools.partial(quadratic)
     for value_fn in (quadratic, keyword_only, everything, wrapper, partial):
         updates, _ = tx.update(
-            None, state, PARAMS, value_fn=value_fn, target=target, other=1
+            None, state, PARAMS, value_fn=value_fn, target=target, value=1.0
         )
         np.testing.assert_allclose(PARAMS + updates, target, rtol=1e-8)
 
@@ -322,12 +322,14 @@ def test_parameters_that_are_no_real_numbers_are_refused():
     with pytest.raises(TypeError, match=r"params\['z'\] has dtype complex128"):
         tx.init({"z": jnp.array(1j)})
     with pytest.raises(ValueError, match="params holds no array"):
-        tx.init({})
+        tx.update(None, tx.init({}), {}, value_fn=quadratic)
 
 
 def test_masked_parameters_are_refused_with_a_way_out():
     tx = optax.masked(fomoh_jax.fomoh_kd(2, 1.0), {"a": True, "b": False})
-    with pytest.raises(TypeError, match=r"params\['b'\] is masked out.*optax\.masked"):
+    with pytest.raises(
+        TypeError, match=r"params\['b'\] is masked out.*directions\.masked"
+    ):
         tx.init({"a": PARAMS, "b": PARAMS})
 
 
