@@ -36,7 +36,8 @@ def sum_slices(function: Callable, xs: Any) -> Any:
     def add(total, x):
         return jax.tree.map(jnp.add, total, function(x)), None
 
-    shapes = jax.eval_shape(function, jax.tree.map(lambda x: x[0], xs))
+    first = lambda xs: function(jax.tree.map(lambda x: x[0], xs))
+    shapes = jax.eval_shape(first, xs)
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
     # Inside a jax.shard_map.
     return lax.scan(add, varying_alike(zeros, varies_along(shapes)), xs)[0]

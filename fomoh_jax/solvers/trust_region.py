@@ -156,9 +156,12 @@ def _step_within(
     lowest = eigenvalues[0]
     flat = rounding(jnp.abs(eigenvalues))[0]
 
+    # What is four radii long is outside, and as good as what is infinitely long.
+    least = jnp.minimum(jnp.abs(slope) / (4 * radius), jnp.finfo(slope.dtype).max)
+
     def at(multiplier):
-        bent = eigenvalues + multiplier
-        return jnp.where(slope == 0, 0, slope / jnp.maximum(bent, tiny))
+        bent = jnp.maximum(eigenvalues + multiplier, jnp.maximum(least, tiny))
+        return slope / bent
 
     def length(multiplier):
         # Scaled, so that the squares of a huge step do not overflow.
