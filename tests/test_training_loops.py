@@ -4,6 +4,7 @@ import functools
 import inspect
 import pickle
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -403,7 +404,6 @@ def through_flax(state, like, path):
 
 
 def through_equinox(state, like, path):
-    eqx = pytest.importorskip("equinox")
     eqx.tree_serialise_leaves(path / "state.eqx", state)
     return eqx.tree_deserialise_leaves(path / "state.eqx", like)
 
