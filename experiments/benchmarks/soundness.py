@@ -3,13 +3,16 @@
     python -m experiments.benchmarks.soundness
 
 A flag holds for a process, so that each remedy has one. They take turns, one call each,
-and times are compared within a round.
+and times are compared within a round. Where a remedy leaves the compiled program as it
+is, nothing is timed.
 """
 
 import contextlib
 import dataclasses
 import functools
+import hashlib
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -36,6 +39,7 @@ REMEDIES = {
     BARRIER: "",
 }
 WORKER = "--worker"
+SAME = "same"
 
 
 @dataclasses.dataclass
@@ -51,12 +55,12 @@ class Config:
 def main(config: Config) -> None:
     chosen = [name for name in rows() if config.rows in name]
     jaxlib = f"jaxlib {_xla.VERSION}"
-    print(
-        f"{environment.describe()['cpu']}; {jaxlib}, float32; medians of "
-        f"{config.rounds} paired ratios of time to that without a remedy, and their "
-        "quartiles."
-    )
+    machine = environment.describe()
     lines = [
+        f"{machine['cpu']}, {machine['cores']} cores; {jaxlib}, float32. Time over "
+        f"that without a remedy: the median of {config.rounds} paired ratios, their "
+        f'quartiles; the ratio of the fastest. "{SAME}": the same program is compiled.',
+        "",
         f"| program | {NOTHING}, ms | {' | '.join(list(REMEDIES)[1:])} |",
         f"| --- {'| ---: ' * len(REMEDIES)}|",
     ]
@@ -67,34 +71,39 @@ def main(config: Config) -> None:
             lines.append(line(name, seconds(name, workers, config.rounds)))
             print(lines[-1], flush=True)
     path = config.out / f"soundness-{environment.slug(jaxlib)}.md"
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n".join(lines) + "\n")
 
 
 def line(name: str, taken: dict[str, np.ndarray]) -> str:
     cells = [f"{1e3 * np.median(taken[NOTHING]):.3g}"]
     for remedy in list(REMEDIES)[1:]:
+        if remedy not in taken:
+            cells.append(SAME)
+            continue
         quartiles = np.percentile(taken[remedy] / taken[NOTHING], (50, 25, 75))
-        cells.append("{:.2f} ({:.2f}–{:.2f})".format(*quartiles))
+        fastest = np.min(taken[remedy]) / np.min(taken[NOTHING])
+        cells.append("{:.2f} ({:.2f}–{:.2f}); {:.2f}".format(*quartiles, fastest))
     return f"| {name} | {' | '.join(cells)} |"
 
 
 def seconds(
-    row: str, workers: dict[str, Callable[[str], float]], rounds: int
+    row: str, workers: dict[str, Callable[[str], str]], rounds: int
 ) -> dict[str, np.ndarray]:
-    """Of one call under each remedy, ``[rounds]``, in an order that rotates."""
-    names = list(workers)
+    """Of one call under each remedy that makes a difference, ``[rounds]``."""
+    programs = {name: ask(row) for name, ask in workers.items()}
+    unlike = lambda name: programs[name] != programs[NOTHING]
+    names = [name for name in workers if name == NOTHING or unlike(name)]
     taken: dict[str, list[float]] = {name: [] for name in names}
-    for name in names:
-        workers[name](row)  # compiles
     for i in range(rounds):
         for name in np.roll(names, i):
-            taken[name].append(workers[name](row))
+            taken[name].append(float(workers[name](row)))
     return {name: np.array(times) for name, times in taken.items()}
 
 
 @contextlib.contextmanager
-def worker(remedy: str) -> Iterator[Callable[[str], float]]:
-    """A process with a remedy, as a function from a row to the seconds of a call."""
+def worker(remedy: str) -> Iterator[Callable[[str], str]]:
+    """A process with a remedy, as a function from a row to its answer."""
     process = subprocess.Popen(
         [sys.executable, "-m", __spec__.name, WORKER, remedy],
         env=os.environ | {"XLA_FLAGS": REMEDIES[remedy], _xla.OPT_OUT: "0"},
@@ -105,9 +114,9 @@ def worker(remedy: str) -> Iterator[Callable[[str], float]]:
     assert process.stdin and process.stdout
     requests, answers = process.stdin, process.stdout
 
-    def ask(row: str) -> float:
+    def ask(row: str) -> str:
         print(row, file=requests, flush=True)
-        return float(answers.readline())
+        return answers.readline()
 
     with process:
         yield ask
@@ -115,20 +124,26 @@ def worker(remedy: str) -> Iterator[Callable[[str], float]]:
 
 
 def serve(remedy: str) -> None:
-    """Answers each name of a row by the seconds of a call of it."""
+    """Answers the name of a row by its program, and by the seconds of a call later."""
     if remedy == BARRIER:
         fomoh_jax.register_rule(lax.reduce_sum_p)(sum_behind_barrier)
     jax.config.update("jax_enable_compilation_cache", False)
-
-    @functools.lru_cache(1)  # only one row's arrays are alive
-    def compiled(row):
+    current, timed = "", ()
+    for line in sys.stdin:
+        row = line.strip()
+        if row == current:
+            print(sample(*timed), flush=True)
+            continue
         function, args = rows()[row]()
-        executable = jax.jit(function).lower(*args).compile()
-        call = functools.partial(executable, *args)
-        return call, calls_per_sample(call)
+        compiled = jax.jit(function).lower(*args).compile()
+        call = functools.partial(compiled, *args)
+        current, timed = row, (call, calls_per_sample(call))
+        print(fingerprint(compiled.as_text()), flush=True)
 
-    for row in sys.stdin:
-        print(sample(*compiled(row.strip())), flush=True)
+
+def fingerprint(program: str) -> str:
+    """Of what is computed, whatever the lines that it comes from."""
+    return hashlib.sha256(re.sub(r", metadata={.*?}", "", program).encode()).hexdigest()
 
 
 class _BehindBarrier(Operation):
