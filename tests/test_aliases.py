@@ -29,9 +29,8 @@ def loss(params, target):
     return jnp.sum((params["a"] - target) ** 2) + jnp.cosh(params["b"])
 
 
-def run(tx, steps=60, params=PARAMS, state=None, use_grads=True):
-    """Losses of a run, and where it ended."""
-
+@functools.cache
+def step_of(tx, use_grads):
     @jax.jit
     def step(params, state):
         value, grads = jax.value_and_grad(loss)(params, TARGET)
@@ -40,6 +39,12 @@ def run(tx, steps=60, params=PARAMS, state=None, use_grads=True):
         )
         return optax.apply_updates(params, updates), state, value
 
+    return step
+
+
+def run(tx, steps=60, params=PARAMS, state=None, use_grads=True):
+    """Losses of a run, and where it ended."""
+    step = step_of(tx, use_grads)
     state = tx.init(params) if state is None else state
     values = []
     for _ in range(steps):

@@ -16,6 +16,9 @@ from experiments import data, digits, output
 from experiments.checkpoints import load_params
 from experiments.data import Dataset
 
+# Other processes are compared with this one, bit for bit.
+pytestmark = pytest.mark.optimised
+
 ROOT = Path(__file__).parents[2]
 # 4 steps an epoch, 6 epochs, of two seeds; a checkpoint after each.
 OPTIONS = {
