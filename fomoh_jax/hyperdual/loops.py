@@ -52,7 +52,7 @@ def while_loop(unfinished: Callable, iterate: Callable, state: Any) -> Any:
         goes_on = unfinished(state)
         if isinstance(goes_on, Tracer):  # under vmap, each member goes on by itself
             break
-        if not goes_on:
+        if not jax.device_get(goes_on):
             return state
         state = iterate(state)
     if in_shard_map():
