@@ -1,6 +1,6 @@
 """What differs between the versions of JAX that the library supports."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 BROKEN_VERSIONS = ("0.10.2",)
@@ -25,6 +25,23 @@ def require_sound_jax(version: str) -> None:
 def open_jaxpr(jaxpr: Any) -> tuple[Any, Sequence[Any]]:
     """A jaxpr with its constants, whether it came closed (jax 0.10) or whole (0.12)."""
     return getattr(jaxpr, "jaxpr", jaxpr), getattr(jaxpr, "consts", ())
+
+
+def programs_in(params: dict[str, Any]) -> Iterator[Any]:
+    """The jaxprs among the parameters of an equation."""
+    for value in params.values():
+        for x in value if isinstance(value, (tuple, list)) else (value,):
+            if hasattr(open_jaxpr(x)[0], "eqns"):
+                yield x
+
+
+def primitives_of(jaxpr: Any) -> set[str]:
+    """The names of the primitives of a jaxpr, and of those in it."""
+    names: set[str] = set()
+    for eqn in open_jaxpr(jaxpr)[0].eqns:
+        names.add(eqn.primitive.name)
+        names.update(*map(primitives_of, programs_in(eqn.params)))
+    return names
 
 
 def called_jaxpr(params: dict[str, Any]) -> Any:

@@ -103,8 +103,9 @@ def scale_by_forward_gradient(
       directions: where to look, such as ``directions.gaussian(1)``.
       key: PRNG key, typed or legacy, or seed of the directions. The state holds a key
         of the same kind (of a seed, a typed one). Without one it is that of seed 0, but
-        links of a chain, and all optimisers that are made before any of them is
-        initialised, have directions of their own.
+        the links of a chain, and all optimisers that are made before any of them is
+        initialised, have directions of their own. (Under ``optax.inject_hyperparams``,
+        which makes and initialises them one by one, give each link a key.)
       has_aux: whether ``value_fn`` returns ``(value, aux)``. The aux of the evaluated
         point is then in the state.
       aux_struct: with ``has_aux``, the structure, shapes and dtypes of the aux (arrays
@@ -194,8 +195,9 @@ def scale_by_hyperplane(
         solved in float32, or in the parameters' precision if that is higher.
       key: PRNG key, typed or legacy, or seed of the directions. The state holds a key
         of the same kind (of a seed, a typed one). Without one it is that of seed 0, but
-        links of a chain, and all optimisers that are made before any of them is
-        initialised, have directions of their own.
+        the links of a chain, and all optimisers that are made before any of them is
+        initialised, have directions of their own. (Under ``optax.inject_hyperparams``,
+        which makes and initialises them one by one, give each link a key.)
       curvature: ``"hessian"``, or ``"gauss_newton"`` for a loss in two parts:
         ``update`` then takes ``outputs_fn`` as well, and the loss is
         ``value_fn(outputs_fn(params))``. See :func:`fomoh_jax.quadratic_model`.
@@ -382,6 +384,13 @@ def _as_key(key: chex.PRNGKey | int) -> chex.PRNGKey:
     """
     if isinstance(key, (jax.Array, np.ndarray)) and jnp.ndim(key) == 1:
         check_key(key)  # a legacy key
+        expected = jax.random.key_data(jax.random.key(0)).shape
+        if key.shape != expected:
+            raise TypeError(
+                "a legacy key of the default generator has shape "
+                f"{list(expected)}; got {list(key.shape)}. For another generator write "
+                "jax.random.key(seed, impl=...)."
+            )
         return jax.random.clone(jnp.asarray(key))
     if isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         check_key(key)

@@ -85,6 +85,23 @@ def test_a_loss_without_curvature_is_minimised(name):
     assert np.all(last - MINIMA < 0.05 * first)
 
 
+def test_a_loss_of_zero_is_left_and_a_slope_without_end_keeps_the_state_finite():
+    tx = OPTIMISERS["fomoh_kd(2)"]
+    loss = lambda w: jnp.sum(w - jnp.arange(3.0)) + 3  # zero at the start
+
+    def step(carry, _):
+        w, state = carry
+        updates, state = tx.update(None, state, w, value_fn=loss)
+        return (optax.apply_updates(w, updates), state), None
+
+    start = jnp.zeros(D, "float32")
+    run = lambda w: jax.lax.scan(step, (w, tx.init(w)), length=200)[0]
+    w, state = jax.jit(run)(start)
+    assert loss(start) == 0 and loss(w) < -1e6
+    numbers = [x for x in jax.tree.leaves(state) if jnp.issubdtype(x.dtype, "float")]
+    assert all(bool(jnp.all(jnp.isfinite(x))) for x in numbers)
+
+
 def test_a_step_that_does_not_move_is_not_counted():
     loss = lambda w: 0 * jnp.sum(w)
     tx = OPTIMISERS["fomoh(0.3)"]

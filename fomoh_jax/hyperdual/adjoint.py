@@ -28,6 +28,7 @@ from jax import lax
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 from jax.tree_util import register_dataclass
 
+from fomoh_jax.compat import primitives_of
 from fomoh_jax.hyperdual.forms import Bilinear, Form, Pairs
 from fomoh_jax.hyperdual.interpreter import interpret
 from fomoh_jax.hyperdual.number import (
@@ -59,11 +60,13 @@ class Adjoint(Form):
         entries with ``i <= j`` belong to the curvature.
       halves: ``[k, k]`` alike; the sum of its cotangent and the transpose belongs to
         the curvature.
+      selects: whether the program takes some elements and not others.
     """
 
     k: int = dataclasses.field(metadata={"static": True})
     ordered: jax.Array
     halves: jax.Array
+    selects: bool = dataclasses.field(metadata={"static": True})
 
     is_reversed = True
 
@@ -71,22 +74,28 @@ class Adjoint(Form):
     def q(self) -> int:
         return 1
 
-    # In a branch that is not taken, as vmap of lax.cond has it, a derivative may be
-    # infinite where tangents and cotangents are zero. Their product is zero, or a sum
-    # over all that the output depends on would not be finite, and the forward pass is.
-
-    def scale_tangents(self, coefficient: Any, channel: Channel) -> Channel:
-        if isinstance(channel, Zero):
-            return ZERO
-        coefficient = _beside(coefficient, channel)
-        array = _zero_wins(coefficient, channel.array)
-        return Stack(array, channel.axis, channel.present)
+    # In a branch that is not taken, as vmap of lax.cond has it, derivatives may be
+    # infinite, and tangents NaN. The cotangent there is zero, and zero wins: a sum over
+    # all that the output depends on would not be finite, and the forward pass is.
 
     def scale_seconds(self, coefficient: Any, channel: Channel) -> Channel:
-        if isinstance(channel, Zero):
-            return ZERO
-        array = _zero_wins_reversed(_beside(coefficient, channel), channel.array)
+        if not self.selects or isinstance(channel, Zero):
+            return scale(coefficient, channel)
+        if jnp.ndim(coefficient):
+            coefficient = jnp.expand_dims(coefficient, channel.axis)
+        array = _times_unless_zero(coefficient, channel.array)
         return Stack(array, channel.axis, channel.present)
+
+    def _reached(self, cotangent: jax.Array, stacked: jax.Array) -> jax.Array:
+        """Arrays ``[n, *s]``, zero where the cotangent ``[*s]`` is."""
+        if not self.selects:
+            return stacked
+        return jnp.where(cotangent[None] == 0, 0, stacked)
+
+    def _met(self, cotangent: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
+        """``⟨cotangent, a_i b_j⟩``."""
+        a, b = self._reached(cotangent, a), self._reached(cotangent, b)
+        return _gram(cotangent[None] * a, b)
 
     def cross(self, a: Channel, b: Channel) -> Channel:
         if isinstance(a, Zero) or isinstance(b, Zero):
@@ -96,7 +105,7 @@ class Adjoint(Form):
         a, b = a.moved(0), b.moved(0)
 
         def contract(cotangent: jax.Array) -> jax.Array:
-            return self._spread(a, b, _gram(cotangent[None] * a.array, b.array))
+            return self._spread(a, b, self._met(cotangent, a.array, b.array))
 
         return self._source(self.halves, a.array[0] * b.array[0], contract)
 
@@ -104,7 +113,7 @@ class Adjoint(Form):
         a, b = a.moved(0), b.moved(0)
 
         def contract(cotangent: jax.Array) -> jax.Array:
-            return self._spread(a, b, _gram(cotangent[None] * a.array, b.array))
+            return self._spread(a, b, self._met(cotangent, a.array, b.array))
 
         return self._source(self.ordered, a.array[0] * b.array[0], contract)
 
@@ -135,7 +144,8 @@ class Adjoint(Form):
             array = dense.padded(None, pairs.q).moved(0).array
 
             def contract(cotangent: jax.Array) -> jax.Array:
-                along = _gram(array, cotangent[None])[:, 0]
+                reached = self._reached(cotangent, array)
+                along = _gram(reached, cotangent[None])[:, 0]
                 return jnp.zeros((self.k, self.k), along.dtype).at[i, j].set(along)
 
             return self._source(self.ordered, array[0], contract)
@@ -180,27 +190,18 @@ class Adjoint(Form):
         return jnp.zeros((self.k, self.k), block.dtype).at[places].set(block)
 
 
-def _beside(coefficient: Any, channel: Stack) -> Any:
-    """A coefficient of the shape of an element, beside the stacking axis."""
-    if jnp.ndim(coefficient):
-        return jnp.expand_dims(coefficient, channel.axis)
-    return coefficient
-
-
-def _zero_wins(coefficient: Any, x: jax.Array) -> jax.Array:
-    """``coefficient * x``, zero where ``x`` is, be the coefficient infinite."""
-    return jnp.where(jnp.isfinite(coefficient) | (x != 0), coefficient * x, 0)
-
-
 @jax.custom_vjp
-def _zero_wins_reversed(coefficient: Any, x: jax.Array) -> jax.Array:
-    """``coefficient * x``, whose transpose does that to cotangents."""
+def _times_unless_zero(coefficient: Any, x: jax.Array) -> jax.Array:
+    """``coefficient * x``; a cotangent that is zero stays so, whatever it meets."""
     return coefficient * x
 
 
-_zero_wins_reversed.defvjp(
+_times_unless_zero.defvjp(
     lambda coefficient, x: (coefficient * x, coefficient),
-    lambda coefficient, cotangent: (None, _zero_wins(coefficient, cotangent)),
+    lambda coefficient, cotangent: (
+        None,
+        jnp.where(cotangent == 0, 0, coefficient * cotangent),
+    ),
 )
 
 
@@ -237,6 +238,7 @@ def curvatures(
       wanted, symmetric to the last bit, of ``float0`` where the output is of integers.
     """
 
+    selects = "select_n" in primitives_of(jaxpr)
     args = settled(args)  # the sweep back keeps the tangents
     dtypes = [x.primal.dtype for x in args if isinstance(x.tangents, Stack)]
     table = jnp.zeros((k, k), _wide(*dtypes))
@@ -245,7 +247,8 @@ def curvatures(
         numbers, own = varying_alike(args, axes), varying_alike(table, axes)
 
         def seconds(ordered, halves):
-            outs = interpret(jaxpr, Adjoint(k, ordered, halves), numbers)
+            form = Adjoint(k, ordered, halves, selects)
+            outs = interpret(jaxpr, form, numbers)
             flat = [HyperDual(out.primal, out.tangents) for out in outs]
             values = [
                 seconds.moved(0).array[0] if isinstance(seconds, Stack) else None

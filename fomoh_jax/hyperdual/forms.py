@@ -97,10 +97,6 @@ class Form(abc.ABC):
     @abc.abstractmethod
     def q(self) -> int: ...
 
-    def scale_tangents(self, coefficient: Any, channel: Channel) -> Channel:
-        """``coefficient * x``, elementwise, of first-order coefficients."""
-        return scale(coefficient, channel)
-
     def scale_seconds(self, coefficient: Any, channel: Channel) -> Channel:
         """``coefficient * x``, elementwise, of second-order coefficients."""
         return scale(coefficient, channel)

@@ -5,14 +5,14 @@ equations take operands that vary along the same. Directions may vary where what
 are directions of does not, and the other way round.
 """
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import jax
 from jax import lax
 from jax.ref import AbstractRef
 
-from fomoh_jax.compat import manual_axes, open_jaxpr
+from fomoh_jax.compat import manual_axes, open_jaxpr, programs_in
 
 # They name an axis, and exchange nothing over it.
 _STAY_ON_THE_DEVICE = {"axis_index", "pbroadcast", "pcast", "preduced", "pvary"}
@@ -60,7 +60,7 @@ def exchanged_over(jaxpr: Any) -> frozenset[str]:
             for names in named:
                 names = names if isinstance(names, (tuple, list)) else (names,)
                 axes.update(name for name in names if isinstance(name, str))
-        inside = frozenset().union(*map(exchanged_over, _programs_in(eqn.params)))
+        inside = frozenset().union(*map(exchanged_over, programs_in(eqn.params)))
         if eqn.primitive.name == "shard_map":
             inside -= frozenset(manual_axes(eqn.params))
         axes |= inside
@@ -90,13 +90,6 @@ def check_sweep_back(
                 f"{'and a result that does' if tracked else 'elsewhere'}. Return its "
                 f"lax.pmean over {axis!r}, or take the forward passes."
             )
-
-
-def _programs_in(params: dict[str, Any]) -> Iterator[Any]:
-    for value in params.values():
-        for x in value if isinstance(value, (tuple, list)) else (value,):
-            if hasattr(open_jaxpr(x)[0], "eqns"):
-                yield x
 
 
 def _axes(abstract: Any) -> frozenset[str]:

@@ -1,8 +1,8 @@
 """How far to go where the model has slopes and no curvature.
 
-The loss of a median, a quantile or a support vector machine is piecewise linear. Its
-model has no minimum, and the curvature does not say how far to go. What does is whether
-the steps made so far have lowered the loss as their slopes said.
+The loss of a median or quantile regression, or a hinge, is piecewise linear. Its model
+has no minimum, and the curvature does not say how far to go. What does is whether the
+steps made so far have lowered the loss as their slopes said.
 """
 
 from typing import NamedTuple
@@ -13,8 +13,9 @@ import jax.numpy as jnp
 from fomoh_jax.hyperdual import QuadraticModel
 from fomoh_jax.solvers.protocol import predicted_reduction
 
-# The first step is to win this part of the loss, if the slope holds.
-_FIRST = 0.05
+# The first step is to win this part of the loss, if the slope holds; where the loss is
+# zero, it is this long.
+_FIRST, _FIRST_LENGTH = 0.05, 1e-3
 # After n predictions in a row that came true, or did not, the reach grows or shrinks by
 # 1 + n times this. As many of either leave it as it is, so that noise does.
 _RATE = 0.1
@@ -74,7 +75,8 @@ def flat_step(
     size = jnp.linalg.norm(slope)
     sound = jnp.where(size > 0, size, 1)
     reach = _judged(reach, value)
-    first = jnp.where(size > 0, _FIRST * jnp.abs(value) / sound, 0)
+    first = jnp.where(value == 0, _FIRST_LENGTH, _FIRST * jnp.abs(value) / sound)
+    first = jnp.where(size > 0, first, 0)
     length = jnp.where(reach.length > 0, reach.length, first)
     hidden = 10 * jnp.finfo(value.dtype).eps * jnp.abs(value)
     scale = jnp.where(length * size > hidden, length / sound, 0)
@@ -103,5 +105,7 @@ def _judged(reach: ReachState, value: jax.Array) -> ReachState:
     run = jnp.where(true, jnp.maximum(reach.run, 0) + 1, jnp.minimum(reach.run, 0) - 1)
     factor = 1 + _RATE * jnp.abs(run).astype(value.dtype)
     length = reach.length * jnp.where(true, factor, 1 / factor)
+    # Down a slope without end, its square stays within the range of the numbers.
+    length = jnp.minimum(length, 1e-3 * jnp.finfo(value.dtype).max ** 0.5)
     after = reach._replace(length=length, run=run, best=best, recent=recent)
     return jax.tree.map(lambda new, old: jnp.where(made, new, old), after, reach)

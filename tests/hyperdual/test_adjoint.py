@@ -282,6 +282,20 @@ def test_what_is_not_taken_makes_nothing_infinite(name):
     assert_close(actual, jax.jit(jax.jacfwd(jax.jacfwd(fun)))(x))
 
 
+@pytest.mark.parametrize(
+    "fun",
+    [
+        lambda x: jnp.linalg.norm(x) ** 2,
+        lambda x: jnp.exp(-(jnp.linalg.norm(x) ** 2)),
+        lambda x: jnp.sum(jnp.where(x < 1, jnp.sqrt(x * x) ** 2, x)),
+    ],
+)
+def test_what_the_forward_pass_does_not_know_is_not_made_up(fun):
+    hessian = fomoh_jax.hessian(fun, adjoint=True)(jnp.zeros(2))
+    assert np.all(np.isnan(np.diagonal(fomoh_jax.hessian(fun)(jnp.zeros(2)))))
+    assert np.all(np.isnan(np.diagonal(hessian)))
+
+
 def test_what_is_infinite_stays_so():
     fun = lambda x: jnp.sqrt(x[0]) + x[1] ** 2
     hessian = fomoh_jax.hessian(fun, adjoint=True)(jnp.array([0.0, 1.0]))

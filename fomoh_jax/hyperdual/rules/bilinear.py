@@ -18,6 +18,7 @@ from fomoh_jax.hyperdual.number import (
     add,
     apply_linear,
     moved,
+    scale,
     spread,
 )
 from fomoh_jax.hyperdual.registry import Operation, rule
@@ -34,8 +35,8 @@ def _mul(form: Form, op: Operation, args: Sequence[HyperDual]):
         HyperDual(
             primal,
             add(
-                form.scale_tangents(b.primal, a.tangents),
-                form.scale_tangents(a.primal, b.tangents),
+                scale(b.primal, a.tangents),
+                scale(a.primal, b.tangents),
             ),
             add(
                 form.scale_seconds(b.primal, a.seconds),

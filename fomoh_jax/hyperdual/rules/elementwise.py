@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from fomoh_jax.hyperdual.forms import Form
-from fomoh_jax.hyperdual.number import Channel, HyperDual, Stack, add, spread
+from fomoh_jax.hyperdual.number import Channel, HyperDual, Stack, add, scale, spread
 from fomoh_jax.hyperdual.registry import Operation, rule
 from fomoh_jax.hyperdual.rules.generic import differentiable_part, generic
 
@@ -69,7 +69,7 @@ def elementwise(
             (value, first), (_, bends[i, i]) = twice(*primals)
         else:
             value, first = slope(*primals)
-        tangents.append(form.scale_tangents(first, arg.tangents))
+        tangents.append(scale(first, arg.tangents))
         seconds.append(form.scale_seconds(first, arg.seconds))
     for i, j in combinations(range(len(active)), 2):
         if curved and moving[i] and moving[j]:
@@ -100,7 +100,7 @@ def _bent(
         for (i, j), bend in met.items():
             half = 0.5 if i == j else 1
             along = tangents[j if i == a else i]
-            others.append(form.scale_tangents(half * bend, along))
+            others.append(scale(half * bend, along))
         bent.append(form.cross(tangents[a], add(*others)))
     return bent
 
