@@ -77,7 +77,7 @@ for name in arrays.files:
         params["params"][path[0]][last] = arrays[name]
     else:
         data.append(arrays[name])
-state = fomoh_jax.fomoh_kd(3).init(params)
+state = fomoh_jax.fomoh_kd(3, key=0).init(params)
 for _ in range(2):
     params, state = exported.call(params, state, *data)
 leaves = jax.tree.leaves((params, optax.tree.get(state, "model")))
@@ -87,7 +87,7 @@ np.savez(results, *map(np.asarray, leaves))
 
 def test_a_fresh_process_without_the_model_makes_the_same_steps(tmp_path):
     loss, params, data = WORKLOADS["mlp"]()
-    tx = fomoh_jax.fomoh_kd(K)
+    tx = fomoh_jax.fomoh_kd(K, key=0)
     step, state = step_of(loss, tx), tx.init(params)
     export.register_namedtuple_serialization(
         optax.EmptyState, serialized_name="optax.EmptyState"

@@ -138,6 +138,11 @@ def test_steps_follow_what_those_before_them_have_won(won, longer):
     assert len(set(lengths)) == len(lengths)
 
 
+def test_what_is_left_of_a_slope_by_rounding_is_not_followed():
+    step, _ = solve(solvers.saddle_free(), [3.0, 1e-12], np.diag([1.5, 0.0]))
+    np.testing.assert_array_equal(step, [2.0, 0.0])
+
+
 def test_where_there_is_curvature_the_reach_learns_nothing():
     solver = solvers.saddle_free()
     _, state = solve(solver, [1.0, 2.0], np.diag([1.0, 2.0]))

@@ -59,20 +59,25 @@ def no_reach() -> ReachState:
 
 
 def flat_step(
-    reach: ReachState, value: jax.Array, slope: jax.Array
+    reach: ReachState, value: jax.Array, slope: jax.Array, flat: jax.Array
 ) -> tuple[jax.Array, ReachState]:
-    """The step ``[k]`` along a slope ``[k]``, and what the loss has told of the last.
+    """The step ``[k]`` where the model is flat, and what the loss has told of the last.
 
     Args:
       reach: the state that :func:`started` has left.
       value: the loss where the step starts.
-      slope: in an orthonormal basis; zero along what has curvature.
+      slope: ``[k]``, in an orthonormal basis.
+      flat: ``[k]``, along which of them there is no curvature.
 
     Returns:
       A step as long as the reach, or none if it would win no more than rounding; and
       the state.
     """
+    whole, slope = jnp.linalg.norm(slope), jnp.where(flat, slope, 0)
     size = jnp.linalg.norm(slope)
+    # Where fewer equations than directions make the model flat, what is left of a slope
+    # is rounding.
+    size = jnp.where(size > jnp.finfo(value.dtype).eps ** 0.5 * whole, size, 0)
     sound = jnp.where(size > 0, size, 1)
     reach = _judged(reach, value)
     first = jnp.where(value == 0, _FIRST_LENGTH, _FIRST * jnp.abs(value) / sound)

@@ -44,7 +44,7 @@ def saddle_free() -> Solver:
         size, slope = jnp.abs(eigenvalues), basis.T @ model.slope
         flat = size <= rounding(size)
         curved = jnp.where(flat, 0, slope / jnp.where(flat, 1, size))
-        along, state = flat_step(state, model.value, jnp.where(flat, slope, 0))
+        along, state = flat_step(state, model.value, slope, flat)
         coefficients = basis @ (curved + along)
         return coefficients, started(state, model, coefficients, along)
 

@@ -191,8 +191,8 @@ def self_tuning(initial: float = 0.05, growth: float = 0.1) -> Solver:
         )
         step_size = jnp.maximum(step_size, smallest)
 
-        slope, curved, basis = _shortened(model, gram, step_size)
-        along, reach = flat_step(state.reach, model.value, slope)
+        slope, flat, curved, basis = _shortened(model, gram, step_size)
+        along, reach = flat_step(state.reach, model.value, slope, flat)
         step = curved + along
         coefficients, length = basis @ step, jnp.linalg.norm(step)
         longest = _LONGEST * jnp.sqrt(state.mean_square)
@@ -242,8 +242,8 @@ def _target(gain: jax.Array, step_size: jax.Array) -> jax.Array:
 
 def _shortened(
     model: QuadraticModel, gram: jax.Array, step_size: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The slope where there is no curvature, the step where there is, and their basis.
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """The slope, where it meets no curvature, the step where it does, and their basis.
 
     That step is the damped and shortened one.
     """
@@ -257,4 +257,4 @@ def _shortened(
     flat = (size <= rounding(size)) & (bent <= rounding(size)) | (bent == 0)
     slope = basis.T @ model.slope
     curved = jnp.where(flat, 0, half * slope / jnp.where(flat, 1, bent))
-    return jnp.where(flat, slope, 0), curved, basis
+    return slope, flat, curved, basis

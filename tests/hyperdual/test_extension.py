@@ -15,7 +15,7 @@ from tests.reference import assert_agrees_with_nested_jvp, assert_close, normal
 
 @pytest.fixture(autouse=True)
 def _same_rules_afterwards(monkeypatch):
-    monkeypatch.setattr(registry, "_RULES", dict(registry._RULES))
+    monkeypatch.setattr(registry, "_OF_USERS", dict(registry._OF_USERS))
 
 
 def primitive(name, function):
