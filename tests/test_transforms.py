@@ -166,7 +166,7 @@ def test_layerwise_reduces_a_loss_in_a_scan(base, chunk_size):
     source = directions.layerwise(base)
     tx = optax.chain(
         fomoh_jax.scale_by_hyperplane(
-            source, solvers.damped(0.1), chunk_size=chunk_size
+            source, solvers.saddle_free(), chunk_size=chunk_size
         ),
         optax.scale_by_learning_rate(0.2),
     )
