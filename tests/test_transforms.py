@@ -80,9 +80,17 @@ def test_chunks_give_the_same_step(chunk_size):
 
 
 def network(layers=3, width=5):
-    """A tanh network with layers in pairs, and a batch to fit."""
+    """A tanh network with layers in pairs, and a batch to fit.
+
+    Of these very numbers: whether sixty steps without damping reduce a loss depends on
+    where they start.
+    """
+
+    def drawn(*shape, seed=0):
+        return jax.random.normal(jax.random.key(seed), shape)
+
     params = [
-        (normal(width, width, seed=seed) / width**0.5, 0.1 * normal(width, seed=seed))
+        (drawn(width, width, seed=seed) / width**0.5, 0.1 * drawn(width, seed=seed))
         for seed in range(layers)
     ]
 
@@ -91,7 +99,7 @@ def network(layers=3, width=5):
             x = jnp.tanh(x @ w + b)
         return jnp.mean((x - y) ** 2)
 
-    batch = {"x": normal(8, width, seed=7), "y": 0.5 * jnp.tanh(normal(8, width))}
+    batch = {"x": drawn(8, width, seed=7), "y": 0.5 * jnp.tanh(drawn(8, width))}
     return loss, params, batch
 
 
