@@ -190,7 +190,7 @@ def problem(batch: int) -> tuple[Callable, Any, dict[str, jax.Array]]:
 def optimiser(method: str, k: int) -> optax.GradientTransformationExtraArgs:
     """As the study has them."""
     if method == "FoMoH-KD":
-        source = directions.regenerated(directions.gaussian(k))
+        source = directions.deferred(directions.gaussian(k))
         step = fomoh_jax.scale_by_hyperplane(source, solvers.self_tuning())
         return optax.chain(step, optax.scale(-1.0))
     tx = {"SGD": optax.sgd, "Adam": optax.adam}[method](1e-3)

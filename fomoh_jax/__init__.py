@@ -17,9 +17,9 @@ from fomoh_jax import (  # noqa: E402
 )
 from fomoh_jax.aliases import fgd, fomoh, fomoh_bp, fomoh_kd  # noqa: E402
 from fomoh_jax.hyperdual import (  # noqa: E402
-    Active,
+    Deferred,
     QuadraticModel,
-    Regenerated,
+    Stack,
     directional_curvature,
     hessian,
     hessian_diagonal,
@@ -38,11 +38,11 @@ from fomoh_jax.transforms import (  # noqa: E402
 __version__ = "0.1.0"
 
 __all__ = [
-    "Active",
+    "Deferred",
     "QuadraticModel",
-    "Regenerated",
     "ScaleByForwardGradientState",
     "ScaleByHyperplaneState",
+    "Stack",
     "curvature",
     "directional_curvature",
     "directions",

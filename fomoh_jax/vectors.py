@@ -8,21 +8,21 @@ import numpy as np
 from jax import lax
 from jax.sharding import PartitionSpec
 
-from fomoh_jax.hyperdual.active import Active, as_active, is_compact
+from fomoh_jax.hyperdual.channels import as_stack, is_channel
 
 
 def gram(vectors: Any, dtype: Any = None, after: jax.Array | None = None) -> jax.Array:
     """``VᵀV``, accumulated in ``dtype``: by default that of the leaves, or float32.
 
-    Vectors that are regenerated are made leaf after leaf, once ``after`` is known.
+    Vectors that are deferred are made leaf after leaf, once ``after`` is known.
     """
     if dtype is None:
-        leaves = jax.tree.leaves(vectors, is_leaf=is_compact)
+        leaves = jax.tree.leaves(vectors, is_leaf=is_channel)
         with jax.numpy_dtype_promotion("standard"):
-            dtype = jnp.result_type(jnp.float32, *map(_dtype, leaves))
+            dtype = jnp.result_type(jnp.float32, *(leaf.dtype for leaf in leaves))
 
     def of_leaf(leaf, after):
-        v = as_active(leaf, after)
+        v = as_stack(leaf, after)
         every = tuple(range(1, v.array.ndim))
         block = lax.dot_general(
             v.array,
@@ -31,13 +31,13 @@ def gram(vectors: Any, dtype: Any = None, after: jax.Array | None = None) -> jax
             preferred_element_type=dtype,
             out_sharding=_everywhere(v.array),
         )
-        if len(v.present) == v.k:
+        if len(v.indices) == v.k:
             return block
-        places = np.ix_(v.present, v.present)
+        places = np.ix_(v.indices, v.indices)
         return jnp.zeros((v.k, v.k), dtype).at[places].set(block)
 
     blocks = []
-    for leaf in jax.tree.leaves(vectors, is_leaf=is_compact):
+    for leaf in jax.tree.leaves(vectors, is_leaf=is_channel):
         blocks.append(of_leaf(leaf, blocks[-1] if blocks else after))
     return jnp.sum(jnp.stack(blocks), axis=0)
 
@@ -45,18 +45,18 @@ def gram(vectors: Any, dtype: Any = None, after: jax.Array | None = None) -> jax
 def combination(coefficients: jax.Array, vectors: Any, dtype: Any) -> Any:
     """``Σ_i coefficients_i v_i`` in each leaf's dtype; zero if that is not finite.
 
-    Vectors that are regenerated are made leaf after leaf.
+    Vectors that are deferred are made leaf after leaf.
     """
 
     def of_leaf(leaf, after):
-        v = as_active(leaf, after)
+        v = as_stack(leaf, after)
         own = coefficients
-        if len(v.present) < v.k:
-            own = coefficients[np.array(v.present, int)]
+        if len(v.indices) < v.k:
+            own = coefficients[np.array(v.indices, int)]
         total = jnp.einsum("i,i...->...", own, v.array, preferred_element_type=dtype)
         return total.astype(v.array.dtype)
 
-    leaves, structure = jax.tree.flatten(vectors, is_leaf=is_compact)
+    leaves, structure = jax.tree.flatten(vectors, is_leaf=is_channel)
     step = []
     for leaf in leaves:
         step.append(of_leaf(leaf, step[-1] if step else coefficients))
@@ -68,13 +68,13 @@ def mixed(matrix: jax.Array, vectors: Any) -> Any:
     """``Σ_j matrix_ij v_j``, other vectors of the same span, in each leaf's dtype."""
 
     def of_leaf(leaf):
-        array = as_active(leaf).dense()
+        array = as_stack(leaf).dense()
         total = jnp.einsum(
             "ij,j...->i...", matrix, array, preferred_element_type=matrix.dtype
         )
         return total.astype(array.dtype)
 
-    return jax.tree.map(of_leaf, vectors, is_leaf=is_compact)
+    return jax.tree.map(of_leaf, vectors, is_leaf=is_channel)
 
 
 def sharded_like(leaf: Any, vectors: jax.Array) -> jax.Array:
@@ -92,7 +92,3 @@ def _everywhere(array: jax.Array) -> PartitionSpec | None:
     """The sharding of a sum over an array that is sharded explicitly."""
     explicit = any(axis is not None for axis in jax.typeof(array).sharding.spec)
     return PartitionSpec() if explicit else None
-
-
-def _dtype(leaf: Any) -> Any:
-    return (leaf.array if isinstance(leaf, Active) else leaf).dtype

@@ -7,8 +7,8 @@ import optax
 import pytest
 
 import fomoh_jax
-from fomoh_jax import Active, directions, solvers
-from fomoh_jax.hyperdual.active import is_compact
+from fomoh_jax import Stack, directions, solvers
+from fomoh_jax.hyperdual.channels import is_channel
 from tests.reference import normal
 
 PARAMS = {"w": jnp.zeros((2, 3), "bfloat16"), "b": jnp.zeros(3, "float32")}
@@ -21,11 +21,11 @@ LAYERS = {
 
 
 def present(tree):
-    return jax.tree.map(lambda v: v.present, tree, is_leaf=is_compact)
+    return jax.tree.map(lambda v: v.present, tree, is_leaf=is_channel)
 
 
 def dense(tree):
-    return jax.tree.map(lambda v: v.dense(), tree, is_leaf=is_compact)
+    return jax.tree.map(lambda v: v.dense(), tree, is_leaf=is_channel)
 
 
 @pytest.mark.parametrize("source", [directions.gaussian, directions.rademacher])
@@ -105,7 +105,7 @@ def test_layerwise_gives_each_layer_its_own_part_of_one_direction():
 def test_layerwise_by_leaf_gives_each_leaf_its_own():
     source = directions.layerwise(directions.rademacher(2), by="leaf")
     assert source.count(LAYERS) == 10
-    leaves = jax.tree.leaves(source.sample(KEY, LAYERS, None), is_leaf=is_compact)
+    leaves = jax.tree.leaves(source.sample(KEY, LAYERS, None), is_leaf=is_channel)
     assert [v.present for v in leaves] == [(2 * i, 2 * i + 1) for i in range(5)]
     assert all(v.k == 10 for v in leaves)
 
@@ -168,7 +168,7 @@ def test_directions_pass_through_jit():
     source = directions.gaussian(1) + directions.layerwise()
     eager = source.sample(KEY, LAYERS, None)
     jitted = jax.jit(lambda key: source.sample(key, LAYERS, None))(KEY)
-    assert isinstance(jitted["third"]["kernel"], Active)
+    assert isinstance(jitted["third"]["kernel"], Stack)
     jax.tree.map(np.testing.assert_allclose, jitted, eager)
 
 

@@ -46,7 +46,7 @@ SOURCES = {
     "rademacher": directions.rademacher(K),
     "sparse": directions.sparse(K, 0.5),
     "orthonormal": directions.orthonormal(K),
-    "regenerated": directions.regenerated(directions.gaussian(K)),
+    "deferred": directions.deferred(directions.gaussian(K)),
     "history": directions.gaussian(1) + directions.history(K - 1),
     "layerwise": directions.layerwise(directions.gaussian(1)),
 }
@@ -106,7 +106,7 @@ def test_a_sharded_batch_takes_one_exchange_of_value_slopes_and_curvatures(
 
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
 def test_regenerated_directions_of_sharded_parameters_are_never_sent(kind):
-    compiled, args = compiled_step(kd("regenerated"), kind, P("data"))
+    compiled, args = compiled_step(kd("deferred"), kind, P("data"))
     forward = jax.jit(loss).lower(args[0], **args[2]).compile()
     shapes = lambda program: sorted(
         shape for c in exchanged(program) for shape in c.shapes if np.prod(shape) > K**2
@@ -118,7 +118,7 @@ def test_regenerated_directions_of_sharded_parameters_are_never_sent(kind):
         assert leaf.sharding.spec[0] == "data"
 
 
-@pytest.mark.parametrize("name", sorted(SOURCES.keys() - {"regenerated"}))
+@pytest.mark.parametrize("name", sorted(SOURCES.keys() - {"deferred"}))
 def test_directions_are_born_sharded_like_their_leaves(name):
     source = SOURCES[name]
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Explicit,))

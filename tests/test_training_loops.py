@@ -71,8 +71,8 @@ OPTIMISERS = {
         directions.masked(directions.gaussian(2), {"w": True, "b": False}),
         solvers.saddle_free(),
     ),
-    "regenerated, trust_region": along(
-        directions.regenerated(directions.gaussian(2)), solvers.trust_region()
+    "deferred, trust_region": along(
+        directions.deferred(directions.gaussian(2)), solvers.trust_region()
     ),
     "sum of incoming and history, damped": along(
         directions.incoming() + directions.history(1), solvers.damped()
@@ -258,7 +258,7 @@ def test_the_step_of_an_ensemble_keeps_its_types(name):
     [
         "incoming, trust_region next",
         "history, self_tuning",
-        "regenerated, trust_region",
+        "deferred, trust_region",
     ],
 )
 def test_members_of_an_ensemble_have_directions_of_their_own(name):

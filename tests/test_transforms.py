@@ -10,7 +10,7 @@ import pytest
 
 import fomoh_jax
 from fomoh_jax import directions, solvers, vectors
-from fomoh_jax.hyperdual.active import is_compact
+from fomoh_jax.hyperdual.channels import is_channel
 from tests.programs import mlp, rosenbrock
 from tests.reference import assert_close, normal
 
@@ -109,7 +109,7 @@ def written_out(source):
     def sample(key, params, updates):
         tree = source.sample(key, params, updates)
         return jax.tree.map(
-            lambda v: v.dense() if is_compact(v) else v, tree, is_leaf=is_compact
+            lambda v: v.dense() if is_channel(v) else v, tree, is_leaf=is_channel
         )
 
     return directions.Directions(source.size, sample)

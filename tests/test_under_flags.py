@@ -168,18 +168,18 @@ OPERATORS = {
         lambda x: tuple(fj.directional_curvature(fun, (x,), (like(x, np.eye(3)),))),
         lambda at: (at.value, at.gradient, at.diagonal),
     ),
-    "Active": (
+    "Stack": (
         lambda x: (
             fj.quadratic_model(
-                fun, (x,), (fj.Active(like(x, np.eye(3)[:2]), (0, 2), 3),)
+                fun, (x,), (fj.Stack(like(x, np.eye(3)[:2]), 0, (0, 2), 3),)
             ).curvature
         ),
         lambda at: np.insert(np.insert(at.hessian[:2, :2], 1, 0, axis=0), 1, 0, axis=1),
     ),
-    "Regenerated": (
+    "Deferred": (
         lambda x: (
             fj.quadratic_model(
-                fun, (x,), (fj.Regenerated(key(), signs, (2, 3), x.dtype),)
+                fun, (x,), (fj.Deferred(key(), signs, (2, 3), x.dtype),)
             ).curvature
             - signs(key()) @ like(x, known().hessian) @ signs(key()).T
         ),

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from fomoh_jax.hyperdual.arguments import check_primals, read_vector
-from fomoh_jax.hyperdual.number import Stack
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,11 +77,11 @@ def along(
       ValueError: if a shape does not match, or nothing varies.
     """
     check_primals(fun, primals)
-    channels = read_vector(argument, primals, vector)
+    vectors = read_vector(argument, primals, vector)
     leaves, structure = jax.tree.flatten(tuple(primals))
-    varied = [x if isinstance(v, Stack) else None for x, v in zip(leaves, channels)]
+    varied = [None if v is None else x for x, v in zip(leaves, vectors)]
     coordinates = _checked(name, primals, varied, structure)
-    arrays = [channel.array for channel in channels if isinstance(channel, Stack)]
+    arrays = [v for v in vectors if v is not None]
     return coordinates, coordinates.vector(arrays)
 
 

@@ -1,16 +1,16 @@
 """Where the hyperplane points: sources of directions.
 
 A source makes a tree like the parameters whose leaves have a leading axis ``k``, or are
-an :class:`fomoh_jax.Active` where some of the ``k`` are known to be zero. Sources
+a :class:`fomoh_jax.Stack` where some of the ``k`` are known to be zero. Sources
 compose by ``+``: ``gaussian(7) + incoming()`` spans seven random directions and the
 update that the chain hands in.
 """
 
 from fomoh_jax.directions.random import (
+    deferred,
     gaussian,
     orthonormal,
     rademacher,
-    regenerated,
     sparse,
 )
 from fomoh_jax.directions.remembered import HistoryState, history
@@ -20,6 +20,7 @@ from fomoh_jax.directions.structured import incoming, layerwise, masked
 __all__ = [
     "Directions",
     "HistoryState",
+    "deferred",
     "gaussian",
     "history",
     "incoming",
@@ -27,6 +28,5 @@ __all__ = [
     "masked",
     "orthonormal",
     "rademacher",
-    "regenerated",
     "sparse",
 ]

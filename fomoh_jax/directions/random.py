@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from fomoh_jax.directions.source import Directions
-from fomoh_jax.hyperdual import Regenerated
+from fomoh_jax.hyperdual import Deferred
 from fomoh_jax.hyperdual.arguments import check_size
 from fomoh_jax.vectors import gram, mixed, sharded_like
 
@@ -158,7 +158,7 @@ def orthonormal(k: int) -> Directions:
     return Directions(k, sample)
 
 
-def regenerated(base: Directions) -> Directions:
+def deferred(base: Directions) -> Directions:
     """Random directions that are made again wherever they are needed.
 
     Stored, ``k`` directions take ``k`` times the memory of the parameters, and what the
@@ -167,7 +167,7 @@ def regenerated(base: Directions) -> Directions:
     Gram matrix and in the step, so that random numbers are made three times or more.
     They are the same as those of ``base``. What a loop or a branch takes is made whole
     before it, and ``adjoint=True`` keeps all of them. In a sum, as
-    ``regenerated(a) + b``, those of ``b`` are stored, and zeros of a layerwise ``b``
+    ``deferred(a) + b``, those of ``b`` are stored, and zeros of a layerwise ``b``
     are made as well.
 
     Args:
@@ -175,19 +175,19 @@ def regenerated(base: Directions) -> Directions:
         directions of a leaf depend on no other leaf.
 
     Returns:
-      A source of as many directions, of leaves :class:`fomoh_jax.Regenerated`.
+      A source of as many directions, of leaves :class:`fomoh_jax.Deferred`.
 
     Raises:
       TypeError: if ``base`` is no source of directions.
-      ValueError: if ``base`` makes no leaf alone. (So ``masked(regenerated(base), m)``
-        and ``regenerated(a) + b`` are fine, and the other way round is not.)
+      ValueError: if ``base`` makes no leaf alone. (So ``masked(deferred(base), m)``
+        and ``deferred(a) + b`` are fine, and the other way round is not.)
 
     Example:
       >>> import jax, jax.numpy as jnp
       >>> from fomoh_jax import directions
       >>> params, key = {"w": jnp.zeros((3, 2)), "b": jnp.zeros(2)}, jax.random.key(0)
       >>> base = directions.gaussian(4)
-      >>> v = directions.regenerated(base).sample(key, params, None)
+      >>> v = directions.deferred(base).sample(key, params, None)
       >>> print(v["w"].shape, len(jax.tree.leaves(v)))  # a key a leaf
       (4, 3, 2) 2
       >>> print(bool(jnp.all(v["w"].dense() == base.sample(key, params, None)["w"])))
@@ -198,9 +198,9 @@ def regenerated(base: Directions) -> Directions:
     maker = base.of_leaf
     if maker is None:
         raise ValueError(
-            "regenerated needs a source whose directions of a leaf depend on its key "
-            "alone: gaussian, rademacher or sparse. Write masked(regenerated(base), …) "
-            "or regenerated(a) + b instead of the other way round."
+            "deferred needs a source whose directions of a leaf depend on its key "
+            "alone: gaussian, rademacher or sparse. Write masked(deferred(base), …) "
+            "or deferred(a) + b instead of the other way round."
         )
 
     def sample(key, params, updates, state=()):
@@ -209,7 +209,7 @@ def regenerated(base: Directions) -> Directions:
         def of_leaf(key, leaf):
             shape, dtype = jnp.shape(leaf), jnp.result_type(leaf)
             make = maker(shape, dtype)
-            return Regenerated(key, make, (base.count(params), *shape), dtype)
+            return Deferred(key, make, (base.count(params), *shape), dtype)
 
         return jax.tree.map(of_leaf, optax.tree.split_key_like(key, params), params)
 

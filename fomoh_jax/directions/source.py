@@ -7,8 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fomoh_jax.hyperdual.active import Active, as_active, is_compact
-from fomoh_jax.hyperdual.regenerated import Regenerated
+from fomoh_jax.hyperdual.channels import Deferred, Stack, as_stack, is_channel
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,8 +18,8 @@ class Directions:
       size: how many directions it makes: an integer, or a function of ``params`` that
         returns one, where that depends on them.
       sample: ``sample(key, params, updates)``, a tree like ``params`` of leaves
-        ``[k, *leaf.shape]`` in the leaf's dtype, :class:`fomoh_jax.Active` or
-        :class:`fomoh_jax.Regenerated`.
+        ``[k, *leaf.shape]`` in the leaf's dtype, :class:`fomoh_jax.Stack` or
+        :class:`fomoh_jax.Deferred`.
         ``updates`` are those of the chain, or ``None``. A source that remembers is
         given its state as a fourth argument.
       init: ``init(params)``, the state of a source that remembers; ``()`` by default.
@@ -75,7 +74,7 @@ class Directions:
                 _joined,
                 self.draw(left, params, updates, of_left),
                 other.draw(right, params, updates, of_right),
-                is_leaf=is_compact,
+                is_leaf=is_channel,
             )
 
         def init(params):
@@ -94,31 +93,26 @@ class Directions:
 
 def _joined(a: Any, b: Any) -> Any:
     """Two leaves of directions as one."""
-    if isinstance(a, Regenerated) or isinstance(b, Regenerated):
-        return _joined_when_made(a, b)
-    if not (is_compact(a) or is_compact(b)):
+    if isinstance(a, Deferred) or isinstance(b, Deferred):
+        a, b = _as_deferred(a), _as_deferred(b)
+        make = _Concatenation(a.make, b.make)
+        return Deferred((a.seed, b.seed), make, (a.k + b.k, *a.shape[1:]), a.dtype)
+    if not (is_channel(a) or is_channel(b)):
         return jnp.concatenate([a, b])
-    a, b = as_active(a), as_active(b)
-    present = (*a.present, *(a.k + i for i in b.present))
-    return Active(jnp.concatenate([a.array, b.array]), present, a.k + b.k)
+    a, b = as_stack(a), as_stack(b)
+    present = (*a.indices, *(a.k + i for i in b.indices))
+    return Stack(jnp.concatenate([a.array, b.array]), 0, present, a.k + b.k)
 
 
-def _joined_when_made(a: Any, b: Any) -> Regenerated:
-    a, b = _as_regenerated(a), _as_regenerated(b)
-    shape = (a.shape[0] + b.shape[0], *a.shape[1:])
-    return Regenerated((a.seed, b.seed), _Concatenation(a.make, b.make), shape, a.dtype)
-
-
-def _as_regenerated(leaf: Any) -> Regenerated:
-    if isinstance(leaf, Regenerated):
+def _as_deferred(leaf: Any) -> Deferred:
+    if isinstance(leaf, Deferred):
         return leaf
-    stored = as_active(leaf)
-    shape = (stored.k, *stored.array.shape[1:])
-    return Regenerated(leaf, _dense, shape, stored.array.dtype)
+    stack = as_stack(leaf)
+    return Deferred(leaf, _dense, (stack.k, *stack.array.shape[1:]), stack.array.dtype)
 
 
 def _dense(leaf: Any) -> jax.Array:
-    return as_active(leaf).dense()
+    return as_stack(leaf).dense()
 
 
 @dataclasses.dataclass(frozen=True)

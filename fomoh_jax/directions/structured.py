@@ -8,8 +8,7 @@ import jax.numpy as jnp
 
 from fomoh_jax.directions.random import gaussian
 from fomoh_jax.directions.source import Directions
-from fomoh_jax.hyperdual.active import Active, as_active, is_compact
-from fomoh_jax.hyperdual.regenerated import Regenerated
+from fomoh_jax.hyperdual.channels import Deferred, Stack, as_stack, is_channel
 
 
 def incoming() -> Directions:
@@ -62,7 +61,7 @@ def layerwise(base: Directions | None = None, *, by: str = "layer") -> Direction
     .. math:: v \;\mapsto\; P_1 v, \dots, P_L v
 
     so that each layer gets a step length of its own. A direction is zero on all layers
-    but one, and statically so (:class:`fomoh_jax.Active`): a quadratic model in the
+    but one, and statically so (:class:`fomoh_jax.Stack`): a quadratic model in the
     ``L`` directions of a network of ``L = 10`` layers takes less than a quarter of the
     operations of one in ten directions that move everything.
 
@@ -84,7 +83,7 @@ def layerwise(base: Directions | None = None, *, by: str = "layer") -> Direction
     Raises:
       TypeError: if ``base`` is no source of directions.
       ValueError: if ``by`` is neither ``"layer"`` nor ``"leaf"``; from ``sample``, if
-        the directions of ``base`` are regenerated.
+        the directions of ``base`` are deferred.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -109,18 +108,18 @@ def layerwise(base: Directions | None = None, *, by: str = "layer") -> Direction
 
     def sample(key, params, updates, state=()):
         vectors = base.draw(key, params, updates, state)
-        leaves, structure = jax.tree.flatten(vectors, is_leaf=is_compact)
+        leaves, structure = jax.tree.flatten(vectors, is_leaf=is_channel)
         layers, k = _layers(params, by), count(params)
 
-        def restricted(leaf: Any, layer: int) -> Active:
-            if isinstance(leaf, Regenerated):
+        def restricted(leaf: Any, layer: int) -> Stack:
+            if isinstance(leaf, Deferred):
                 raise ValueError(
-                    "layerwise cannot cut directions that are regenerated; got a base "
-                    "of regenerated(...). Leave it out."
+                    "layerwise cannot cut directions that are deferred; got a base of "
+                    "deferred(...). Leave it out."
                 )
-            whole = as_active(leaf)
-            present = tuple(layer * whole.k + i for i in whole.present)
-            return Active(whole.array, present, k)
+            whole = as_stack(leaf)
+            present = tuple(layer * whole.k + i for i in whole.indices)
+            return Stack(whole.array, 0, present, k)
 
         return structure.unflatten(map(restricted, leaves, layers))
 
@@ -187,7 +186,7 @@ def masked(base: Directions, mask: Any) -> Directions:
             lambda leaf, moving: leaf if moving else _still(leaf),
             vectors,
             moves,
-            is_leaf=is_compact,
+            is_leaf=is_channel,
         )
 
     return Directions(
@@ -214,9 +213,8 @@ def _spread(mask: Any, params: Any) -> Any:
     return moves
 
 
-def _still(leaf: Any) -> Active:
-    if isinstance(leaf, Regenerated):
-        k, *shape = leaf.shape
-        return Active(jnp.zeros((0, *shape), leaf.dtype), (), k)
-    whole = as_active(leaf)
-    return Active(whole.array[:0], (), whole.k)
+def _still(leaf: Any) -> Stack:
+    if isinstance(leaf, Deferred):
+        return Stack(jnp.zeros((0, *leaf.shape[1:]), leaf.dtype), 0, (), leaf.k)
+    whole = as_stack(leaf)
+    return Stack(whole.array[:0], 0, (), whole.k)

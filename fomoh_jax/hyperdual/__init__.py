@@ -4,19 +4,17 @@ Beside the transformations, which ``fomoh_jax`` offers by their names, this is w
 rule for a primitive (:func:`fomoh_jax.register_rule`) is written with.
 """
 
-from fomoh_jax.hyperdual.active import Active
+from fomoh_jax.hyperdual.channels import (
+    ZERO,
+    Channel,
+    Deferred,
+    Stack,
+    apply_linear,
+)
 from fomoh_jax.hyperdual.extension import register_rule
 from fomoh_jax.hyperdual.forms import Form
-from fomoh_jax.hyperdual.number import (
-    ZERO,
-    HyperDual,
-    Stack,
-    add,
-    apply_linear,
-    scale,
-)
+from fomoh_jax.hyperdual.number import HyperDual
 from fomoh_jax.hyperdual.operators import hessian, hessian_diagonal, laplacian
-from fomoh_jax.hyperdual.regenerated import Regenerated
 from fomoh_jax.hyperdual.registry import Operation
 from fomoh_jax.hyperdual.rules.bilinear import bilinear
 from fomoh_jax.hyperdual.rules.constant import constant
@@ -33,14 +31,13 @@ from fomoh_jax.hyperdual.transforms import (
 
 __all__ = [
     "ZERO",
-    "Active",
+    "Channel",
+    "Deferred",
     "Form",
     "HyperDual",
     "Operation",
     "QuadraticModel",
-    "Regenerated",
     "Stack",
-    "add",
     "apply_linear",
     "bilinear",
     "constant",
@@ -55,5 +52,4 @@ __all__ = [
     "linear",
     "quadratic_model",
     "register_rule",
-    "scale",
 ]

@@ -29,18 +29,10 @@ from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 from jax.tree_util import register_dataclass
 
 from fomoh_jax.compat import primitives_of
+from fomoh_jax.hyperdual.channels import ZERO, Channel, Stack, stacks_of
 from fomoh_jax.hyperdual.forms import Bilinear, Form, Pairs
 from fomoh_jax.hyperdual.interpreter import interpret
-from fomoh_jax.hyperdual.number import (
-    ZERO,
-    Channel,
-    HyperDual,
-    Stack,
-    Zero,
-    is_inexact,
-    scale,
-    settled,
-)
+from fomoh_jax.hyperdual.number import HyperDual, is_inexact
 from fomoh_jax.hyperdual.varying import (
     check_sweep_back,
     in_shard_map,
@@ -79,12 +71,9 @@ class Adjoint(Form):
     # all that the output depends on would not be finite, and the forward pass is.
 
     def scale_seconds(self, coefficient: Any, channel: Channel) -> Channel:
-        if not self.selects or isinstance(channel, Zero):
-            return scale(coefficient, channel)
-        if jnp.ndim(coefficient):
-            coefficient = jnp.expand_dims(coefficient, channel.axis)
-        array = _times_unless_zero(coefficient, channel.array)
-        return Stack(array, channel.axis, channel.present)
+        if not self.selects:
+            return channel.scaled(coefficient)
+        return channel.scaled(coefficient, _times_unless_zero)
 
     def _reached(self, cotangent: jax.Array, stacked: jax.Array) -> jax.Array:
         """Arrays ``[n, *s]``, zero where the cotangent ``[*s]`` is."""
@@ -98,24 +87,24 @@ class Adjoint(Form):
         return _gram(cotangent[None] * a, b)
 
     def cross(self, a: Channel, b: Channel) -> Channel:
-        if isinstance(a, Zero) or isinstance(b, Zero):
-            return ZERO
         if a is b:
-            return scale(2, self.product(a, a))
-        a, b = a.moved(0), b.moved(0)
-
-        def contract(cotangent: jax.Array) -> jax.Array:
-            return self._spread(a, b, self._met(cotangent, a.array, b.array))
-
-        return self._source(self.halves, a.array[0] * b.array[0], contract)
+            return 2 * self.product(a, a)
+        stacks = stacks_of(a, b)
+        if stacks is None:
+            return ZERO
+        return self._met_by(self.halves, *stacks)
 
     def _product(self, a: Stack, b: Stack) -> Channel:
+        return self._met_by(self.ordered, a, b)
+
+    def _met_by(self, table: jax.Array, a: Stack, b: Stack) -> Channel:
+        """The source ``a_i b_j``, elementwise, of one of the tables."""
         a, b = a.moved(0), b.moved(0)
 
         def contract(cotangent: jax.Array) -> jax.Array:
             return self._spread(a, b, self._met(cotangent, a.array, b.array))
 
-        return self._source(self.ordered, a.array[0] * b.array[0], contract)
+        return self._source(table, a.array[0] * b.array[0], contract)
 
     def _bilinear(self, product: Bilinear, a: Stack, b: Stack, axis: int) -> Channel:
         a, b = a.moved(0), b.moved(0)
@@ -133,15 +122,14 @@ class Adjoint(Form):
 
         return self._source(self.halves, product(a.array[0], b.array[0]), contract)
 
-    def _quadratic(self, function, xs, zeros, out_axes) -> list[Channel]:
-        xs = [x.moved(0) if isinstance(x, Stack) else x for x in xs]
+    def _quadratic(self, function, xs, out_axes) -> list[Channel]:
         pairs = Pairs(self.k)
         i, j = pairs.pairs
 
         def entered(dense: Channel) -> Channel:
-            if isinstance(dense, Zero):
+            if dense.is_zero:
                 return ZERO
-            array = dense.padded(None, pairs.q).moved(0).array
+            array = dense.whole(pairs.q).array
 
             def contract(cotangent: jax.Array) -> jax.Array:
                 reached = self._reached(cotangent, array)
@@ -150,7 +138,7 @@ class Adjoint(Form):
 
             return self._source(self.ordered, array[0], contract)
 
-        dense = pairs.quadratic(function, xs, zeros, [0] * len(out_axes))
+        dense = pairs.quadratic(function, xs, [0] * len(out_axes))
         return list(map(entered, dense))
 
     def _source(self, table: jax.Array, like: jax.Array, contract: Callable) -> Channel:
@@ -239,8 +227,8 @@ def curvatures(
     """
 
     selects = "select_n" in primitives_of(jaxpr)
-    args = settled(args)  # the sweep back keeps the tangents
-    dtypes = [x.primal.dtype for x in args if isinstance(x.tangents, Stack)]
+    args = [arg.stored() for arg in args]  # the sweep back keeps the tangents
+    dtypes = [x.primal.dtype for x in args if not x.tangents.is_zero]
     table = jnp.zeros((k, k), _wide(*dtypes))
 
     def swept(axes: Collection[str]):
@@ -251,8 +239,8 @@ def curvatures(
             outs = interpret(jaxpr, form, numbers)
             flat = [HyperDual(out.primal, out.tangents) for out in outs]
             values = [
-                seconds.moved(0).array[0] if isinstance(seconds, Stack) else None
-                for seconds in (out.seconds for out in outs[:wanted])
+                None if out.seconds.is_zero else out.seconds.coefficient(0)
+                for out in outs[:wanted]
             ]
             return values, flat
 

@@ -7,16 +7,15 @@ import inspect
 import itertools
 import operator
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from fomoh_jax.hyperdual.active import Active, is_compact
-from fomoh_jax.hyperdual.number import ZERO, Channel, Stack, Zero, is_inexact
-from fomoh_jax.hyperdual.regenerated import Regenerated
+from fomoh_jax.hyperdual.channels import ZERO, Channel, Deferred, Stack, is_channel
+from fomoh_jax.hyperdual.number import is_inexact
 
 
 def check_primals(fun: Callable, primals: Any) -> None:
@@ -147,8 +146,8 @@ def read_directions(
     Args:
       primals: the arguments of the function.
       directions: a tuple like ``primals``; each leaf has a leading axis ``k``, or is
-        an :class:`Active` or a :class:`Regenerated`. ``None`` holds an argument, or any
-        part of one, fixed.
+        a :class:`Stack` or a :class:`Deferred`. ``None`` holds an argument, or any part
+        of one, fixed.
 
     Returns:
       ``k`` and the channels, in the order of the leaves.
@@ -158,11 +157,11 @@ def read_directions(
       ValueError: if a shape does not match, if what is said to be present cannot be,
         or if nothing says what ``k`` is.
     """
-    leaves = _pair("directions", primals, directions, is_compact)
+    leaves = _pair("directions", primals, directions, is_channel)
     sizes = {}
     for path, primal, direction in leaves:
-        if isinstance(direction, Active):
-            _check_present(path, direction)
+        if isinstance(direction, Stack):
+            _check_stack(path, direction)
             sizes[path] = direction.k
         elif direction is not None:
             shape = _array_type(direction).shape
@@ -186,22 +185,26 @@ def read_directions(
 
 
 def _directions_of_leaf(path: str, primal: Any, directions: Any, k: int) -> Channel:
-    if not isinstance(directions, Active):
-        return _as_channel(path, primal, directions, (k,), "k, ")
-    present = directions.present
-    lead = (len(present),)
-    path = f"{path}.array"
-    channel = _as_channel(path, primal, directions.array, lead, "len(present), ")
-    if isinstance(channel, Zero) or not present:
+    if not isinstance(directions, Stack):
+        return _as_channel(_checked(path, primal, directions, (k,), "k, "))
+    present, array = directions.indices, directions.array
+    name, lead = f"{path}.array", (len(present),)
+    if _checked(name, primal, array, lead, "len(present), ") is None or not present:
         return ZERO
-    return Stack(channel.array, 0, None if len(present) == k else present)
+    if len(present) == k:
+        return Stack(jnp.asarray(array))
+    return Stack(jnp.asarray(array), 0, present, k)
 
 
-def _check_present(path: str, active: Active) -> None:
-    """Refuse an ``Active`` whose static part makes no sense."""
-    present, k = active.present, active.k
+def _check_stack(path: str, stack: Stack) -> None:
+    """Refuse a stack of directions whose static part makes no sense."""
+    present, k = stack.present, stack.size
+    if stack.axis != 0:
+        raise ValueError(f"{path}.axis must be 0 for directions; got {stack.axis}.")
+    if present is None and k is None:
+        return
     if type(k) is not int:
-        raise TypeError(f"{path}.k must be a Python integer; got {k!r}.")
+        raise TypeError(f"{path}.size must be a Python integer; got {k!r}.")
     if not (isinstance(present, tuple) and all(type(i) is int for i in present)):
         raise TypeError(
             f"{path}.present must be a tuple of Python integers, because it is static; "
@@ -210,7 +213,7 @@ def _check_present(path: str, active: Active) -> None:
     ascending = all(a < b for a, b in itertools.pairwise(present))
     if not ascending or any(not 0 <= i < k for i in present):
         raise ValueError(
-            f"{path}.present must be ascending and within 0 to k - 1 = {k - 1}; got "
+            f"{path}.present must be ascending and within 0 to size - 1 = {k - 1}; got "
             f"{present}."
         )
 
@@ -227,13 +230,15 @@ def read_tangents(
     firsts = _pair("tangents1", primals, tangents1)
     seconds = _pair("tangents2", primals, tangents2)
     return [
-        _two(_as_channel(path1, primal, t1), _as_channel(path2, primal, t2))
+        _two(_checked(path1, primal, t1), _checked(path2, primal, t2))
         for (path1, primal, t1), (path2, _, t2) in zip(firsts, seconds)
     ]
 
 
-def read_vector(name: str, primals: Sequence[Any], vector: Any) -> list[Channel]:
-    """One vector like the primals, as a channel for each leaf, with no axis of its own.
+def read_vector(
+    name: str, primals: Sequence[Any], vector: Any
+) -> list[jax.Array | None]:
+    """One vector like the primals, as an array for each leaf; None where it is fixed.
 
     Args:
       name: what an error calls it.
@@ -245,20 +250,22 @@ def read_vector(name: str, primals: Sequence[Any], vector: Any) -> list[Channel]
       ValueError: if a shape does not match.
     """
     leaves = _pair(name, primals, vector)
-    return [_as_channel(path, primal, tangent) for path, primal, tangent in leaves]
+    return [_checked(path, primal, tangent) for path, primal, tangent in leaves]
 
 
-def _two(a: Channel, b: Channel) -> Channel:
-    """Two tangents of one primal as a stack; ``array`` of each is one tangent."""
-    if isinstance(a, Stack):
-        return Stack(jnp.stack([a.array, _or_zeros(b, a.array)]))
-    if isinstance(b, Stack):
-        return Stack(jnp.stack([jnp.zeros_like(b.array), b.array]))
-    return ZERO
+def _two(a: jax.Array | None, b: jax.Array | None) -> Channel:
+    """Two tangents of one primal, ``None`` for a zero, as a stack."""
+    given = [x for x in (a, b) if x is not None]
+    if not given:
+        return ZERO
+    zeros = jnp.zeros_like(given[0])
+    return Stack(jnp.stack([zeros if x is None else x for x in (a, b)]))
 
 
-def _or_zeros(channel: Channel, like: jax.Array) -> jax.Array:
-    return channel.array if isinstance(channel, Stack) else jnp.zeros_like(like)
+def _as_channel(directions: Any) -> Channel:
+    if directions is None:
+        return ZERO
+    return directions if isinstance(directions, Channel) else Stack(directions)
 
 
 def _pair(
@@ -321,17 +328,20 @@ def _flat(spread: Any, is_leaf: Callable[[Any], bool]) -> list[Any]:
     return leaves
 
 
-def _as_channel(
+def _checked(
     path: str, primal: Any, tangent: Any, lead: tuple[int, ...] = (), symbol: str = ""
-) -> Channel:
-    """One leaf of tangents; ``symbol`` is what an error calls the leading axis."""
+) -> Any:
+    """One leaf of tangents, as it is or as an array; None if it cannot vary.
+
+    ``symbol`` is what an error calls the leading axis.
+    """
     if tangent is None:
-        return ZERO
+        return None
     dtype = _array_type(tangent).dtype
     if dtype == jax.dtypes.float0:
         if is_inexact(primal):
             raise TypeError(f"{path} has dtype float0, but its primal can vary.")
-        return ZERO
+        return None
     if not is_inexact(primal):
         raise TypeError(
             f"{path} must be None or have dtype float0, because its primal has dtype "
@@ -344,7 +354,7 @@ def _as_channel(
         )
     if _array_type(tangent).shape != (*lead, *jnp.shape(primal)):
         raise ValueError(_wrong_shape(path, primal, tangent, symbol))
-    if isinstance(tangent, Regenerated):  # until an equation takes the primal
+    if isinstance(tangent, Deferred):
         made = jax.eval_shape(tangent.make, tangent.seed)
         if (made.shape, made.dtype) != (tangent.shape, tangent.dtype):
             raise ValueError(
@@ -352,13 +362,13 @@ def _as_channel(
                 f"declared, {list(tangent.shape)} and {tangent.dtype}; got "
                 f"{list(made.shape)} and {made.dtype}."
             )
-        return cast(Channel, tangent)
-    return Stack(jnp.asarray(tangent))
+        return tangent
+    return jnp.asarray(tangent)
 
 
 def _array_type(tangent: Any) -> jax.ShapeDtypeStruct:
     """Shape and dtype, also of what is yet to be made."""
-    if isinstance(tangent, Regenerated):
+    if isinstance(tangent, Deferred):
         return jax.ShapeDtypeStruct(tangent.shape, tangent.dtype)
     return jax.ShapeDtypeStruct(jnp.shape(tangent), jnp.result_type(tangent))
 

@@ -9,9 +9,10 @@ import numpy as np
 
 from fomoh_jax._xla import warn_if_unsound
 from fomoh_jax.hyperdual import rules  # noqa: F401  (fills the table of rules)
+from fomoh_jax.hyperdual.channels import Channel
 from fomoh_jax.hyperdual.forms import Form
 from fomoh_jax.hyperdual.interpreter import interpret
-from fomoh_jax.hyperdual.number import Channel, HyperDual, is_inexact, materialise
+from fomoh_jax.hyperdual.number import HyperDual, is_inexact
 
 
 def evaluate(
@@ -48,7 +49,7 @@ def coefficients_of(numbers: Any, channel: str, size: int) -> Any:
     def dense(number: HyperDual):
         if not is_inexact(number.primal):
             return np.zeros((size, *jnp.shape(number.primal)), jax.dtypes.float0)
-        return materialise(getattr(number, channel), number.primal, size).array
+        return getattr(number, channel).whole(size).array
 
     return jax.tree.map(dense, numbers, is_leaf=_is_number)
 

@@ -25,9 +25,10 @@ def register_rule(primitive: Primitive) -> Callable[[R], R]:
     list, ``op.params`` are its parameters, ``op.outputs`` the abstract values of its
     results; ``form`` knows which pairs are wanted: ``form.product(a, b)`` is
     :math:`a_i b_j`, ``form.cross(a, b)`` is :math:`a_i b_j + a_j b_i`, and
-    ``form.bilinear(B, a, b, 0)`` is :math:`B(a_i, b_j) + B(a_j, b_i)`. With
-    ``hyperdual.scale``, ``add`` and ``apply_linear``, to which a channel may always be
-    ``ZERO``, that is all a rule needs.
+    ``form.bilinear(B, a, b, 0)`` is :math:`B(a_i, b_j) + B(a_j, b_i)`. Channels, the
+    ``tangents`` and ``seconds`` of a number, are added to each other and multiplied by
+    arrays; ``hyperdual.apply_linear`` maps a linear function over those of several
+    operands. Whether one is zero no rule needs to ask.
 
     For a primitive that JAX can differentiate and that is of a known shape, the rule of
     its family is enough: ``register_rule(my_p)(hyperdual.elementwise)``, or ``linear``,
@@ -47,7 +48,7 @@ def register_rule(primitive: Primitive) -> Callable[[R], R]:
       >>> import jax.numpy as jnp
       >>> from jax.extend.core import Primitive
       >>> import fomoh_jax
-      >>> from fomoh_jax.hyperdual import HyperDual, add, scale
+      >>> from fomoh_jax.hyperdual import HyperDual
       >>> cube_p = Primitive("cube")  # JAX knows no derivative of it
       >>> _ = cube_p.def_impl(lambda x: x**3)
       >>> _ = cube_p.def_abstract_eval(lambda x: x)
@@ -55,9 +56,9 @@ def register_rule(primitive: Primitive) -> Callable[[R], R]:
       ... def cube_rule(form, op, args):
       ...   (x,) = args
       ...   first, second = 3 * x.primal**2, 6 * x.primal
-      ...   bend = scale(second, form.product(x.tangents, x.tangents))
-      ...   return [HyperDual(*op(x.primal), scale(first, x.tangents),
-      ...                     add(scale(first, x.seconds), bend))]
+      ...   curved = second * form.product(x.tangents, x.tangents)
+      ...   return [HyperDual(*op(x.primal), first * x.tangents,
+      ...                     first * x.seconds + curved)]
       >>> print(fomoh_jax.hessian(cube_p.bind)(jnp.array(2.0)))
       12.0
     """

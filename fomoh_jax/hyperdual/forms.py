@@ -29,27 +29,16 @@ import numpy as np
 from jax import lax
 from jax.tree_util import register_dataclass, register_static
 
-from fomoh_jax.hyperdual.number import (
+from fomoh_jax.hyperdual.channels import (
     ZERO,
     Channel,
+    Indices,
     Stack,
     Zero,
-    add,
     alike,
-    scale,
+    stacks_of,
     vectorise,
 )
-
-Indices = np.ndarray | jax.Array
-
-
-def take(stack: Stack, places: Indices) -> jax.Array:
-    """The arrays of a stack at ``places``, along its axis."""
-    size = stack.array.shape[stack.axis]
-    if isinstance(places, np.ndarray) and np.array_equal(places, np.arange(size)):
-        return stack.array
-    at = stack.array.at[(slice(None),) * stack.axis + (places,)]
-    return at.get(mode="promise_in_bounds")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,49 +88,50 @@ class Form(abc.ABC):
 
     def scale_seconds(self, coefficient: Any, channel: Channel) -> Channel:
         """``coefficient * x``, elementwise, of second-order coefficients."""
-        return scale(coefficient, channel)
+        return channel.scaled(coefficient)
 
     def product(self, a: Channel, b: Channel) -> Channel:
         """``a_i b_j``, elementwise."""
-        if not self.q or isinstance(a, Zero) or isinstance(b, Zero):
+        stacks = stacks_of(a, b)
+        if not self.q or stacks is None:
             return ZERO
-        axis = max(a.axis, b.axis)
-        return self._product(a.moved(axis), b.moved(axis))
+        axis = max(stack.axis for stack in stacks)
+        a, b = (stack.moved(axis) for stack in stacks)
+        return self._product(a, b)
 
     def cross(self, a: Channel, b: Channel) -> Channel:
         """``a_i b_j + a_j b_i``, elementwise."""
         if a is b:
-            return scale(2, self.product(a, a))
-        return add(self.product(a, b), self.product(b, a))
+            return 2 * self.product(a, a)
+        return self.product(a, b) + self.product(b, a)
 
     def bilinear(self, product: Callable, a: Channel, b: Channel, axis: int) -> Channel:
         """``product(a_i, b_j) + product(a_j, b_i)``, stacked along ``axis``.
 
         ``product`` is a function of two arrays; a :class:`Bilinear` says more of it.
         """
-        if not self.q or isinstance(a, Zero) or isinstance(b, Zero):
+        stacks = stacks_of(a, b)
+        if not self.q or stacks is None:
             return ZERO
         if not isinstance(product, Bilinear):
             product = Bilinear(product)
+        a, b = stacks
         return self._bilinear(product, a, b, axis)
 
     def quadratic(
         self,
         function: Callable[..., list[jax.Array]],
         xs: Sequence[Channel],
-        zeros: Sequence[Any],
         out_axes: Sequence[int],
     ) -> list[Channel]:
-        """``function(*[x_i for x in xs], *[x_j for x in xs])``, symmetric bilinear.
-
-        ``zeros`` are the arguments in the place of zero channels.
-        """
-        if not self.q or all(isinstance(x, Zero) for x in xs):
+        """``function(*[x_i for x in xs], *[x_j for x in xs])``, symmetric bilinear."""
+        xs = alike(xs)
+        if not self.q or all(x.is_zero for x in xs):
             return [ZERO] * len(out_axes)
-        return self._quadratic(function, xs, zeros, out_axes)
+        return self._quadratic(function, xs, out_axes)
 
-    # What a form says; no channel is zero, and ``a`` and ``b`` of a product share an
-    # axis.
+    # What a form says. The channels are stored; those of a product share an axis, and
+    # those of a quadratic form, of which some but not all may be zero, what is present.
 
     @abc.abstractmethod
     def _product(self, a: Stack, b: Stack) -> Channel: ...
@@ -155,8 +145,7 @@ class Form(abc.ABC):
     def _quadratic(
         self,
         function: Callable[..., list[jax.Array]],
-        xs: Sequence[Channel],
-        zeros: Sequence[Any],
+        xs: Sequence[Zero | Stack],
         out_axes: Sequence[int],
     ) -> list[Channel]: ...
 
@@ -177,7 +166,7 @@ class IndexPairs(Form):
         present, i, j = self._places(a, b)
         if present == ():
             return ZERO
-        return Stack(take(a, i) * take(b, j), a.axis, present)
+        return self._stack(a.operand(i) * b.operand(j), a.axis, present)
 
     def _bilinear(self, product: Bilinear, a: Stack, b: Stack, axis: int) -> Channel:
         a, b = a.moved(0), b.moved(0)
@@ -185,36 +174,35 @@ class IndexPairs(Form):
             return self._polarised(product, a, b).moved(axis)
         i, j = self.pairs
         if i is j:
-            return scale(2, self._pairwise(product.pairwise, a, b, axis))
+            return 2 * self._pairwise(product.pairwise, a, b, axis)
         swapped = lambda y, x: product.pairwise(x, y)
-        return add(
-            self._pairwise(product.pairwise, a, b, axis),
-            self._pairwise(swapped, b, a, axis),
-        )
+        ahead = self._pairwise(product.pairwise, a, b, axis)
+        return ahead + self._pairwise(swapped, b, a, axis)
 
     def _pairwise(self, product: Callable, a: Stack, b: Stack, axis: int) -> Channel:
         """``product(a_i, b_j)``, of stacks along leading axes."""
         present, i, j = self._places(a, b)
         if present == ():
             return ZERO
-        return Stack(product(take(a, i), take(b, j)), 0, present).moved(axis)
+        array = product(a.operand(i), b.operand(j))
+        return self._stack(array, 0, present).moved(axis)
 
-    def _quadratic(self, function, xs, zeros, out_axes) -> list[Channel]:
-        stacks = alike([x.moved(0) for x in xs if isinstance(x, Stack)])
-        present, i, j = self._places(stacks[0], stacks[0])
+    def _stack(
+        self, array: jax.Array, axis: int, present: tuple[int, ...] | None
+    ) -> Stack:
+        """Those coefficients that are present, as a stack of all."""
+        return Stack(array, axis, present, None if present is None else self.q)
+
+    def _quadratic(self, function, xs, out_axes) -> list[Channel]:
+        xs = [x.moved(0) for x in xs]
+        stack = next(x for x in xs if isinstance(x, Stack))
+        present, i, j = self._places(stack, stack)
         if present == ():
             return [ZERO] * len(out_axes)
-
-        def along(places: Indices) -> list[Any]:
-            stacked = iter(stacks)
-            return [
-                take(next(stacked), places) if isinstance(x, Stack) else zero
-                for x, zero in zip(xs, zeros)
-            ]
-
-        axes = [0 if isinstance(x, Stack) else None for x in xs]
+        axes = [x.mapped_axis for x in xs]
+        along = lambda places: [x.operand(places) for x in xs]
         arrays = vectorise(function, axes + axes, list(out_axes))(*along(i), *along(j))
-        return [Stack(array, axis, present) for array, axis in zip(arrays, out_axes)]
+        return [self._stack(x, axis, present) for x, axis in zip(arrays, out_axes)]
 
     def _product_by_table(self, a: Stack, b: Stack) -> Channel:
         # Choosing the pairs after the product and not before it takes one gather in the
@@ -235,7 +223,7 @@ class IndexPairs(Form):
         stack = Stack(
             table.reshape(*lead, rows * columns, *table.shape[axis + 2 :]), axis
         )
-        return Stack(take(stack, flat(i, j)), axis, present)
+        return self._stack(stack.operand(flat(i, j)), axis, present)
 
     def _by_tables(
         self,
@@ -266,7 +254,7 @@ class IndexPairs(Form):
         back = self._chosen(
             second, axis, self._places(b, a), lambda i, j: j * across + i
         )
-        return add(there, back)
+        return there + back
 
     def _places(
         self, a: Stack, b: Stack
@@ -305,14 +293,14 @@ class IndexPairs(Form):
         ahead, back = jnp.where(same, 0, t), jnp.where(same, 0, 1 / t)
         twice = jnp.where(same, 2, 1).astype(t.dtype)
         wide = lambda x: lax.expand_dims(x, range(1, a.array.ndim))
-        left = take(a, i) + wide(ahead) * take(a, j)
+        left = a.operand(i) + wide(ahead) * a.operand(j)
         wide = lambda x: lax.expand_dims(x, range(1, b.array.ndim))
-        right = wide(twice) * take(b, j) + wide(back) * take(b, i)
+        right = wide(twice) * b.operand(j) + wide(back) * b.operand(i)
         products = product.pairwise(left, right)
         own = self._own(product, a, b, products)
         wide = lambda x: lax.expand_dims(x, range(1, products.ndim))
-        rest = wide(back) * take(own, i) + wide(ahead) * take(own, j)
-        return Stack(products - rest, 0, present)
+        rest = wide(back) * own.operand(i) + wide(ahead) * own.operand(j)
+        return self._stack(products - rest, 0, present)
 
     def _own(self, product: Bilinear, a: Stack, b: Stack, products: jax.Array) -> Stack:
         """``B(a_i, b_i)``; ``products`` may hold twice of them."""
@@ -434,7 +422,7 @@ class Rows(IndexPairs):
         if stack.present is not None:
             return stack
         array = lax.slice_in_dim(stack.array, 0, self.rows, axis=stack.axis)
-        return Stack(array, stack.axis, tuple(range(self.rows)))
+        return Stack(array, stack.axis, tuple(range(self.rows)), self.k)
 
 
 @register_dataclass
@@ -484,9 +472,9 @@ class Offsets(IndexPairs):
             parts.append(ahead + jnp.roll(behind, -offset, 0))
         return Stack(jnp.concatenate(parts)).moved(axis)
 
-    def _quadratic(self, function, xs, zeros, out_axes) -> list[Channel]:
-        full = [x.padded(None, self.k) if isinstance(x, Stack) else x for x in xs]
-        return super()._quadratic(function, full, zeros, out_axes)
+    def _quadratic(self, function, xs, out_axes) -> list[Channel]:
+        full = [x.padded(None, self.k) for x in xs]
+        return super()._quadratic(function, full, out_axes)
 
 
 @register_static

@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from fomoh_jax.hyperdual.arguments import dtype_of
+from fomoh_jax.hyperdual.channels import Stack
 from fomoh_jax.hyperdual.evaluation import coefficients_of, evaluate, primals_of
 from fomoh_jax.hyperdual.forms import Diagonal, Form
-from fomoh_jax.hyperdual.number import Stack, in_dtype
+from fomoh_jax.hyperdual.number import in_dtype
 from fomoh_jax.hyperdual.traces import Trace, WeightedTrace
 from fomoh_jax.hyperdual.transforms import quadratic_model
 

@@ -1,7 +1,6 @@
 """The pairs of directions, split over the devices along an axis of a mesh."""
 
-import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -10,16 +9,10 @@ from jax import lax
 from jax.sharding import AxisType
 
 from fomoh_jax.compat import open_jaxpr
+from fomoh_jax.hyperdual.channels import ZERO, Stack
 from fomoh_jax.hyperdual.forms import FirstOrder, Rows
 from fomoh_jax.hyperdual.interpreter import interpret
-from fomoh_jax.hyperdual.number import (
-    ZERO,
-    HyperDual,
-    Stack,
-    is_inexact,
-    materialise,
-)
-from fomoh_jax.hyperdual.regenerated import Regenerated
+from fomoh_jax.hyperdual.number import HyperDual, is_inexact
 from fomoh_jax.hyperdual.varying import (
     exchanged_over,
     in_shard_map,
@@ -135,12 +128,13 @@ def _share(
         # Each chunk finds its own tangents: kept for the next, they would be those of
         # every layer.
         again, start = lax.optimization_barrier((args, start))
-        numbers = interpret(jaxpr, form, [_numbered_from(start, x, k) for x in again])
+        along = [HyperDual(x.primal, x.tangents.rotated(start, k)) for x in again]
+        numbers = interpret(jaxpr, form, along)
         varying = [n for n in numbers[:wanted] if is_inexact(n.primal)]
         after = []
         for (slopes, tables), number in zip(parts, varying):
-            slope = materialise(number.tangents, number.primal, k).array[:rows]
-            table = materialise(number.seconds, number.primal, form.q).array
+            slope = number.tangents.whole(k).array[:rows]
+            table = number.seconds.whole(form.q).array
             table = table.reshape(offsets, rows, *table.shape[1:])
             slopes = lax.dynamic_update_slice_in_dim(slopes, slope, start, 0)
             tables = lax.dynamic_update_slice_in_dim(tables, table, start, 1)
@@ -159,26 +153,3 @@ def _share(
         parts = varying_alike(parts, varies_along(jax.eval_shape(chunk, parts, own)))
     parts, primals = lax.scan(chunk, parts, starts)
     return [x[0] for x in primals], parts
-
-
-def _numbered_from(start: jax.Array, number: HyperDual, k: int) -> HyperDual:
-    """The number along the directions ``start``, ``start + 1``, … modulo ``k``."""
-    tangents: Any = number.tangents
-    if isinstance(tangents, Regenerated):
-        seed, make = (tangents.seed, start), _NumberedFrom(tangents.make)
-        tangents = Regenerated(seed, make, tangents.shape, tangents.dtype)
-    elif isinstance(tangents, Stack):
-        array = tangents.padded(None, k).moved(0).array
-        tangents = Stack(jnp.roll(array, -start, 0))
-    return HyperDual(number.primal, tangents)
-
-
-@dataclasses.dataclass(frozen=True)
-class _NumberedFrom:
-    """Makes directions numbered from another one on; equal to another that does."""
-
-    make: Callable[[Any], jax.Array]
-
-    def __call__(self, seed: tuple[Any, jax.Array]) -> jax.Array:
-        inner, start = seed
-        return jnp.roll(self.make(inner), -start, 0)

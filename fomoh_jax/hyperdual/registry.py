@@ -10,11 +10,13 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import jax
-from jax.extend.core import Primitive, primitives
+from jax.extend.core import JaxprEqn, Primitive, primitives
 from jax.interpreters import ad
+from jax.ref import AbstractRef
 
 from fomoh_jax.hyperdual.forms import Form
 from fomoh_jax.hyperdual.number import HyperDual
+from fomoh_jax.hyperdual.varying import varying_as_traced
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +41,12 @@ class Operation:
         return list(out) if self.primitive.multiple_results else [out]
 
 
+def operation_of(eqn: JaxprEqn) -> Operation:
+    """An equation as an operation."""
+    inputs, outputs = ([x.aval for x in xs] for xs in (eqn.invars, eqn.outvars))
+    return Operation(eqn.primitive, eqn.params, inputs, outputs)
+
+
 Rule = Callable[[Form, Operation, Sequence[HyperDual]], Sequence[HyperDual]]
 R = TypeVar("R", bound=Rule)
 
@@ -47,27 +55,45 @@ GENERIC = "*"
 
 _RULES: dict[Primitive | str, Rule] = {}
 _OF_USERS: dict[Primitive, Rule] = {}
-# Rules that hand their operands on to an inner jaxpr as they are: tangents that are
-# regenerated are made where an equation in there takes them.
-_WALKING: set[Rule] = set()
+_OF_CONSTANTS: set[Rule] = set()
 
 
-def rule(*names: str, walks_inside: bool = False) -> Callable[[R], R]:
+def rule(*names: str, of_constants: bool = False) -> Callable[[R], R]:
     """Register a rule for primitives given by name.
 
     A name is resolved to the primitive that JAX makes public under it, so that a user's
     own primitive of the same name is not mistaken for it. What has no public name is
     looked up by its name string.
+
+    Args:
+      *names: of the primitives.
+      of_constants: whether the rule is for operands that are all constant, too, where
+        otherwise the primitive itself is applied.
     """
 
     def register(function: R) -> R:
         for name in names:
             _RULES[getattr(primitives, f"{name}_p", name)] = function
-        if walks_inside:
-            _WALKING.add(function)
+        if of_constants:
+            _OF_CONSTANTS.add(function)
         return function
 
     return register
+
+
+def apply_rule(
+    form: Form, op: Operation, args: Sequence[HyperDual]
+) -> Sequence[HyperDual]:
+    """The results of an operation on numbers."""
+    args, function = varying_as_traced(op.inputs, args), find_rule(op.primitive)
+    # What is kept in a mutable array may begin to vary after it was made.
+    mutable = any(isinstance(out, AbstractRef) for out in op.outputs)
+    constant = all(arg.is_constant for arg in args)
+    if constant and not mutable and function not in _OF_CONSTANTS:
+        return [HyperDual(out) for out in op(*(arg.primal for arg in args))]
+    if not takes_any_axis(op.primitive):
+        args = [arg.moved(0) for arg in args]
+    return function(form, op, args)
 
 
 def rule_for(primitive: Primitive, function: Rule) -> None:
@@ -92,11 +118,6 @@ def takes_any_axis(primitive: Primitive) -> bool:
 def _of_library(primitive: Primitive) -> Rule | None:
     by_name = _RULES.get(primitive.name) if _is_of_jax(primitive) else None
     return _RULES.get(primitive) or by_name
-
-
-def walks_inside(function: Rule) -> bool:
-    """Whether a rule takes numbers whose tangents are yet to be made."""
-    return function in _WALKING
 
 
 def _is_of_jax(primitive: Primitive) -> bool:

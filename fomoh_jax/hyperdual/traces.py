@@ -14,8 +14,9 @@ import jax.numpy as jnp
 from jax import lax
 from jax.tree_util import register_dataclass, register_static
 
+from fomoh_jax.hyperdual.channels import Channel, Stack, vectorise
 from fomoh_jax.hyperdual.forms import Bilinear, Form
-from fomoh_jax.hyperdual.number import Channel, Stack, in_dtype, scale, vectorise
+from fomoh_jax.hyperdual.number import in_dtype
 
 
 class _Sum(Form):
@@ -30,7 +31,7 @@ class _Sum(Form):
         """``Σ_j C_ij x_j``: summed over one index here, over the other in products."""
 
     def cross(self, a: Channel, b: Channel) -> Channel:
-        return scale(2, self.product(a, b))
+        return 2 * self.product(a, b)
 
     def _product(self, a: Stack, b: Stack) -> Channel:
         return _inner(self.weighted(self._full(a)), self._full(b))
@@ -42,16 +43,13 @@ class _Sum(Form):
         else:
             terms = product.pairwise(a.moved(0).array, b.moved(0).array)
             total = jnp.sum(terms, axis=0)
-        return scale(2, Stack(jnp.expand_dims(total, axis), axis))
+        return 2 * Stack(jnp.expand_dims(total, axis), axis)
 
-    def _quadratic(self, function, xs, zeros, out_axes) -> list[Channel]:
-        stacks = [self._full(x) if isinstance(x, Stack) else None for x in xs]
-        axes = [None if x is None else x.axis for x in stacks]
-        operands = [
-            zero if x is None else y(x).array
-            for y in (self.weighted, self._full)
-            for x, zero in zip(stacks, zeros)
-        ]
+    def _quadratic(self, function, xs, out_axes) -> list[Channel]:
+        full = [x.padded(None, self.k) for x in xs]
+        mixed = [self.weighted(x) if isinstance(x, Stack) else x for x in full]
+        axes = [x.mapped_axis for x in full]
+        operands = [x.operand() for x in (*mixed, *full)]
         arrays = vectorise(function, axes + axes, list(out_axes))(*operands)
         return [
             Stack(jnp.sum(array, axis, keepdims=True), axis)

@@ -16,6 +16,7 @@ from fomoh_jax.hyperdual.arguments import (
     read_directions,
     read_tangents,
 )
+from fomoh_jax.hyperdual.channels import Stack
 from fomoh_jax.hyperdual.evaluation import (
     coefficients_of,
     evaluate,
@@ -25,7 +26,7 @@ from fomoh_jax.hyperdual.evaluation import (
 from fomoh_jax.hyperdual.forms import Cross, Diagonal, FirstOrder, Offsets, Pairs
 from fomoh_jax.hyperdual.interpreter import interpret
 from fomoh_jax.hyperdual.loops import map_slices
-from fomoh_jax.hyperdual.number import HyperDual, Stack
+from fomoh_jax.hyperdual.number import HyperDual
 from fomoh_jax.hyperdual.parallel import is_mapped, over_devices
 
 
@@ -132,9 +133,9 @@ def quadratic_model(
       fun: a function of pytrees of arrays that returns a pytree of arrays.
       primals: tuple of its arguments.
       directions: tuple like ``primals``, each leaf with a leading axis of length ``k``,
-        or an :class:`fomoh_jax.Active` where only some of the ``k`` are not zero, or a
-        :class:`fomoh_jax.Regenerated` that is made where it is needed;
-        ``None`` for an argument, or a part of one, that is held fixed.
+        or a :class:`fomoh_jax.Stack` where only some of the ``k`` are not zero, or a
+        :class:`fomoh_jax.Deferred` that is made where it is needed; ``None`` for an
+        argument, or a part of one, that is held fixed.
       curvature: ``"hessian"`` or ``"gauss_newton"``.
       loss: with ``"gauss_newton"``, a function of what ``fun`` returns.
       chunk_size: bound on memory. The rows of the curvature are computed that many at a
@@ -163,8 +164,8 @@ def quadratic_model(
     Raises:
       TypeError: if a structure or a dtype does not match the primals, or if
         ``chunk_size`` is not a Python integer.
-      ValueError: if a shape does not match, if the leaves disagree on ``k``, if an
-        ``Active`` holds directions that are not in ascending order within ``k``, if
+      ValueError: if a shape does not match, if the leaves disagree on ``k``, if a
+        ``Stack`` holds directions that are not in ascending order within ``k``, if
         ``chunk_size`` is not positive, if it or ``mesh_axis`` is given together with
         ``adjoint``, if ``mesh_axis`` names no axis or the number of its devices does
         not divide ``k``, if ``curvature`` is neither of the two, or if ``loss`` is
@@ -277,9 +278,9 @@ def directional_curvature(
       fun: a function of pytrees of arrays that returns a pytree of arrays.
       primals: tuple of its arguments.
       directions: tuple like ``primals``, each leaf with a leading axis of length ``k``,
-        or an :class:`fomoh_jax.Active` where only some of the ``k`` are not zero, or a
-        :class:`fomoh_jax.Regenerated` that is made where it is needed;
-        ``None`` for an argument, or a part of one, that is held fixed.
+        or a :class:`fomoh_jax.Stack` where only some of the ``k`` are not zero, or a
+        :class:`fomoh_jax.Deferred` that is made where it is needed; ``None`` for an
+        argument, or a part of one, that is held fixed.
 
     Returns:
       ``(value, slope, curvature)`` with leaves of shape ``out``, ``[k, *out]`` and
@@ -287,8 +288,8 @@ def directional_curvature(
 
     Raises:
       TypeError: if a structure or a dtype does not match the primals.
-      ValueError: if a shape does not match, if the leaves disagree on ``k``, or if an
-        ``Active`` holds directions that are not in ascending order within ``k``.
+      ValueError: if a shape does not match, if the leaves disagree on ``k``, or if a
+        ``Stack`` holds directions that are not in ascending order within ``k``.
 
     Example:
       >>> import jax.numpy as jnp

@@ -46,6 +46,8 @@ def varying_as_traced(types: Sequence[Any], operands: Sequence[Any]) -> list[Any
 
     What one of them varies along, more than it did then, all of them do.
     """
+    if not in_shard_map():
+        return list(operands)
     traced = list(map(_axes, types))
     more = frozenset().union(*(varies_along(x) - t for x, t in zip(operands, traced)))
     return [varying_alike(x, t | more) for x, t in zip(operands, traced)]

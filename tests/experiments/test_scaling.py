@@ -47,7 +47,7 @@ def test_the_numbers_exchanged_are_those_of_the_compiled_program(method):
     found = collectives(scaling.compiled_step(method, 3, 8, 16).as_text())
     size = scaling.parameters_of_the_problem()
     expected = scaling.exchanged_numbers(method, size, 3)
-    # Numbers for regenerated directions to wait for, and the loss that SGD lacks.
+    # Numbers for deferred directions to wait for, and the loss that SGD lacks.
     assert abs(sum(c.numbers for c in found) - expected) <= 4
 
 

@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from jax.sharding import PartitionSpec as P
 
 import fomoh_jax
-from fomoh_jax import Active
-from fomoh_jax.hyperdual.active import is_compact
+from fomoh_jax import Stack
+from fomoh_jax.hyperdual.channels import is_channel
 from fomoh_jax.hyperdual.forms import Diagonal, Pairs
 from fomoh_jax.hyperdual.interpreter import interpret
-from fomoh_jax.hyperdual.number import ZERO, HyperDual, Stack
+from fomoh_jax.hyperdual.number import HyperDual
 from tests.programs import PROGRAMS, cnn, cnn_arguments, mlp
 from tests.reference import assert_close, assert_symmetric, nested_model, normal
 
@@ -27,7 +27,7 @@ def active_directions(primals, subsets):
     """Random directions of which each leaf holds a subset."""
     leaves, structure = jax.tree.flatten(primals)
     return structure.unflatten(
-        Active(normal(len(present), *jnp.shape(x), seed=seed), tuple(present), K)
+        Stack(normal(len(present), *jnp.shape(x), seed=seed), 0, tuple(present), K)
         for seed, (x, present) in enumerate(zip(leaves, subsets))
     )
 
@@ -39,11 +39,11 @@ def random_subsets(primals, seed):
 
 
 def dense(directions):
-    return jax.tree.map(lambda v: v.dense(), directions, is_leaf=is_compact)
+    return jax.tree.map(lambda v: v.dense(), directions, is_leaf=is_channel)
 
 
 def assert_zeros_change_nothing(fun, primals, v, *, adjoint=True):
-    """Every transformation on ``Active`` leaves, beside nested jvp on dense ones."""
+    """Every transformation on stacks, beside nested jvp on dense directions."""
 
     @jax.jit
     def ours(primals, v):
@@ -131,10 +131,10 @@ def test_large_products_of_partly_present_stacks():
         assert_close(model, nested_model(product, primals, dense(v)))
 
 
-def test_active_and_dense_leaves_mix_with_none():
+def test_stacks_and_arrays_mix_with_none():
     fun, (params, x) = mlp(jnp.tanh)
     v = {
-        "w1": Active(normal(2, 3, 4), (1, 2), 3),
+        "w1": Stack(normal(2, 3, 4), 0, (1, 2), 3),
         "b1": None,
         "w2": normal(3, 4, 2, seed=1),
     }
@@ -145,12 +145,12 @@ def test_active_and_dense_leaves_mix_with_none():
     )
 
 
-def test_active_leaves_vmap_over_their_arrays():
+def test_stacks_vmap_over_their_arrays():
     fun = lambda x, y: jnp.sum(jnp.sin(x * y))
     x, y, v = normal(3), normal(3, seed=1), normal(5, 1, 3, seed=2)
 
     def ours(array):
-        directions = (Active(array, (0,), 2), Active(2 * array, (1,), 2))
+        directions = (Stack(array, 0, (0,), 2), Stack(2 * array, 0, (1,), 2))
         return fomoh_jax.quadratic_model(fun, (x, y), directions)
 
     stacked = jax.tree.map(lambda *rows: jnp.stack(rows), *map(ours, v))
@@ -168,11 +168,11 @@ def carried(fun, form, *numbers):
 
 def only(index, *shape):
     """A number that moves along one direction."""
-    return HyperDual(normal(*shape), Stack(normal(1, *shape, seed=1), 0, (index,)))
+    return HyperDual(normal(*shape), Stack(normal(1, *shape, seed=1), 0, (index,), 3))
 
 
 def pairs_of(form, number):
-    if number.seconds is ZERO:
+    if number.seconds.is_zero:
         return set()
     i, j = form.pairs
     return {(int(i[q]), int(j[q])) for q in number.seconds.indices}
@@ -183,7 +183,7 @@ def test_a_network_carries_the_pairs_of_the_layers_before():
     x = HyperDual(normal(5, 3))
     w1, w2 = only(0, 3, 4), only(1, 4, 2)
     before = carried(jnp.matmul, form, x, w1)
-    assert before.tangents.present == (0,) and before.seconds is ZERO
+    assert before.tangents.present == (0,) and before.seconds.is_zero
     hidden = carried(jnp.tanh, form, before)
     assert hidden.tangents.present == (0,) and pairs_of(form, hidden) == {(0, 0)}
     assert hidden.seconds.array.shape[hidden.seconds.axis] == 1
@@ -204,7 +204,7 @@ def test_directions_that_do_not_meet_have_no_seconds():
     product = carried(lambda a, b: a * b, form, a, b)
     assert pairs_of(form, product) == {(0, 1)}
     diagonal = carried(lambda a, b: a * b, Diagonal(3), a, b)
-    assert diagonal.seconds is ZERO
+    assert diagonal.seconds.is_zero
 
 
 def flops(function, *args):
@@ -245,22 +245,33 @@ def test_ten_layers_cost_at_most_035_of_a_dense_hyperplane():
 
 
 @pytest.mark.parametrize(
-    ("leaf", "error", "match"),
+    ("static", "error", "match"),
     [
-        (Active(normal(2, 3), (0, 1), 5), ValueError, r"\['b'\] is made of 5.*of 4"),
-        (Active(normal(2, 3), (1, 0), 4), ValueError, r"present must be ascending"),
-        (Active(normal(2, 3), (1, 1), 4), ValueError, r"got \(1, 1\)"),
-        (Active(normal(2, 3), (1, 4), 4), ValueError, r"within 0 to k - 1 = 3"),
-        (Active(normal(2, 3), (-1, 1), 4), ValueError, r"\[0\]\['b'\]\.present"),
-        (Active(normal(2, 3), [0, 1], 4), TypeError, r"tuple of Python integers"),
-        (Active(normal(2, 3), (0, 1.0), 4), TypeError, r"got \(0, 1\.0\)"),
-        (Active(normal(2, 3), (0, 1), 4.0), TypeError, r"k must be a Python integer"),
-        (Active(normal(3, 3), (0, 1), 4), ValueError, r"\[len\(present\), 3\].*\[3, 3"),
-        (Active(normal(2, 3), (0,), 4), ValueError, r"\['b'\]\.array must have shape"),
-        (Active(normal(2, 3).astype("float32"), (0, 1), 4), TypeError, "dtype of its"),
+        (((0, 1), 5), ValueError, r"\['b'\] is made of 5.*of 4"),
+        (((1, 0), 4), ValueError, r"present must be ascending"),
+        (((1, 1), 4), ValueError, r"got \(1, 1\)"),
+        (((1, 4), 4), ValueError, r"within 0 to size - 1 = 3"),
+        (((-1, 1), 4), ValueError, r"\[0\]\['b'\]\.present"),
+        (([0, 1], 4), TypeError, r"tuple of Python integers"),
+        (((0, 1.0), 4), TypeError, r"got \(0, 1\.0\)"),
+        (((0, 1), 4.0), TypeError, r"size must be a Python integer"),
+        (((0, 1), None), TypeError, r"size must be a Python integer; got None"),
+        (((0, 1, 2), 4), ValueError, r"\[len\(present\), 3\].*\[2, 3"),
+        (((0,), 4), ValueError, r"\['b'\]\.array must have shape"),
     ],
 )
-def test_active_leaves_that_make_no_sense_are_refused(leaf, error, match):
+def test_stacks_that_make_no_sense_are_refused(static, error, match):
+    present, size = static
+    assert_refused(Stack(normal(2, 3), 0, present, size), error, match)
+
+
+def test_stacks_of_another_dtype_or_along_another_axis_are_refused():
+    single = Stack(normal(2, 3).astype("float32"), 0, (0, 1), 4)
+    assert_refused(single, TypeError, "dtype of its")
+    assert_refused(Stack(normal(3, 4), 1), ValueError, r"axis must be 0 .*got 1")
+
+
+def assert_refused(leaf, error, match):
     x = {"b": jnp.ones(3), "c": jnp.ones(3)}
     v = {"b": leaf, "c": jnp.ones((4, 3))}
     loss = lambda x: jnp.sum(x["b"] * x["c"])
@@ -268,8 +279,8 @@ def test_active_leaves_that_make_no_sense_are_refused(leaf, error, match):
         fomoh_jax.quadratic_model(loss, (x,), ({"c": v["c"], "b": v["b"]},))
 
 
-def test_active_leaves_stand_for_arrays_only():
-    v = Active(normal(1, 3), (0,), 2)
+def test_stacks_stand_for_arrays_only():
+    v = Stack(normal(1, 3), 0, (0,), 2)
     loss = lambda x: jnp.sum(x["b"])
     x = {"b": jnp.ones(3)}
     with pytest.raises(TypeError, match="must have the structure of primals"):

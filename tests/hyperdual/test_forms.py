@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from fomoh_jax.hyperdual.channels import ZERO, Stack
 from fomoh_jax.hyperdual.forms import (
     Bilinear,
     Block,
@@ -14,7 +15,6 @@ from fomoh_jax.hyperdual.forms import (
     Pairs,
     Rows,
 )
-from fomoh_jax.hyperdual.number import ZERO, Stack
 from tests.reference import normal
 
 FORMS = {
@@ -48,7 +48,7 @@ def test_products_are_what_the_index_pairs_say(name, axis):
         read(form.bilinear(jnp.matmul, x, y, axis)), a[i] @ b[j] + a[j] @ b[i]
     )
     function = lambda u, w, u2, w2: [u @ w2 + u2 @ w]
-    (quadratic,) = form.quadratic(function, [x, y], [None, None], [axis])
+    (quadratic,) = form.quadratic(function, [x, y], [axis])
     np.testing.assert_allclose(read(quadratic), a[i] @ b[j] + a[j] @ b[i])
 
 
@@ -61,7 +61,7 @@ def test_a_product_with_zero_is_zero_and_not_computed(name):
     assert form.cross(x, ZERO) is ZERO
     assert form.cross(ZERO, x) is ZERO
     assert form.bilinear(jnp.multiply, x, ZERO, 0) is ZERO
-    assert form.quadratic(None, [ZERO], [None], [0]) == [ZERO]
+    assert form.quadratic(None, [ZERO], [0]) == [ZERO]
 
 
 def test_first_order_carries_no_seconds():

@@ -9,7 +9,7 @@ from jax import lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import fomoh_jax
-from fomoh_jax import Active, directions
+from fomoh_jax import Stack, directions
 from tests.programs import PROGRAMS, attention_arguments, attention_block, mlp
 from tests.reference import assert_close, assert_symmetric, random_directions
 
@@ -114,9 +114,9 @@ def test_empty_results_and_no_directions_are_split():
 
 def test_regenerated_and_active_directions_are_numbered_from_each_device_s_own():
     loss, (params, x) = mlp(jnp.tanh)
-    source = directions.regenerated(directions.gaussian(K))
+    source = directions.deferred(directions.gaussian(K))
     vectors = source.sample(jax.random.key(0), params, None)
-    vectors["b1"] = Active(jnp.ones((2, 4)), (1, 6), K)
+    vectors["b1"] = Stack(jnp.ones((2, 4)), 0, (1, 6), K)
     dense = jax.tree.map(
         lambda v: v.dense(), vectors, is_leaf=lambda v: hasattr(v, "dense")
     )

@@ -9,18 +9,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from fomoh_jax.hyperdual.channels import Channel
 from fomoh_jax.hyperdual.forms import Bilinear, Form
-from fomoh_jax.hyperdual.number import (
-    Channel,
-    HyperDual,
-    Stack,
-    Zero,
-    add,
-    apply_linear,
-    moved,
-    scale,
-    spread,
-)
+from fomoh_jax.hyperdual.number import HyperDual, spread
 from fomoh_jax.hyperdual.registry import Operation, rule
 from fomoh_jax.hyperdual.rules.generic import generic
 
@@ -34,15 +25,10 @@ def _mul(form: Form, op: Operation, args: Sequence[HyperDual]):
     return [
         HyperDual(
             primal,
-            add(
-                scale(b.primal, a.tangents),
-                scale(a.primal, b.tangents),
-            ),
-            add(
-                form.scale_seconds(b.primal, a.seconds),
-                form.scale_seconds(a.primal, b.seconds),
-                form.cross(a.tangents, b.tangents),
-            ),
+            b.primal * a.tangents + a.primal * b.tangents,
+            form.scale_seconds(b.primal, a.seconds)
+            + form.scale_seconds(a.primal, b.seconds)
+            + form.cross(a.tangents, b.tangents),
         )
     ]
 
@@ -82,23 +68,17 @@ def bilinear(
 
     primal = product(a.primal, b.primal)
 
-    def left(channel):
-        function = lambda x: [product(x, b.primal)]
-        return apply_linear(function, [channel], [None], [axis])[0]
-
-    def right(channel):
-        function = lambda y: [product(a.primal, y)]
-        return apply_linear(function, [channel], [None], [axis])[0]
-
+    left = lambda channel: channel.mapped(lambda x: product(x, b.primal), axis)
+    right = lambda channel: channel.mapped(lambda y: product(a.primal, y), axis)
     along = b.tangents
     if not a.is_constant:
         along = _after(a.primal, along)
     if second_axis is not None:
-        b = moved(HyperDual(b.primal, along, b.seconds), second_axis)
+        b = HyperDual(b.primal, along, b.seconds).moved(second_axis)
         along = b.tangents
-    tangents = add(left(a.tangents), right(along))
-    seconds = add(left(a.seconds), right(b.seconds))
-    if isinstance(seconds, Stack) and isinstance(b.seconds, Zero):
+    tangents = left(a.tangents) + right(along)
+    seconds = left(a.seconds) + right(b.seconds)
+    if b.seconds.is_zero and not seconds.is_zero:
         along = _after(seconds, along)
     both = Bilinear(
         product,
@@ -107,7 +87,7 @@ def bilinear(
         polarise=_worth_polarising(operations, a.primal, b.primal),
     )
     bent = form.bilinear(both, a.tangents, along, axis)
-    return [HyperDual(primal, tangents, add(seconds, bent))]
+    return [HyperDual(primal, tangents, seconds + bent)]
 
 
 def _after(first: Any, channel: Channel) -> Channel:
@@ -119,9 +99,9 @@ def _after(first: Any, channel: Channel) -> Channel:
     at the start keeps them for every layer, and memory grows with depth. (XLA heeds
     this on the CPU from jax 0.12 on.)
     """
-    if isinstance(channel, Zero):
+    if channel.is_zero:
         return channel
-    return lax.optimization_barrier((channel, first))[0]
+    return lax.optimization_barrier((channel.stored(), first))[0]
 
 
 # From so many operations for each element of its operands on, a product is polarised.

@@ -13,14 +13,14 @@ from fomoh_jax.hyperdual.number import HyperDual, is_inexact
 from fomoh_jax.hyperdual.registry import Operation, rule
 
 
-@rule("jit", walks_inside=True)
+@rule("jit")
 def _jit(form: Form, op: Operation, args: Sequence[HyperDual]) -> list[HyperDual]:
     params = op.params
     function = staged(params["jaxpr"], params["name"], params["inline"])
     return function(form, list(args))
 
 
-@rule("remat", walks_inside=True)
+@rule("remat")
 def _remat(form: Form, op: Operation, args: Sequence[HyperDual]) -> list[HyperDual]:
     jaxpr = op.params["jaxpr"]
     return jax.checkpoint(
@@ -33,7 +33,6 @@ def _remat(form: Form, op: Operation, args: Sequence[HyperDual]) -> list[HyperDu
 @rule(
     *("call", "closed_call", "composite", "core_call", "custom_partitioning"),
     *("custom_vjp_call", "custom_vmap_call", "xla_metadata_call"),
-    walks_inside=True,
 )
 def _inline(form: Form, op: Operation, args: Sequence[HyperDual]) -> list[HyperDual]:
     # A custom_vjp is seen through: its backward rule says nothing of a forward pass.

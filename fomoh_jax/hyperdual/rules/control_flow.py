@@ -14,19 +14,10 @@ from jax import lax
 from jax.extend import source_info_util
 
 from fomoh_jax.compat import open_jaxpr, scan_layout
+from fomoh_jax.hyperdual.channels import ZERO, Channel
 from fomoh_jax.hyperdual.forms import Form
 from fomoh_jax.hyperdual.interpreter import interpret, staged
-from fomoh_jax.hyperdual.number import (
-    ZERO,
-    Channel,
-    HyperDual,
-    Pattern,
-    Stack,
-    Zero,
-    materialise,
-    moved,
-    pattern_of,
-)
+from fomoh_jax.hyperdual.number import HyperDual, Pattern, pattern_of
 from fomoh_jax.hyperdual.registry import Operation, rule
 from fomoh_jax.hyperdual.varying import varies_along, varying_alike
 
@@ -48,7 +39,7 @@ def _widen(
 
     def widened(number: HyperDual, flags: tuple[bool, ...]) -> HyperDual:
         channels = [
-            materialise(channel, number.primal, size) if wanted else channel
+            channel.whole(size) if wanted else channel
             for channel, size, wanted in zip(number.channels, (form.k, form.q), flags)
         ]
         return HyperDual(number.primal, *channels)
@@ -72,22 +63,11 @@ def _fixed_point(
     """
     pattern = pattern_of(init)
     while True:
-        widened = jax.eval_shape(lambda: _widen(form, init, pattern))
+        widened = jax.eval_shape(lambda init: _widen(form, init, pattern), init)
         union = _union(pattern, pattern_of(jax.eval_shape(body, widened, *slices)))
         if union == pattern:
             return pattern
         pattern = union
-
-
-def _relabelled(number: HyperDual, axis: int) -> HyperDual:
-    """The number with its stacks declared, not moved, to be along ``axis``."""
-
-    def relabel(channel: Channel) -> Channel:
-        if isinstance(channel, Zero):
-            return ZERO
-        return Stack(channel.array, axis, channel.present)
-
-    return HyperDual(number.primal, *map(relabel, number.channels))
 
 
 def _abstract_slice(array: jax.Array) -> jax.ShapeDtypeStruct:
@@ -105,47 +85,46 @@ def _abstract_slice(array: jax.Array) -> jax.ShapeDtypeStruct:
 
 def _leading(number: HyperDual) -> list[Channel]:
     """The channels of a scanned number whose directions come before time."""
-    there = lambda c: isinstance(c, Stack) and c.axis == 0
-    return [channel if there(channel) else ZERO for channel in number.channels]
+    return [c if c.axis == 0 else ZERO for c in number.channels]
 
 
 def _scanned(number: HyperDual) -> HyperDual:
     """A scanned number without those."""
-    rest = [
-        ZERO if isinstance(leading, Stack) else channel
-        for channel, leading in zip(number.channels, _leading(number))
-    ]
-    return HyperDual(number.primal, *rest)
+    return number.mapped(lambda channel: ZERO if channel.axis == 0 else channel)
 
 
 def _at(channels: Sequence[Channel], time: jax.Array) -> list[Channel]:
     """What they hold at a time."""
 
-    def cut(channel: Stack) -> Stack:
-        size, length, *shape = channel.array.shape
-        if length:
-            array = lax.dynamic_index_in_dim(channel.array, time, 1, keepdims=False)
-        else:  # no turn will be taken, but its shapes are asked for
-            array = jnp.zeros((size, *shape), channel.array.dtype)
-        return Stack(array, 0, channel.present)
+    def cut(array: jax.Array) -> jax.Array:
+        if len(array):
+            return lax.dynamic_index_in_dim(array, time, keepdims=False)
+        # No turn will be taken, but its shapes are asked for.
+        return jnp.zeros(array.shape[1:], array.dtype)
 
-    return [cut(c) if isinstance(c, Stack) else ZERO for c in channels]
+    return [channel.mapped(cut, 0) for channel in channels]
 
 
 def _merged(number: HyperDual, channels: Sequence[Channel]) -> HyperDual:
     """The number with its zero channels replaced."""
     both = zip(number.channels, channels)
-    return HyperDual(number.primal, *(b if isinstance(a, Zero) else a for a, b in both))
+    return HyperDual(number.primal, *(b if a.is_zero else a for a, b in both))
+
+
+def _declared(number: HyperDual, axis: int) -> HyperDual:
+    """The number with its stacks said, not made, to be along ``axis``."""
+    return number.mapped(lambda channel: channel.declared(axis))
 
 
 @rule("scan")
 def _scan(form: Form, op: Operation, args: Sequence[HyperDual]) -> list[HyperDual]:
+    args = [arg.stored() for arg in args]
     layout = scan_layout(op.params, len(args), len(op.outputs))
     interpreted = staged(op.params["jaxpr"], "scan")
     init = [args[i] for i in layout.carry]
     times = jnp.arange(op.params["length"])
     waiting = [_leading(args[i]) for i in layout.xs]
-    xs = [moved(_scanned(args[i]), 1) for i in layout.xs]
+    xs = [_scanned(args[i]).moved(1) for i in layout.xs]
 
     def turn(carry, slices):
         time, xs = slices
@@ -153,9 +132,9 @@ def _scan(form: Form, op: Operation, args: Sequence[HyperDual]) -> list[HyperDua
         for i, number in zip(layout.carry, carry):
             numbers[i] = number
         for i, number, others in zip(layout.xs, xs, waiting):
-            numbers[i] = _merged(_relabelled(number, 0), _at(others, time))
+            numbers[i] = _merged(_declared(number, 0), _at(others, time))
         outs = interpreted(form, numbers)
-        ys = [moved(outs[i], 0) for i in layout.ys]
+        ys = [outs[i].moved(0) for i in layout.ys]
         return [outs[i] for i in layout.carry_out], ys
 
     slices = jax.tree.map(_abstract_slice, (times, xs))
@@ -175,12 +154,13 @@ def _scan(form: Form, op: Operation, args: Sequence[HyperDual]) -> list[HyperDua
         unroll=op.params["unroll"],
     )
     outs: dict[int, Any] = dict(zip(layout.carry_out, carry))
-    outs.update(zip(layout.ys, (_relabelled(y, 1) for y in ys)))
+    outs.update(zip(layout.ys, (_declared(y, 1) for y in ys)))
     return [outs[i] for i in range(len(outs))]
 
 
 @rule("while")
 def _while(form: Form, op: Operation, args: Sequence[HyperDual]) -> list[HyperDual]:
+    args = [arg.stored() for arg in args]
     num_cond, num_body = op.params["cond_nconsts"], op.params["body_nconsts"]
     cond_consts = [HyperDual(arg.primal) for arg in args[:num_cond]]
     body_consts = list(args[num_cond : num_cond + num_body])
@@ -249,15 +229,15 @@ def _where(
     place = running.ndim
     chosen = jax.tree.map(
         choose,
-        [moved(number, place) for number in after],
-        [moved(number, place) for number in before],
+        [number.moved(place) for number in after],
+        [number.moved(place) for number in before],
     )
-    return [moved(number, 0) for number in chosen]
+    return [number.moved(0) for number in chosen]
 
 
 @rule("cond")
 def _cond(form: Form, op: Operation, args: Sequence[HyperDual]) -> list[HyperDual]:
-    index, *operands = args
+    index, *operands = (arg.stored() for arg in args)
 
     def branch(jaxpr):
         return lambda operands: staged(jaxpr, "branch")(form, operands)

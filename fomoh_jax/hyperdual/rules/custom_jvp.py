@@ -16,9 +16,10 @@ import jax
 from jax.extend.core import Literal
 
 from fomoh_jax.compat import open_jaxpr
+from fomoh_jax.hyperdual.channels import ZERO, Channel
 from fomoh_jax.hyperdual.forms import Form
 from fomoh_jax.hyperdual.interpreter import interpret
-from fomoh_jax.hyperdual.number import Channel, HyperDual, add, is_inexact, scale
+from fomoh_jax.hyperdual.number import HyperDual, is_inexact
 from fomoh_jax.hyperdual.registry import Operation, names_with_rule, rule
 from fomoh_jax.hyperdual.rules.elementwise import elementwise, partial_derivative
 from fomoh_jax.hyperdual.rules.generic import forward, generic
@@ -85,17 +86,17 @@ def _chain_rule(
         along = active[a].tangents
         if list(bends) == [a]:
             return form.scale_seconds(bends[a], form.product(along, along))
-        others = [scale(bend, active[b].tangents) for b, bend in bends.items()]
-        return form.product(along, add(*others))
+        others = [bend * active[b].tangents for b, bend in bends.items()]
+        return form.product(along, sum(others, ZERO))
 
     def number(out: int) -> HyperDual:
         tangents, seconds = [], []
         for a, x in enumerate(active):
-            tangents.append(scale(derivatives[a][out], x.tangents))
+            tangents.append(derivatives[a][out] * x.tangents)
             seconds.append(form.scale_seconds(derivatives[a][out], x.seconds))
             if form.q:
                 seconds.append(bent(a, out))
-        return HyperDual(values[out], add(*tangents), add(*seconds))
+        return HyperDual(values[out], sum(tangents, ZERO), sum(seconds, ZERO))
 
     return list(map(number, range(outputs)))
 

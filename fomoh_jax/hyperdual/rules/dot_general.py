@@ -15,8 +15,9 @@ import numpy as np
 from jax import lax
 from jax.extend.core import primitives
 
+from fomoh_jax.hyperdual.channels import Stack
 from fomoh_jax.hyperdual.forms import Form
-from fomoh_jax.hyperdual.number import HyperDual, Stack
+from fomoh_jax.hyperdual.number import HyperDual
 from fomoh_jax.hyperdual.registry import Operation, rule
 from fomoh_jax.hyperdual.rules.bilinear import bilinear
 from fomoh_jax.hyperdual.rules.linear import linear
@@ -59,10 +60,7 @@ def _finished(number: HyperDual) -> HyperDual:
     XLA on the CPU (jax 0.12) takes a whole softmax into the batch of products that
     follows it, and is slower at both than at one after the other.
     """
-    seconds = number.seconds
-    if isinstance(seconds, Stack):
-        array = lax.optimization_barrier(seconds.array)
-        seconds = dataclasses.replace(seconds, array=array)
+    seconds = jax.tree.map(lax.optimization_barrier, number.seconds)
     return HyperDual(number.primal, number.tangents, seconds)
 
 

@@ -12,8 +12,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from fomoh_jax.hyperdual.channels import ZERO, Channel
 from fomoh_jax.hyperdual.forms import Form
-from fomoh_jax.hyperdual.number import Channel, HyperDual, Stack, add, scale, spread
+from fomoh_jax.hyperdual.number import HyperDual, spread
 from fomoh_jax.hyperdual.registry import Operation, rule
 from fomoh_jax.hyperdual.rules.generic import differentiable_part, generic
 
@@ -58,7 +59,7 @@ def elementwise(
     primals = [arg.primal for arg in active]
     phi: Callable[..., Any] = lambda *xs: function(*xs)[0][0]
     curved = curved and form.q > 0
-    moving = [isinstance(arg.tangents, Stack) for arg in active]
+    moving = [not arg.tangents.is_zero for arg in active]
 
     value, tangents, seconds = None, [], []
     slopes = [partial_derivative(phi, i) for i in range(len(active))]
@@ -69,13 +70,13 @@ def elementwise(
             (value, first), (_, bends[i, i]) = twice(*primals)
         else:
             value, first = slope(*primals)
-        tangents.append(scale(first, arg.tangents))
+        tangents.append(first * arg.tangents)
         seconds.append(form.scale_seconds(first, arg.seconds))
     for i, j in combinations(range(len(active)), 2):
         if curved and moving[i] and moving[j]:
             _, (_, bends[i, j]) = partial_derivative(slopes[i], j)(*primals)
     bent = _bent(form, bends, [arg.tangents for arg in active])
-    return [HyperDual(value, add(*tangents), add(*seconds, *bent))]
+    return [HyperDual(value, sum(tangents, ZERO), sum(bent, sum(seconds, ZERO)))]
 
 
 def _bent(
@@ -100,8 +101,8 @@ def _bent(
         for (i, j), bend in met.items():
             half = 0.5 if i == j else 1
             along = tangents[j if i == a else i]
-            others.append(scale(half * bend, along))
-        bent.append(form.cross(tangents[a], add(*others)))
+            others.append(half * bend * along)
+        bent.append(form.cross(tangents[a], sum(others, ZERO)))
     return bent
 
 

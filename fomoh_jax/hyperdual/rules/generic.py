@@ -10,17 +10,10 @@ from typing import Any
 import jax
 from jax import lax
 
+from fomoh_jax.hyperdual.channels import Stack, apply_linear
 from fomoh_jax.hyperdual.forms import FirstOrder, Form
 from fomoh_jax.hyperdual.interpreter import interpret
-from fomoh_jax.hyperdual.number import (
-    HyperDual,
-    Stack,
-    Zero,
-    add,
-    apply_linear,
-    is_inexact,
-    zeros_like_element,
-)
+from fomoh_jax.hyperdual.number import HyperDual, is_inexact
 from fomoh_jax.hyperdual.registry import GENERIC, Operation, rule
 
 
@@ -39,14 +32,9 @@ def forward(
     one = lambda tangent: Stack(lax.expand_dims(tangent, (0,)))
     numbers = [HyperDual(x, one(t)) for x, t in zip(primals, tangents)]
     outs = interpret(jaxpr, FirstOrder(1), numbers, effects=effects)
-
-    def derivative(number: HyperDual):
-        if isinstance(number.tangents, Zero):
-            return zeros_like_element(number.primal)
-        return number.tangents.moved(0).array[0]
-
     unflatten = jax.tree.structure(shapes).unflatten
-    return unflatten([n.primal for n in outs]), unflatten(map(derivative, outs))
+    derivatives = [n.tangents.coefficient(0) for n in outs]
+    return unflatten([n.primal for n in outs]), unflatten(derivatives)
 
 
 def differentiable_part(
@@ -76,8 +64,7 @@ def differentiable_part(
 
 def _axes(op: Operation, args: Sequence[HyperDual], channel: str) -> list[int]:
     """Where the results' stacking axis goes: where it was, if the rank allows it."""
-    stacks = [getattr(arg, channel) for arg in args]
-    axis = max((s.axis for s in stacks if isinstance(s, Stack)), default=0)
+    axis = max(getattr(arg, channel).axis for arg in args)
     return [min(axis, out.ndim) for out in op.outputs if is_inexact(out)]
 
 
@@ -102,13 +89,12 @@ def generic(
         outs, rest = function(*primals)
         pushforward = lambda *u: along(u)(*primals)
         in_halves = False
-    zeros = [zeros_like_element(x) for x in primals]
 
     tangents_in = [arg.tangents for arg in active]
     seconds_in = [arg.seconds for arg in active]
     axes = _axes(op, active, "tangents")
-    tangents = apply_linear(pushforward, tangents_in, zeros, axes)
-    seconds = apply_linear(pushforward, seconds_in, zeros, _axes(op, active, "seconds"))
+    tangents = apply_linear(pushforward, tangents_in, axes)
+    seconds = apply_linear(pushforward, seconds_in, _axes(op, active, "seconds"))
     if curved:
 
         def second_derivative(*directions):
@@ -117,11 +103,11 @@ def generic(
                 return forward(along(u), primals, v, effects=False)[1]
             # And that operation wants to know that its tangents may vary too.
             both = lambda *xs: along(xs[len(primals) :])(*xs[: len(primals)])
-            still = map(zeros_like_element, u)
+            still = [lax.full_like(x, 0) for x in u]
             return forward(both, (*primals, *u), (*v, *still), effects=False)[1]
 
-        bent = form.quadratic(second_derivative, tangents_in, zeros, axes)
-        seconds = [add(s, b) for s, b in zip(seconds, bent)]
+        bent = form.quadratic(second_derivative, tangents_in, axes)
+        seconds = [s + b for s, b in zip(seconds, bent)]
 
     inexact = iter(map(HyperDual, outs, tangents, seconds))
     others = iter(map(HyperDual, rest))

@@ -17,16 +17,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from fomoh_jax.hyperdual.channels import ZERO, Channel, apply_linear
 from fomoh_jax.hyperdual.forms import FirstOrder, Form
 from fomoh_jax.hyperdual.interpreter import interpret
-from fomoh_jax.hyperdual.number import (
-    Channel,
-    HyperDual,
-    add,
-    apply_linear,
-    scale,
-    zeros_like_element,
-)
+from fomoh_jax.hyperdual.number import HyperDual
 from fomoh_jax.hyperdual.registry import Operation, rule
 
 
@@ -39,20 +33,16 @@ def _custom_linear_solve(form: Form, op: Operation, args: Sequence[HyperDual]):
 
     def solve(channels: Sequence[Channel]) -> list[Channel]:
         fixed = [arg.primal for arg in (*matvec_consts, *consts)]
-        zeros = [zeros_like_element(n.primal) for n in b]
         function = lambda *rhs: op(*fixed, *rhs)[: len(b)]
-        return apply_linear(function, channels, zeros, [0] * len(b))
-
-    def less(channels: Sequence[Channel], products: Sequence[Channel]):
-        return [add(c, scale(-1, p)) for c, p in zip(channels, products)]
+        return apply_linear(function, channels, [0] * len(b))
 
     along = FirstOrder(form.k)
     flat = [HyperDual(n.primal, n.tangents) for n in matvec_consts]
     products = interpret(matvec, along, [*flat, *x])  # A_t x
-    tangents = solve(less([n.tangents for n in b], [p.tangents for p in products]))
+    tangents = solve([n.tangents - p.tangents for n, p in zip(b, products)])
     x = [HyperDual(n.primal, t) for n, t in zip(x, tangents)]
     products = interpret(matvec, form, [*matvec_consts, *x])  # A_s x + form(A_t, x_t)
-    seconds = solve(less([n.seconds for n in b], [p.seconds for p in products]))
+    seconds = solve([n.seconds - p.seconds for n, p in zip(b, products)])
     x = [HyperDual(n.primal, n.tangents, s) for n, s in zip(x, seconds)]
     return [*x, *map(HyperDual, outs[len(b) :])]  # what is left is auxiliary
 
@@ -77,19 +67,18 @@ def _implicit(
         those of ``y`` and the other results of the operation.
     """
     primals = [arg.primal for arg in args]
-    zeros = [zeros_like_element(x) for x in primals]
 
     def function(*xs):
         first, *rest = op(*xs)
         return first, rest
 
     y, pushforward, rest = jax.linearize(function, *primals, has_aux=True)
-    push = lambda channels: apply_linear(
-        lambda *ts: [pushforward(*ts)], channels, zeros, [0]
-    )[0]
+    push = lambda channels: apply_linear(lambda *ts: [pushforward(*ts)], channels, [0])[
+        0
+    ]
     tangents = push([arg.tangents for arg in args])
     *others, last = (arg.seconds for arg in args)
-    seconds = push([*others, add(last, scale(-1, bend(tangents, *rest)))])
+    seconds = push([*others, last - bend(tangents, *rest)])
     return [HyperDual(y, tangents, seconds), *map(HyperDual, rest)]
 
 
@@ -115,12 +104,11 @@ def _triangular_product(
 def _tridiagonal_solve(form: Form, op: Operation, args: Sequence[HyperDual]):
     # The three diagonals act on the rows above, at, and below.
     def bend(x: Channel) -> Channel:
-        return add(
-            *(
-                form.bilinear(partial(_diagonal_product, by), diagonal.tangents, x, 0)
-                for by, diagonal in zip((1, 0, -1), args)
-            )
-        )
+        terms = [
+            form.bilinear(partial(_diagonal_product, by), diagonal.tangents, x, 0)
+            for by, diagonal in zip((1, 0, -1), args)
+        ]
+        return sum(terms, ZERO)
 
     return _implicit(form, op, args, bend)
 

@@ -3,18 +3,9 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from fomoh_jax.hyperdual.channels import ZERO, Channel, apply_linear
 from fomoh_jax.hyperdual.forms import Form
-from fomoh_jax.hyperdual.number import (
-    ZERO,
-    Channel,
-    HyperDual,
-    Stack,
-    add,
-    apply_linear,
-    is_inexact,
-    spread,
-    zeros_like_element,
-)
+from fomoh_jax.hyperdual.number import HyperDual, is_inexact, spread
 from fomoh_jax.hyperdual.registry import Operation, rule
 
 
@@ -28,7 +19,7 @@ from fomoh_jax.hyperdual.registry import Operation, rule
     *("stack", "sub", "tile", "transpose", "unstack", "xla_metadata_value"),
     # Between the devices of a shard_map, or the members of a vmap with an axis name.
     *("all_gather", "all_gather_invariant", "all_gather_reduced", "all_to_all"),
-    *("pbroadcast", "ppermute", "preduced", "psum", "psum_invariant", "pvary"),
+    *("pbroadcast", "ppermute", "preduced", "psum", "psum_invariant"),
     *("reduce_scatter", "reduced_vary_cast", "reduced_vary_cast_p", "unreduced_psum"),
     *("unreduced_reduce_scatter", "vary_unreduced_cast", "vary_unreduced_cast_p"),
 )
@@ -49,11 +40,9 @@ def linear(form: Form, op: Operation, args: Sequence[HyperDual]) -> list[HyperDu
         results = op(*operands)
         return [results[i] for i in carried]
 
-    zeros = [zeros_like_element(args[i].primal) for i in places]
-
     def mapped(channels: Sequence[Channel]) -> dict[int, Channel]:
         axes = [_out_axis(op, channels, outs[i].ndim) for i in carried]
-        return dict(zip(carried, apply_linear(function, channels, zeros, axes)))
+        return dict(zip(carried, apply_linear(function, channels, axes)))
 
     tangents = mapped([args[i].tangents for i in places])
     seconds = mapped([args[i].seconds for i in places])
@@ -67,12 +56,12 @@ def linear(form: Form, op: Operation, args: Sequence[HyperDual]) -> list[HyperDu
 def _add(form: Form, op: Operation, args: Sequence[HyperDual]) -> list[HyperDual]:
     a, b = spread(args, op.outputs[0].shape)
     (primal,) = op(a.primal, b.primal)
-    return [HyperDual(primal, add(a.tangents, b.tangents), add(a.seconds, b.seconds))]
+    return [HyperDual(primal, a.tangents + b.tangents, a.seconds + b.seconds)]
 
 
 def _out_axis(op: Operation, channels: Sequence[Channel], ndim: int) -> int:
     """Where the stacking axis of the result goes, so that no transpose is needed."""
-    axis = max((c.axis for c in channels if isinstance(c, Stack)), default=0)
+    axis = max((channel.axis for channel in channels), default=0)
     follow = _FOLLOW.get(op.primitive.name)
     return min(int(follow(axis, op.params)) if follow else axis, ndim)
 

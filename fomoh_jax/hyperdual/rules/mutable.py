@@ -9,14 +9,9 @@ from collections.abc import Sequence
 import jax
 from jax import lax
 
+from fomoh_jax.hyperdual.channels import ZERO, apply_linear
 from fomoh_jax.hyperdual.forms import Form
-from fomoh_jax.hyperdual.number import (
-    ZERO,
-    HyperDual,
-    apply_linear,
-    is_inexact,
-    materialise,
-)
+from fomoh_jax.hyperdual.number import HyperDual, is_inexact
 from fomoh_jax.hyperdual.registry import Operation, rule
 
 
@@ -24,10 +19,8 @@ def _dense(form: Form, number: HyperDual) -> HyperDual:
     """The number with every channel that the form carries."""
     if not is_inexact(number.primal):
         return number
-    dense = lambda channel, size: materialise(channel, number.primal, size)
-    tangents = dense(number.tangents, form.k)
-    seconds = dense(number.seconds, form.q) if form.q else ZERO
-    return HyperDual(number.primal, tangents, seconds)
+    seconds = number.seconds.whole(form.q) if form.q else ZERO
+    return HyperDual(number.primal, number.tangents.whole(form.k), seconds)
 
 
 @rule("new_ref")
@@ -68,7 +61,7 @@ def _access(form: Form, op: Operation, args: Sequence[HyperDual]) -> list[HyperD
     def mapped(channel: str) -> list:
         stacks = [getattr(number, channel) for number in (ref, *written)]
         function = lambda *leaves: op(*leaves, *fixed)
-        return apply_linear(function, stacks, [None] * len(stacks), [0] * len(outs))
+        return apply_linear(function, stacks, [0] * len(outs))
 
     return [
         HyperDual(out, *channels)

@@ -10,7 +10,7 @@ import numpy as np
 from jax import lax
 
 from fomoh_jax.hyperdual.forms import Form
-from fomoh_jax.hyperdual.number import Channel, HyperDual, Stack, apply_linear, spread
+from fomoh_jax.hyperdual.number import HyperDual, spread
 from fomoh_jax.hyperdual.registry import Operation, rule
 from fomoh_jax.hyperdual.rules.generic import generic
 
@@ -56,14 +56,10 @@ def _pooling(form: Form, op: Operation, args: Sequence[HyperDual]):
     first = jnp.min(jnp.where(extreme, places, places.size), inner, keepdims=True)
     taken = places == first
 
-    def take(t: jax.Array) -> list[jax.Array]:
-        return [jnp.sum(jnp.where(taken, windows(t), 0), inner)]
+    def take(t: jax.Array) -> jax.Array:
+        return jnp.sum(jnp.where(taken, windows(t), 0), inner)
 
-    def mapped(channel: Channel) -> Channel:
-        axis = channel.axis if isinstance(channel, Stack) else 0
-        return apply_linear(take, [channel], [None], [axis])[0]
-
-    return [HyperDual(primal, mapped(x.tangents), mapped(x.seconds))]
+    return [HyperDual(primal, *(c.mapped(take, c.axis) for c in x.channels))]
 
 
 def _tiles(params: dict[str, Any]) -> bool:

@@ -1,7 +1,6 @@
 """A shard_map: the same map with the channels beside the primals, split as they are."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 from jax.sharding import PartitionSpec
@@ -9,24 +8,18 @@ from jax.sharding import PartitionSpec
 from fomoh_jax.compat import manual_axes
 from fomoh_jax.hyperdual.forms import Form
 from fomoh_jax.hyperdual.interpreter import interpret
-from fomoh_jax.hyperdual.number import (
-    ZERO,
-    Channel,
-    HyperDual,
-    Stack,
-    Zero,
-    moved,
-)
+from fomoh_jax.hyperdual.number import HyperDual
 from fomoh_jax.hyperdual.registry import Operation, rule
+from fomoh_jax.hyperdual.varying import varying_alike
 
 
 @rule("shard_map")
 def _shard_map(form: Form, op: Operation, args: Sequence[HyperDual]):
     params = op.params
-    args = [moved(arg, 0) for arg in args]
+    args = [arg.moved(0) for arg in args]
 
     def body(form: Form, args: list[HyperDual]) -> list[HyperDual]:
-        return [moved(out, 0) for out in interpret(params["jaxpr"], form, args)]
+        return [out.moved(0) for out in interpret(params["jaxpr"], form, args)]
 
     def mapped(function, out_specs):
         # A form may hold arrays (the rows of a chunk), which all devices need.
@@ -58,12 +51,13 @@ def _specs(
 ) -> list[HyperDual]:
     """The specifications of numbers: channels are not split between the directions."""
 
-    def of_channel(spec: PartitionSpec, channel: Channel) -> Any:
-        if isinstance(channel, Zero):
-            return ZERO
-        return Stack(PartitionSpec(None, *spec), 0, channel.present)  # pyright: ignore
+    def of_number(spec: PartitionSpec, number: HyperDual) -> HyperDual:
+        stacked = lambda array: PartitionSpec(None, *spec)
+        return HyperDual(spec, *(jax.tree.map(stacked, c) for c in number.channels))
 
-    return [
-        HyperDual(spec, *(of_channel(spec, channel) for channel in number.channels))
-        for spec, number in zip(specs, numbers)
-    ]
+    return list(map(of_number, specs, numbers))
+
+
+@rule("pvary", of_constants=True)
+def _pvary(form: Form, op: Operation, args: Sequence[HyperDual]) -> list[HyperDual]:
+    return varying_alike(list(args), op.params["axes"])  # some may vary already

@@ -7,14 +7,14 @@ import optax
 import pytest
 
 import fomoh_jax
-from fomoh_jax import Regenerated, directions, solvers
+from fomoh_jax import Deferred, directions, solvers
 from tests.reference import assert_close, normal
 
 pytestmark = pytest.mark.optimised
 
 KEY = jax.random.key(0)
 STORED = directions.gaussian(3)
-ANEW = directions.regenerated(STORED)
+DEFERRED = directions.deferred(STORED)
 LAYERWISE = directions.layerwise(by="leaf")
 MASK = {"w": True, "b": False, "scale": True}
 
@@ -73,7 +73,7 @@ def test_the_model_is_that_of_stored_directions(name):
             fun, (p, x), (source.sample(key, p, None), None)
         )
     )(KEY)
-    assert_close(model(ANEW), model(STORED))
+    assert_close(model(DEFERRED), model(STORED))
 
 
 @pytest.mark.parametrize("options", [{"chunk_size": 2}, {"adjoint": True}])
@@ -83,38 +83,38 @@ def test_every_way_to_the_model_makes_them(options):
     model = lambda source: fomoh_jax.quadratic_model(
         loss, (p,), (source.sample(KEY, p, None),), **options
     )
-    assert_close(model(ANEW), model(STORED))
+    assert_close(model(DEFERRED), model(STORED))
 
 
 def test_other_transformations_take_them():
     p, x = params(), normal(2, 4, seed=3)
     loss = lambda p: jnp.sum(body(p, x) ** 2)
-    stored, anew = (s.sample(KEY, p, None) for s in (STORED, ANEW))
+    stored, deferred = (s.sample(KEY, p, None) for s in (STORED, DEFERRED))
     assert_close(
-        fomoh_jax.directional_curvature(loss, (p,), (anew,)),
+        fomoh_jax.directional_curvature(loss, (p,), (deferred,)),
         fomoh_jax.directional_curvature(loss, (p,), (stored,)),
     )
 
 
 @pytest.mark.parametrize(
-    ("stored", "anew"),
+    ("stored", "deferred"),
     [
-        (STORED, ANEW),
-        (directions.rademacher(2), directions.regenerated(directions.rademacher(2))),
+        (STORED, DEFERRED),
+        (directions.rademacher(2), directions.deferred(directions.rademacher(2))),
         (
             directions.sparse(2, 0.5),
-            directions.regenerated(directions.sparse(2, 0.5)),
+            directions.deferred(directions.sparse(2, 0.5)),
         ),
-        (STORED + directions.history(2), ANEW + directions.history(2)),
+        (STORED + directions.history(2), DEFERRED + directions.history(2)),
         (
             directions.layerwise(by="leaf") + STORED,
-            directions.layerwise(by="leaf") + ANEW,
+            directions.layerwise(by="leaf") + DEFERRED,
         ),
-        (directions.masked(STORED, MASK), directions.masked(ANEW, MASK)),
+        (directions.masked(STORED, MASK), directions.masked(DEFERRED, MASK)),
     ],
     ids=["gaussian", "rademacher", "sparse", "history", "layerwise", "masked"],
 )
-def test_an_optimiser_takes_the_same_steps(stored, anew):
+def test_an_optimiser_takes_the_same_steps(stored, deferred):
     x = normal(8, 4, seed=3)
     loss = lambda p: jnp.mean(body(p, x) ** 2)
 
@@ -128,7 +128,7 @@ def test_an_optimiser_takes_the_same_steps(stored, anew):
             p = jax.tree.map(lambda p, s: p - 0.1 * s, p, step)
         return p
 
-    assert_close(trained(anew), trained(stored), rtol=1e-8)
+    assert_close(trained(deferred), trained(stored), rtol=1e-8)
 
 
 def test_a_forward_gradient_is_the_same():
@@ -138,7 +138,7 @@ def test_a_forward_gradient_is_the_same():
         tx = fomoh_jax.scale_by_forward_gradient(source)
         return tx.update(None, tx.init(params()), params(), value_fn=loss)[0]
 
-    assert_close(gradient(ANEW), gradient(STORED))
+    assert_close(gradient(DEFERRED), gradient(STORED))
 
 
 def test_a_leaf_is_a_key_and_passes_through_jit_and_vmap():
@@ -149,7 +149,7 @@ def test_a_leaf_is_a_key_and_passes_through_jit_and_vmap():
     def make(key):
         nonlocal traced
         traced += 1
-        return ANEW.sample(key, params(), None)
+        return DEFERRED.sample(key, params(), None)
 
     for key in keys:
         tree = make(key)
@@ -157,7 +157,7 @@ def test_a_leaf_is_a_key_and_passes_through_jit_and_vmap():
     assert all(jnp.shape(leaf) == () for leaf in jax.tree.leaves(tree))
 
     def slope(key):
-        v = ANEW.sample(key, params(), None)
+        v = DEFERRED.sample(key, params(), None)
         loss = lambda p: jnp.sum(p["w"] ** 2)
         return fomoh_jax.quadratic_model(loss, (params(),), (v,)).slope
 
@@ -179,11 +179,11 @@ def test_a_batch_of_parameters_takes_the_same_steps(impl):
         one = lambda p: tx.update(None, tx.init(p), p, value_fn=loss)[0]
         return jax.vmap(one)(batch)
 
-    assert_close(steps(ANEW), steps(STORED), rtol=1e-8)
+    assert_close(steps(DEFERRED), steps(STORED), rtol=1e-8)
 
 
 def test_not_a_number_stays_one_and_gives_no_step():
-    tx = fomoh_jax.scale_by_hyperplane(ANEW)
+    tx = fomoh_jax.scale_by_hyperplane(DEFERRED)
     p = params() | {"b": jnp.full(4, jnp.nan)}
     loss = lambda p: jnp.sum(body(p, jnp.ones((2, 4))))
     step, state = tx.update(None, tx.init(p), p, value_fn=loss)
@@ -194,23 +194,23 @@ def test_not_a_number_stays_one_and_gives_no_step():
 def test_what_cannot_be_made_leaf_by_leaf_is_refused():
     for base in (directions.orthonormal(2), directions.incoming(), STORED + STORED):
         with pytest.raises(ValueError, match=r"gaussian, rademacher or sparse"):
-            directions.regenerated(base)
+            directions.deferred(base)
     with pytest.raises(TypeError, match="base must be a source of directions; got 3"):
-        directions.regenerated(3)
+        directions.deferred(3)
     with pytest.raises(ValueError, match="layerwise cannot cut directions that are"):
-        directions.layerwise(ANEW).sample(KEY, params(), None)
+        directions.layerwise(DEFERRED).sample(KEY, params(), None)
 
 
 def test_what_is_made_must_be_what_was_declared():
     make = lambda key: jax.random.normal(key, (3, 4))
-    leaf = Regenerated(KEY, make, (2, 4), jnp.dtype("float64"))
+    leaf = Deferred(KEY, make, (2, 4), jnp.dtype("float64"))
     with pytest.raises(ValueError, match=r"directions\[0\].make must .*got \[3, 4\]"):
         fomoh_jax.quadratic_model(jnp.sum, (jnp.ones(4),), (leaf,))
 
 
 def test_a_wrong_shape_or_dtype_is_named():
     make = lambda key: jax.random.normal(key, (2, 3))
-    leaf = lambda shape, dtype: Regenerated(KEY, make, shape, jnp.dtype(dtype))
+    leaf = lambda shape, dtype: Deferred(KEY, make, shape, jnp.dtype(dtype))
     model = lambda v: fomoh_jax.quadratic_model(
         jnp.sum, (jnp.ones(3, "float32"),), (v,)
     )
@@ -245,8 +245,8 @@ def bytes_of_a_step(source, layers, width):
 
 
 def test_directions_made_anew_exist_for_one_leaf_at_a_time():
-    anew = directions.regenerated(directions.rademacher(4))
-    (few, size), (many, more) = (bytes_of_a_step(anew, n, 128) for n in (2, 6))
+    deferred = directions.deferred(directions.rademacher(4))
+    (few, size), (many, more) = (bytes_of_a_step(deferred, n, 128) for n in (2, 6))
     # The step itself, and nothing of the four directions of the other layers.
     assert many - few < 1.2 * (more - size)
 
@@ -254,7 +254,7 @@ def test_directions_made_anew_exist_for_one_leaf_at_a_time():
 @pytest.mark.slow
 def test_50_million_parameters_and_four_directions():
     stored, size = bytes_of_a_step(directions.gaussian(4), 12, 2048)
-    anew, _ = bytes_of_a_step(directions.regenerated(directions.gaussian(4)), 12, 2048)
+    deferred, _ = bytes_of_a_step(directions.deferred(directions.gaussian(4)), 12, 2048)
     assert size > 4 * 50e6
     assert stored > 16 * size
-    assert anew < 4 * size
+    assert deferred < 4 * size
