@@ -1,11 +1,12 @@
 """The methods of the paper, composed from the building blocks."""
 
-from typing import Any
+from typing import Any, Literal
 
 import chex
 import optax
 
 from fomoh_jax import directions, solvers
+from fomoh_jax.hyperdual import plans
 from fomoh_jax.transforms import scale_by_forward_gradient, scale_by_hyperplane
 
 
@@ -107,8 +108,7 @@ def fomoh_kd(
     learning_rate: optax.ScalarOrSchedule | None = None,
     *,
     solver: solvers.Solver | None = None,
-    chunk_size: int | None = None,
-    mesh_axis: str | None = None,
+    plan: plans.Plan | Literal["auto"] = "auto",
     key: chex.PRNGKey | int | None = None,
     has_aux: bool = False,
     aux_struct: Any = None,
@@ -129,7 +129,7 @@ def fomoh_kd(
       solver: how the k×k system is solved; by default ``solvers.self_tuning()`` without
         a learning rate, and the paper's ``solvers.newton()`` with one. The steps of a
         solver without a learning rate are taken whole.
-      chunk_size, mesh_axis, key, has_aux, aux_struct: as in
+      plan, key, has_aux, aux_struct: as in
         :func:`fomoh_jax.scale_by_hyperplane`.
 
     Returns:
@@ -159,8 +159,7 @@ def fomoh_kd(
             directions.gaussian(k),
             solver,
             key=key,
-            chunk_size=chunk_size,
-            mesh_axis=mesh_axis,
+            plan=plan,
             has_aux=has_aux,
             aux_struct=aux_struct,
         ),

@@ -15,10 +15,11 @@ from fomoh_jax.directions import Directions
 from fomoh_jax.hyperdual import (
     QuadraticModel,
     directional_derivatives,
+    plans,
     quadratic_model,
 )
-from fomoh_jax.hyperdual.arguments import check_key, check_size
-from fomoh_jax.hyperdual.parallel import check_closure
+from fomoh_jax.hyperdual.arguments import check_key
+from fomoh_jax.hyperdual.plans.auto import chosen
 from fomoh_jax.losses import (
     check_call,
     check_keywords,
@@ -176,8 +177,7 @@ def scale_by_hyperplane(
     *,
     key: chex.PRNGKey | int | None = None,
     curvature: Literal["hessian", "gauss_newton"] = "hessian",
-    chunk_size: int | None = None,
-    mesh_axis: str | None = None,
+    plan: plans.Plan | Literal["auto"] = "auto",
     has_aux: bool = False,
     aux_struct: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -200,11 +200,10 @@ def scale_by_hyperplane(
         which makes and initialises them one by one, give each link a key.)
       curvature: ``"hessian"``, or ``"gauss_newton"`` for a loss in two parts:
         ``update`` then takes ``outputs_fn`` as well, and the loss is
-        ``value_fn(outputs_fn(params))``. See :func:`fomoh_jax.quadratic_model`.
-      chunk_size: bound on memory, as in :func:`fomoh_jax.quadratic_model`.
-      mesh_axis: axis of the mesh in use over whose devices the rows of the curvature
-        are split, as in :func:`fomoh_jax.quadratic_model`. The axes of the mesh have to
-        be of ``AxisType.Auto``. (A batch that is sharded needs nothing of the kind.)
+        ``value_fn(outputs_fn(params))``. See :func:`fomoh_jax.gauss_newton_model`.
+      plan: how the model is computed, one of :mod:`fomoh_jax.plans`; ``"auto"`` is a
+        forward pass. ``plans.split(mesh_axis)`` needs a mesh whose axes are all of
+        ``AxisType.Auto``. (A batch that is sharded needs no plan.)
       has_aux: whether ``value_fn`` returns ``(value, aux)``. The aux of the evaluated
         point is then in the state.
       aux_struct: with ``has_aux``, the structure, shapes and dtypes of the aux (arrays
@@ -218,7 +217,7 @@ def scale_by_hyperplane(
       a zero step.
 
     Raises:
-      TypeError: if ``directions`` or ``solver`` is not what its name says.
+      TypeError: if ``directions``, ``solver`` or ``plan`` is not what its name says.
       ValueError: if ``curvature`` is neither of the two.
       ValueError, TypeError: from ``init`` and ``update``, for parameters that are not
         real floating-point numbers, a missing ``params`` or ``value_fn``, a loss that
@@ -248,8 +247,7 @@ def scale_by_hyperplane(
         raise ValueError(
             f'curvature must be "hessian" or "gauss_newton"; got {curvature!r}.'
         )
-    if chunk_size is not None:
-        chunk_size = check_size("chunk_size", chunk_size)
+    way = chosen(plan)
     first_key = _key_source(key, directions)
 
     def init_fn(params):
@@ -275,8 +273,8 @@ def scale_by_hyperplane(
     ):
         value_fn = check_call(params, value_fn, extra_args)
         check_keywords([value_fn, *outputs_in_use(curvature, outputs_fn)], extra_args)
-        if mesh_axis is not None and extra_args:
-            check_closure(mesh_axis)
+        if extra_args:
+            way.check_closure()
         dtype = solve_dtype(params)
         next_key, sample_key = _split(state.key)
         memory = directions.advance(state.directions_state, params)
@@ -291,8 +289,7 @@ def scale_by_hyperplane(
             loss,
             (point,),
             (moved,),
-            chunk_size=chunk_size,
-            mesh_axis=mesh_axis,
+            plan=way,
             has_aux=True,
         )
         model = jax.tree.map(lambda x: x.astype(dtype), model)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import fomoh_jax
+from fomoh_jax import plans
 
 RTOL = 1e-10
 # A derivative that is zero comes out as a difference of numbers of order one.
@@ -83,7 +84,7 @@ def assert_agrees_with_nested_jvp(fun, *primals, k=3, jit=True):
         t1, t2 = (jax.tree.map(lambda x: x[i], directions) for i in (0, 1))
         return (
             fomoh_jax.quadratic_model(fun, primals, directions),
-            fomoh_jax.quadratic_model(fun, primals, directions, chunk_size=2),
+            fomoh_jax.quadratic_model(fun, primals, directions, plan=plans.forward(2)),
             fomoh_jax.directional_curvature(fun, primals, directions),
             fomoh_jax.hyper_jvp(fun, primals, t1, t2),
         )

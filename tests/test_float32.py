@@ -16,7 +16,7 @@ import optax
 import pytest
 
 import fomoh_jax
-from fomoh_jax import curvature
+from fomoh_jax import curvature, plans
 from tests.programs import PROGRAMS
 
 # Relative to the largest element. Where it does not suffice, the error of plain JAX in
@@ -258,11 +258,11 @@ WAYS = {
         lambda d, v, c: (d.value, *slopes(d, v)[:2], curvatures(d, v)[0, 1]),
     ),
     "model": models(),
-    "model in chunks": models(chunk_size=2),
-    "model, adjoint": models(adjoint=True),
+    "model in chunks": models(plan=plans.forward(2)),
+    "model, adjoint": models(plan=plans.adjoint()),
     "gauss_newton": Way(
         lambda f, x, v, c: (
-            model_of(f, x, v, curvature="gauss_newton", loss=half_square).curvature
+            fomoh_jax.gauss_newton_model(f, half_square, (x,), (v,)).curvature
         ),
         lambda d, v, c: gauss_newton_curvature(d, v),
     ),
@@ -271,8 +271,8 @@ WAYS = {
         lambda d, v, c: (d.value, slopes(d, v), along_each(d, v)),
     ),
     "hessian": hessians(),
-    "hessian in chunks": hessians(chunk_size=3),
-    "hessian, adjoint": hessians(adjoint=True),
+    "hessian in chunks": hessians(plan=plans.forward(3)),
+    "hessian, adjoint": hessians(plan=plans.adjoint()),
     "hessian_diagonal": Way(
         lambda f, x, v, c: fomoh_jax.hessian_diagonal(f)(x),
         lambda d, v, c: diagonal(d.hessian),

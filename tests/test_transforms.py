@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import fomoh_jax
-from fomoh_jax import directions, solvers, vectors
+from fomoh_jax import directions, plans, solvers, vectors
 from fomoh_jax.hyperdual.channels import is_channel
 from tests.programs import mlp, rosenbrock
 from tests.reference import assert_close, normal
@@ -74,7 +74,7 @@ def test_chunks_give_the_same_step(chunk_size):
     make = functools.partial(fomoh_jax.scale_by_hyperplane, directions.gaussian(3))
     steps = [
         tx.update(None, tx.init(PARAMS), PARAMS, value_fn=rosenbrock)[0]
-        for tx in (make(), make(chunk_size=chunk_size))
+        for tx in (make(), make(plan=plans.forward(chunk_size)))
     ]
     np.testing.assert_allclose(*steps, rtol=1e-8)
 
@@ -174,7 +174,7 @@ def test_layerwise_reduces_a_loss_in_a_scan(base, chunk_size):
     source = directions.layerwise(base)
     tx = optax.chain(
         fomoh_jax.scale_by_hyperplane(
-            source, solvers.saddle_free(), chunk_size=chunk_size
+            source, solvers.saddle_free(), plan=plans.forward(chunk_size)
         ),
         optax.scale_by_learning_rate(0.2),
     )
@@ -348,7 +348,7 @@ def test_sizes_are_checked_at_construction():
     with pytest.raises(ValueError, match="k must be at least 1"):
         fomoh_jax.fomoh_kd(0, 1.0)
     with pytest.raises(ValueError, match="chunk_size must be at least 1"):
-        fomoh_jax.fomoh_kd(1, 1.0, chunk_size=0)
+        fomoh_jax.fomoh_kd(1, 1.0, plan=plans.forward(0))
 
 
 def test_keys_may_be_seeds_typed_or_legacy():

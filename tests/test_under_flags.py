@@ -119,15 +119,8 @@ def model(x, **options):
 
 
 def gauss_newton(x):
-    return tuple(
-        fj.quadratic_model(
-            outputs,
-            (x,),
-            (jnp.eye(3, dtype=x.dtype),),
-            curvature="gauss_newton",
-            loss=lambda y: jnp.sum(y * y),
-        )
-    )
+    loss, v = lambda y: jnp.sum(y * y), jnp.eye(3, dtype=x.dtype)
+    return tuple(fj.gauss_newton_model(outputs, loss, (x,), (v,)))
 
 
 def signs(key):
@@ -153,11 +146,11 @@ OPERATORS = {
     ),
     "quadratic_model": (model, lambda at: (at.value, at.gradient, at.hessian)),
     "quadratic_model by chunks": (
-        lambda x: model(x, chunk_size=2),
+        lambda x: model(x, plan=fj.plans.forward(2)),
         lambda at: (at.value, at.gradient, at.hessian),
     ),
     "quadratic_model, adjoint": (
-        lambda x: model(x, adjoint=True),
+        lambda x: model(x, plan=fj.plans.adjoint()),
         lambda at: (at.value, at.gradient, at.hessian),
     ),
     "quadratic_model, gauss_newton": (
@@ -187,16 +180,16 @@ OPERATORS = {
     ),
     "hessian": (lambda x: fj.hessian(fun)(x), lambda at: at.hessian),
     "hessian by chunks": (
-        lambda x: fj.hessian(fun, chunk_size=2)(x),
+        lambda x: fj.hessian(fun, plan=fj.plans.forward(2))(x),
         lambda at: at.hessian,
     ),
     "hessian, adjoint": (
-        lambda x: fj.hessian(fun, adjoint=True)(x),
+        lambda x: fj.hessian(fun, plan=fj.plans.adjoint())(x),
         lambda at: at.hessian,
     ),
     "hessian of a loop": (lambda x: fj.hessian(looping)(x), lambda at: at.looping),
     "hessian of a loop, adjoint": (
-        lambda x: fj.hessian(looping, adjoint=True)(x),
+        lambda x: fj.hessian(looping, plan=fj.plans.adjoint())(x),
         lambda at: at.looping,
     ),
     "hessian_diagonal": (

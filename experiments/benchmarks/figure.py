@@ -50,7 +50,7 @@ def _draw_hyperplane(axes: plt.Axes, rows: list[dict[str, Any]]) -> None:
         _draw_ratios(axes, mine, OURS, color=f"C{index}", label=workload)
         _draw_ratios(axes, mine, ADJOINT, color=f"C{index}", **adjoint)
     if rows:
-        axes.plot([], [], "ko", ms=4, label="adjoint=True", **adjoint)
+        axes.plot([], [], "ko", ms=4, label="plans.adjoint()", **adjoint)
     axes.set(xlabel="k", ylabel="time, nested jvp ÷ ours", xscale="log", yscale="log")
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
     axes.yaxis.set_major_formatter("{x:g}")

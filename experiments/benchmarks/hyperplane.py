@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from experiments.benchmarks import ways, workloads
 from experiments.benchmarks.measurement import ADJOINT, OURS, Contender, Row
+from fomoh_jax import plans
 
 NESTED = {"nested jvp": ("nested jvp, slopes shared", "nested jvp, pair by pair")}
 
@@ -27,7 +28,7 @@ def contenders(make: Callable, k: int) -> dict[str, Contender]:
     shared, pair_by_pair = NESTED["nested jvp"]
     functions = {
         OURS: ways.ours(loss),
-        ADJOINT: ways.ours(loss, adjoint=True),
+        ADJOINT: ways.ours(loss, plan=plans.adjoint()),
         shared: ways.nested(loss),
         pair_by_pair: ways.nested_pairs(loss),
         "forward over reverse": ways.forward_over_reverse(loss),

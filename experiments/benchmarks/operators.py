@@ -11,6 +11,7 @@ import fomoh_jax
 from experiments.benchmarks import ways, workloads
 from experiments.benchmarks.measurement import ADJOINT, OURS, Contender, Row
 from experiments.rosenbrock import rosenbrock
+from fomoh_jax import plans
 
 
 def rows(quick: bool, dtype: jnp.dtype) -> Iterator[Row]:
@@ -65,7 +66,7 @@ def network(x: jax.Array, layers) -> jax.Array:
 def _hessians(fun: Callable, *args) -> dict[str, Contender]:
     functions = {
         OURS: fomoh_jax.hessian(fun),
-        ADJOINT: fomoh_jax.hessian(fun, adjoint=True),
+        ADJOINT: fomoh_jax.hessian(fun, plan=plans.adjoint()),
         "jax.hessian": jax.hessian(fun),
         "nested jvp": jax.jacfwd(jax.jacfwd(fun)),
         "jet": functools.partial(_jet_hessian, fun),

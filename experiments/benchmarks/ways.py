@@ -12,12 +12,12 @@ import jax.numpy as jnp
 from jax.experimental import jet
 
 import fomoh_jax
+from fomoh_jax import plans
 
 
-def ours(
-    loss: Callable, chunk_size: int | None = None, adjoint: bool = False
-) -> Callable:
-    """One forward pass that carries all the directions, or one backward as well."""
+def ours(loss: Callable, plan: plans.Plan | None = None) -> Callable:
+    """By a plan, or by the forward pass that carries all pairs of directions."""
+    plan = plans.forward() if plan is None else plan
 
     def model(params, directions, *data):
         fixed = (None,) * len(data)
@@ -25,8 +25,7 @@ def ours(
             loss,
             (params, *data),
             (directions, *fixed),
-            chunk_size=chunk_size,
-            adjoint=adjoint,
+            plan=plan,
         )
 
     return model

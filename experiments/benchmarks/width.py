@@ -1,4 +1,4 @@
-"""Time and temporary memory against k, with the memory bounded by ``chunk_size``."""
+"""Time and temporary memory against k, bounded by ``plans.forward(chunk_size)``."""
 
 import functools
 from collections.abc import Callable, Iterator
@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from experiments.benchmarks import ways, workloads
 from experiments.benchmarks.measurement import OURS, Contender, Row
+from fomoh_jax import plans
 
 
 def rows(quick: bool, dtype: jnp.dtype) -> Iterator[Row]:
@@ -28,7 +29,7 @@ def contenders(make: Callable, k: int, chunks: tuple) -> dict[str, Contender]:
     loss, params, data = make()
     args = (params, workloads.directions(params, k), *data)
     chunked = {
-        f"fomoh_jax, chunks of {chunk}": ways.ours(loss, chunk)
+        f"fomoh_jax, chunks of {chunk}": ways.ours(loss, plans.forward(chunk))
         for chunk in chunks
         if chunk < k
     }

@@ -166,7 +166,7 @@ def deferred(base: Directions) -> Directions:
     exist for one leaf at a time: at each equation of the loss that takes it, in the
     Gram matrix and in the step, so that random numbers are made three times or more.
     They are the same as those of ``base``. What a loop or a branch takes is made whole
-    before it, and ``adjoint=True`` keeps all of them. In a sum, as
+    before it, and ``plans.adjoint()`` keeps all of them. In a sum, as
     ``deferred(a) + b``, those of ``b`` are stored, and zeros of a layerwise ``b``
     are made as well.
 

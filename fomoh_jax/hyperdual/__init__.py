@@ -4,6 +4,7 @@ Beside the transformations, which ``fomoh_jax`` offers by their names, this is w
 rule for a primitive (:func:`fomoh_jax.register_rule`) is written with.
 """
 
+from fomoh_jax.hyperdual import plans
 from fomoh_jax.hyperdual.channels import (
     ZERO,
     Channel,
@@ -25,6 +26,7 @@ from fomoh_jax.hyperdual.transforms import (
     QuadraticModel,
     directional_curvature,
     directional_derivatives,
+    gauss_newton_model,
     hyper_jvp,
     quadratic_model,
 )
@@ -44,12 +46,14 @@ __all__ = [
     "directional_curvature",
     "directional_derivatives",
     "elementwise",
+    "gauss_newton_model",
     "generic",
     "hessian",
     "hessian_diagonal",
     "hyper_jvp",
     "laplacian",
     "linear",
+    "plans",
     "quadratic_model",
     "register_rule",
 ]

@@ -3,7 +3,7 @@
 import operator
 from collections.abc import Callable, Sequence
 from functools import wraps
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ from fomoh_jax.hyperdual.channels import Stack
 from fomoh_jax.hyperdual.evaluation import coefficients_of, evaluate, primals_of
 from fomoh_jax.hyperdual.forms import Diagonal, Form
 from fomoh_jax.hyperdual.number import in_dtype
+from fomoh_jax.hyperdual.plans.plan import Plan
 from fomoh_jax.hyperdual.traces import Trace, WeightedTrace
 from fomoh_jax.hyperdual.transforms import quadratic_model
 
@@ -22,21 +23,17 @@ def hessian(
     fun: Callable,
     argnums: int | Sequence[int] = 0,
     *,
-    chunk_size: int | None = None,
-    adjoint: bool = False,
+    plan: Plan | Literal["auto"] = "auto",
 ) -> Callable:
-    r"""The Hessian of a function, in one forward pass.
+    r"""The Hessian of a function.
 
     .. math:: H_{ij} = \frac{\partial^2 f}{\partial x_i \partial x_j}
 
     Args:
       fun: a function of pytrees of arrays that returns a pytree of arrays.
       argnums: which positional argument, or arguments, to differentiate.
-      chunk_size: bound on memory: that many rows at a time, as in
-        :func:`quadratic_model`.
-      adjoint: whether to sweep back once for each element of the output, as in
-        :func:`quadratic_model`: the faster way for a scalar function of many variables.
-        Where reverse mode can take the function, ``jax.hessian`` may be faster still.
+      plan: how it is computed, as in :func:`quadratic_model`: by default in one forward
+        pass. ``plans.adjoint()`` is faster for a scalar function of many variables.
 
     Returns:
       A function of the same arguments that returns the Hessian as ``jax.hessian`` does:
@@ -46,7 +43,7 @@ def hessian(
     Raises:
       TypeError: if a differentiated argument or an output is not of real
         floating-point numbers.
-      ValueError: if ``argnums`` is out of range.
+      ValueError: if ``argnums`` is out of range, or the plan cannot take the function.
 
     Example:
       >>> import jax.numpy as jnp
@@ -61,9 +58,7 @@ def hessian(
         function, varied = _restricted("hessian", fun, argnums, args, kwargs)
         leaves, structure = jax.tree.flatten(varied)
         basis = structure.unflatten(_standard_basis(leaves))
-        model = quadratic_model(
-            function, varied, basis, chunk_size=chunk_size, adjoint=adjoint
-        )
+        model = quadratic_model(function, varied, basis, plan=plan)
         inner = _argument_structure(argnums, varied)
         _check_real_outputs("hessian", model.value)
         return jax.tree.map(

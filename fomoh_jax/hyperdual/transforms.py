@@ -4,30 +4,22 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
-import jax.numpy as jnp
-import numpy as np
-from jax import lax
-from jax.sharding import PartitionSpec
 
-from fomoh_jax.hyperdual.adjoint import curvatures
 from fomoh_jax.hyperdual.arguments import (
     check_primals,
-    check_size,
     read_directions,
     read_tangents,
 )
-from fomoh_jax.hyperdual.channels import Stack
 from fomoh_jax.hyperdual.evaluation import (
     coefficients_of,
     evaluate,
     primals_of,
     to_jaxpr,
 )
-from fomoh_jax.hyperdual.forms import Cross, Diagonal, FirstOrder, Offsets, Pairs
-from fomoh_jax.hyperdual.interpreter import interpret
-from fomoh_jax.hyperdual.loops import map_slices
-from fomoh_jax.hyperdual.number import HyperDual
-from fomoh_jax.hyperdual.parallel import is_mapped, over_devices
+from fomoh_jax.hyperdual.forms import Cross, Diagonal, FirstOrder
+from fomoh_jax.hyperdual.plans.auto import chosen
+from fomoh_jax.hyperdual.plans.forward import Forward
+from fomoh_jax.hyperdual.plans.plan import Plan
 
 
 class QuadraticModel(NamedTuple):
@@ -103,14 +95,10 @@ def quadratic_model(
     primals: Sequence[Any],
     directions: Any,
     *,
-    curvature: Literal["hessian", "gauss_newton"] = "hessian",
-    loss: Callable | None = None,
-    chunk_size: int | None = None,
-    mesh_axis: str | None = None,
-    adjoint: bool = False,
+    plan: Plan | Literal["auto"] = "auto",
     has_aux: bool = False,
 ) -> Any:
-    r"""The quadratic model of a function on a hyperplane, in one forward pass.
+    r"""The quadratic model of a function on a hyperplane.
 
     On ``primals + span(v_1, …, v_k)``,
 
@@ -118,16 +106,8 @@ def quadratic_model(
       f\Big(x + \sum_i a_i v_i\Big) \approx f(x) + \sum_i a_i\, (v_i \cdot \nabla f)
         + \tfrac12 \sum_{ij} a_i a_j\, (v_i^\top H v_j).
 
-    The value and the ``k`` slopes are computed once and shared by all the
-    ``k (k + 1) / 2`` curvatures.
-
-    With ``curvature="gauss_newton"`` it is the model of ``loss(fun(*primals))`` with
-    the Gauss–Newton matrix in the place of the Hessian,
-
-    .. math:: v_i^\top J^\top\, \nabla^2 \ell\, J v_j, \qquad J = \partial f,
-
-    which is positive semidefinite if the loss is convex. Only ``k`` tangents pass
-    through ``fun``; pairs of them meet in the loss alone.
+    By default it takes one forward pass. The value and the ``k`` slopes are computed
+    once and shared by all the ``k (k + 1) / 2`` curvatures.
 
     Args:
       fun: a function of pytrees of arrays that returns a pytree of arrays.
@@ -136,23 +116,8 @@ def quadratic_model(
         or a :class:`fomoh_jax.Stack` where only some of the ``k`` are not zero, or a
         :class:`fomoh_jax.Deferred` that is made where it is needed; ``None`` for an
         argument, or a part of one, that is held fixed.
-      curvature: ``"hessian"`` or ``"gauss_newton"``.
-      loss: with ``"gauss_newton"``, a function of what ``fun`` returns.
-      chunk_size: bound on memory. The rows of the curvature are computed that many at a
-        time, one after the other, so that at most ``chunk_size * k`` second-order
-        coefficients of an intermediate exist at once. By default all of them.
-      mesh_axis: the name of an axis of the mesh in use (``jax.set_mesh``, or
-        ``jax.shard_map``). The rows of the curvature are then split over the devices
-        along it: each carries all the tangents, and its share of the second-order
-        coefficients. They exchange nothing but the slopes and curvatures of the output.
-        The other axes of the mesh are left as they are, for a batch that is sharded.
-        If an axis is of ``AxisType.Explicit``, data has to be an argument that is held
-        fixed: ``jax.shard_map`` takes no function that closes over it.
-      adjoint: whether to get the curvature from one backward pass over what the
-        second-order coefficients go through, in the place of carrying ``k²`` of them.
-        That takes some ``3k`` evaluations of ``fun`` for each element of its output,
-        where the forward pass takes ``k²``, but it keeps the ``k`` tangents of every
-        layer, and cannot differentiate a ``while`` loop whose carry bends.
+      plan: how the curvature is computed, one of :mod:`fomoh_jax.plans`; ``"auto"`` is
+        ``plans.forward()``.
       has_aux: whether ``fun`` returns ``(out, aux)``, where ``aux`` is not
         differentiated.
 
@@ -162,14 +127,11 @@ def quadratic_model(
       with ``has_aux``, the pair ``(model, aux)``.
 
     Raises:
-      TypeError: if a structure or a dtype does not match the primals, or if
-        ``chunk_size`` is not a Python integer.
+      TypeError: if a structure or a dtype does not match the primals, or if ``plan`` is
+        none.
       ValueError: if a shape does not match, if the leaves disagree on ``k``, if a
-        ``Stack`` holds directions that are not in ascending order within ``k``, if
-        ``chunk_size`` is not positive, if it or ``mesh_axis`` is given together with
-        ``adjoint``, if ``mesh_axis`` names no axis or the number of its devices does
-        not divide ``k``, if ``curvature`` is neither of the two, or if ``loss`` is
-        missing or superfluous.
+        ``Stack`` holds directions that are not in ascending order within ``k``, or if
+        the plan cannot take the function.
 
     Example:
       >>> import jax.numpy as jnp
@@ -188,81 +150,81 @@ def quadratic_model(
       Cobb et al., *Second-Order Forward-Mode Automatic Differentiation for
       Optimization*, 2024, arXiv:2408.10419, section 3.
     """
-    if curvature not in ("hessian", "gauss_newton"):
-        raise ValueError(
-            f'curvature must be "hessian" or "gauss_newton"; got {curvature!r}.'
-        )
-    if (loss is None) != (curvature == "hessian"):
-        raise ValueError(
-            'curvature="gauss_newton" needs loss, the function of what fun returns, '
-            f'and "hessian" takes none; got curvature={curvature!r}, loss={loss!r}.'
-        )
-    if loss is not None:
-        outputs, aux = directional_derivatives(
-            fun if has_aux else lambda *args: (fun(*args), None),
-            primals,
-            directions,
-            has_aux=True,
-        )
-        model = quadratic_model(
-            loss,
-            *((part,) for part in outputs),
-            chunk_size=chunk_size,
-            mesh_axis=mesh_axis,
-            adjoint=adjoint,
-        )
-        return (model, aux) if has_aux else model
     check_primals(fun, primals)
-    k, channels = read_directions(primals, directions)
-    if chunk_size is not None:
-        chunk_size = check_size("chunk_size", chunk_size)
-    if adjoint and chunk_size is not None:
-        raise ValueError(
-            "chunk_size bounds what a forward pass carries, and with adjoint=True "
-            f"nothing of that is carried; got chunk_size={chunk_size}. Leave out one."
-        )
-    if adjoint and mesh_axis is not None:
-        raise ValueError(
-            "mesh_axis splits what a forward pass carries, and with adjoint=True "
-            f"nothing of that is carried; got mesh_axis={mesh_axis!r}. Leave out one."
-        )
-    if mesh_axis is not None and not is_mapped(mesh_axis, k):
-        everywhere = PartitionSpec()
-        mapped = jax.shard_map(
-            lambda primals, directions: quadratic_model(
-                fun,
-                primals,
-                directions,
-                chunk_size=chunk_size,
-                mesh_axis=mesh_axis,
-                has_aux=has_aux,
-            ),
-            in_specs=everywhere,
-            out_specs=everywhere,
-            axis_names={mesh_axis},
-            check_vma=False,
-        )
-        return mapped(tuple(primals), tuple(directions))
-    jaxpr, args, structure = to_jaxpr(fun, primals, channels, has_aux)
-    of_out, _ = structure.children()
-    # In the flattened pair the leaves of aux come last.
-    wanted = of_out.num_leaves
-    if adjoint and k:
-        numbers, tables = curvatures(jaxpr, k, args, wanted)
-    elif mesh_axis is not None and k:
-        numbers = over_devices(jaxpr, k, args, wanted, mesh_axis, chunk_size)
-        offsets = k // 2 + 1
-        places = _places_in_chunks(k, offsets, np.zeros(1, int))
-        seconds = coefficients_of(numbers[:wanted], "seconds", offsets * k)
-        tables = [x[places] for x in seconds]
-    elif chunk_size is None or chunk_size >= k:
-        numbers, tables = _at_once(jaxpr, k, args, wanted)
-    else:
-        numbers, tables = _in_chunks(jaxpr, k, args, wanted, chunk_size)
-    out, aux = structure.unflatten(numbers)
-    slope = coefficients_of(out, "tangents", k)
-    model = QuadraticModel(primals_of(out), slope, of_out.unflatten(tables))
-    return (model, primals_of(aux)) if has_aux else model
+    k, _ = read_directions(primals, directions)
+    # Along no direction there is nothing to compute, and nothing to split.
+    way = chosen(plan) if k else Forward()
+
+    def model(primals, directions):
+        _, channels = read_directions(primals, directions)
+        jaxpr, args, structure = to_jaxpr(fun, primals, channels, has_aux)
+        of_out, _ = structure.children()
+        # In the flattened pair the leaves of aux come last.
+        numbers, tables = way.curvatures(jaxpr, k, args, of_out.num_leaves)
+        out, aux = structure.unflatten(numbers)
+        slope = coefficients_of(out, "tangents", k)
+        found = QuadraticModel(primals_of(out), slope, of_out.unflatten(tables))
+        return found, primals_of(aux)
+
+    found, aux = way.placed(model, k)(tuple(primals), tuple(directions))
+    return (found, aux) if has_aux else found
+
+
+def gauss_newton_model(
+    outputs: Callable,
+    loss: Callable,
+    primals: Sequence[Any],
+    directions: Any,
+    *,
+    plan: Plan | Literal["auto"] = "auto",
+    has_aux: bool = False,
+) -> Any:
+    r"""The quadratic model of ``loss(outputs(*primals))`` by Gauss and Newton.
+
+    In the place of the Hessian it has the Gauss–Newton matrix,
+
+    .. math:: v_i^\top J^\top\, \nabla^2 \ell\, J v_j, \qquad
+      J = \partial\, \mathrm{outputs},
+
+    which is positive semidefinite if the loss is convex. Only ``k`` tangents pass
+    through ``outputs``; pairs of them meet in the loss alone.
+
+    Args:
+      outputs: a function of pytrees of arrays that returns a pytree of arrays.
+      loss: a function of what ``outputs`` returns.
+      primals: tuple of the arguments of ``outputs``.
+      directions: as in :func:`quadratic_model`.
+      plan: how the curvature of the loss is computed, as in :func:`quadratic_model`.
+      has_aux: whether ``outputs`` returns ``(out, aux)``, where ``aux`` is not
+        differentiated.
+
+    Returns:
+      A :class:`QuadraticModel`; with ``has_aux``, the pair ``(model, aux)``.
+
+    Raises:
+      TypeError, ValueError: as :func:`quadratic_model`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from fomoh_jax import gauss_newton_model
+      >>> residual, loss = lambda x: x**2 - 1, lambda r: jnp.sum(r**2) / 2
+      >>> x = jnp.array([3.0])
+      >>> model = gauss_newton_model(residual, loss, (x,), (jnp.ones((1, 1)),))
+      >>> print(model.slope, model.curvature)
+      [48.] [[36.]]
+
+    References:
+      Schraudolph, *Fast curvature matrix-vector products for second-order gradient
+      descent*, 2002.
+    """
+    (out, slope), aux = directional_derivatives(
+        outputs if has_aux else lambda *args: (outputs(*args), None),
+        primals,
+        directions,
+        has_aux=True,
+    )
+    model = quadratic_model(loss, (out,), (slope,), plan=plan)
+    return (model, aux) if has_aux else model
 
 
 def directional_curvature(
@@ -326,59 +288,3 @@ def directional_derivatives(
     out, aux = evaluate(fun, FirstOrder(k), primals, channels, has_aux)
     derivatives = primals_of(out), coefficients_of(out, "tangents", k)
     return (derivatives, primals_of(aux)) if has_aux else derivatives
-
-
-def _at_once(
-    jaxpr: Any, k: int, args: Sequence[HyperDual], wanted: int
-) -> tuple[list[HyperDual], list[Any]]:
-    """As :func:`curvatures`, in one forward pass."""
-    pairs = Pairs(k)
-    numbers = interpret(jaxpr, pairs, args)
-    places = np.zeros((k, k), np.int32)
-    i, j = pairs.pairs
-    places[i, j] = places[j, i] = np.arange(pairs.q)
-    seconds = coefficients_of(numbers[:wanted], "seconds", pairs.q)
-    return numbers, [x[places] for x in seconds]
-
-
-def _in_chunks(
-    jaxpr: Any, k: int, args: Sequence[HyperDual], wanted: int, chunk_size: int
-) -> tuple[list[HyperDual], list[Any]]:
-    """As :func:`curvatures`, at most ``chunk_size * k`` of them at a time."""
-    needed = k // 2 + 1
-    count = -(-needed // chunk_size)
-    size = -(-needed // count)
-    # The last chunk overlaps the one before it where the size does not divide.
-    starts = np.minimum(np.arange(count) * size, needed - size)
-
-    def chunk(start):
-        form = Offsets(k, size, start)
-        # Each chunk finds its own tangents: kept for the next, they would be those of
-        # every layer.
-        again, _ = lax.optimization_barrier((args, start))
-        numbers = interpret(jaxpr, form, again)[:wanted]
-        slopes = coefficients_of(numbers, "tangents", k)
-        return slopes, coefficients_of(numbers, "seconds", form.q)
-
-    slopes, seconds = map_slices(chunk, jnp.asarray(starts))
-    values = interpret(jaxpr, FirstOrder(k), [HyperDual(x.primal) for x in args])
-    outs = [
-        HyperDual(value.primal, Stack(slope[0])) for value, slope in zip(values, slopes)
-    ]
-    places = _places_in_chunks(k, size, starts)
-    joined = lambda x: x.reshape(x.shape[0] * x.shape[1], *x.shape[2:])
-    tables = [joined(x)[places] for x in seconds]
-    return [*outs, *values[wanted:]], tables
-
-
-def _places_in_chunks(k: int, size: int, starts: np.ndarray) -> np.ndarray:
-    """``[k, k]``, where each pair is: in the first chunk that has its offset."""
-    row, column = np.triu_indices(k)
-    ahead = column - row <= k // 2
-    offset = np.where(ahead, column - row, k - column + row)
-    owner = np.minimum(offset // size, len(starts) - 1)
-    places = np.zeros((k, k), np.int32)
-    places[row, column] = places[column, row] = (
-        owner * size * k + (offset - starts[owner]) * k + np.where(ahead, row, column)
-    )
-    return places

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from jax.sharding import PartitionSpec as P
 
 import fomoh_jax
-from fomoh_jax import Stack
+from fomoh_jax import Stack, plans
 from fomoh_jax.hyperdual.channels import is_channel
 from fomoh_jax.hyperdual.forms import Diagonal, Pairs
 from fomoh_jax.hyperdual.interpreter import interpret
@@ -48,9 +48,9 @@ def assert_zeros_change_nothing(fun, primals, v, *, adjoint=True):
     @jax.jit
     def ours(primals, v):
         model = fomoh_jax.quadratic_model
-        models = [model(fun, primals, v), model(fun, primals, v, chunk_size=1)]
+        models = [model(fun, primals, v), model(fun, primals, v, plan=plans.forward(1))]
         if adjoint:
-            models.append(model(fun, primals, v, adjoint=True))
+            models.append(model(fun, primals, v, plan=plans.adjoint()))
         slope = fomoh_jax.hyperdual.directional_derivatives(fun, primals, v)
         return models, fomoh_jax.directional_curvature(fun, primals, v), slope
 

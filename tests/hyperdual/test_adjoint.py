@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from jax import lax
 
 import fomoh_jax
+from fomoh_jax import plans
 from tests.hyperdual.rules.test_random_programs import SHAPES, programs, run
 from tests.programs import PROGRAMS, cnn, cnn_arguments, mlp
 from tests.reference import (
@@ -21,7 +22,7 @@ from tests.reference import (
 
 
 def adjoint_model(fun, primals, directions):
-    return fomoh_jax.quadratic_model(fun, primals, directions, adjoint=True)
+    return fomoh_jax.quadratic_model(fun, primals, directions, plan=plans.adjoint())
 
 
 def assert_adjoint_agrees(fun, *primals, k=3):
@@ -50,7 +51,7 @@ def test_agrees_with_nested_jvp_on_the_cnn():
 
 def test_hessian_by_adjoint_is_the_hessian():
     fun, primals = mlp(jnp.tanh)
-    hessian = jax.jit(fomoh_jax.hessian(fun, (0, 1), adjoint=True))(*primals)
+    hessian = jax.jit(fomoh_jax.hessian(fun, (0, 1), plan=plans.adjoint()))(*primals)
     assert_close(hessian, jax.jit(jax.hessian(fun, (0, 1)))(*primals))
 
 
@@ -109,13 +110,14 @@ def test_complex_results_of_real_arguments():
     vectors = normal(2, 3)
     expected = fomoh_jax.quadratic_model(fun, (normal(3),), (vectors,))
     assert_close(
-        fomoh_jax.quadratic_model(fun, (normal(3),), (vectors,), adjoint=True), expected
+        fomoh_jax.quadratic_model(fun, (normal(3),), (vectors,), plan=plans.adjoint()),
+        expected,
     )
 
 
 def test_an_empty_result():
     model = fomoh_jax.quadratic_model(
-        lambda x: x[:0] ** 2, (normal(3),), (normal(2, 3),), adjoint=True
+        lambda x: x[:0] ** 2, (normal(3),), (normal(2, 3),), plan=plans.adjoint()
     )
     assert model.curvature.shape == (2, 2, 0)
 
@@ -133,7 +135,7 @@ def test_aux_and_no_directions():
     fun = lambda x: (jnp.sum(x**3), {"mean": jnp.mean(x)})
     x = normal(3)
     model, aux = fomoh_jax.quadratic_model(
-        fun, (x,), (jnp.eye(3),), adjoint=True, has_aux=True
+        fun, (x,), (jnp.eye(3),), plan=plans.adjoint(), has_aux=True
     )
     assert_close(model.curvature, jnp.diag(6 * x))
     assert_close(aux, {"mean": jnp.mean(x)})
@@ -144,7 +146,7 @@ def test_aux_and_no_directions():
 def adjoint_model_and_aux(fun, x):
     directions = jnp.eye(len(x))
     return fomoh_jax.quadratic_model(
-        fun, (x,), (directions,), adjoint=True, has_aux=True
+        fun, (x,), (directions,), plan=plans.adjoint(), has_aux=True
     )
 
 
@@ -178,7 +180,7 @@ def test_what_is_no_pair_is_refused_before_it_is_swept_back_over():
 
     with pytest.raises(TypeError, match=r"pair \(out, aux\); got PyTreeDef\(\*\)"):
         fomoh_jax.quadratic_model(
-            fun, (2.0,), (jnp.ones(1),), adjoint=True, has_aux=True
+            fun, (2.0,), (jnp.ones(1),), plan=plans.adjoint(), has_aux=True
         )
 
 
@@ -205,7 +207,7 @@ def test_a_custom_vjp_is_seen_through():
 
     cube.defvjp(lambda x: (x**3, x), lambda x, g: (3 * x**2 * g,))
     x = normal(3)
-    hessian = fomoh_jax.hessian(lambda x: jnp.sum(cube(x)), adjoint=True)(x)
+    hessian = fomoh_jax.hessian(lambda x: jnp.sum(cube(x)), plan=plans.adjoint())(x)
     assert_close(hessian, jnp.diag(6 * x))
 
 
@@ -215,7 +217,7 @@ def test_a_while_loop_cannot_be_swept_back_over():
         return jnp.sum(lax.while_loop(lambda s: s[0] < 3, step, (0, x**2))[1])
 
     with pytest.raises(ValueError, match="while_loop"):
-        fomoh_jax.hessian(loop, adjoint=True)(normal(2))
+        fomoh_jax.hessian(loop, plan=plans.adjoint())(normal(2))
 
 
 def test_a_mutable_array():
@@ -225,13 +227,8 @@ def test_a_mutable_array():
         return jnp.sum(jax.freeze(ref))
 
     x = normal(3)
-    hessian = jax.jit(fomoh_jax.hessian(mutable, adjoint=True))(x)
+    hessian = jax.jit(fomoh_jax.hessian(mutable, plan=plans.adjoint()))(x)
     assert_close(hessian, jnp.diag(6 * x))
-
-
-def test_chunks_and_adjoint_exclude_each_other():
-    with pytest.raises(ValueError, match="chunk_size"):
-        fomoh_jax.hessian(jnp.sum, chunk_size=1, adjoint=True)(normal(2))
 
 
 @pytest.mark.optimised
@@ -278,7 +275,7 @@ NOT_TAKEN = {
 @pytest.mark.parametrize("name", NOT_TAKEN)
 def test_what_is_not_taken_makes_nothing_infinite(name):
     fun, x = NOT_TAKEN[name], jnp.array([0.0, 1.0])
-    actual = jax.jit(fomoh_jax.hessian(fun, adjoint=True))(x)
+    actual = jax.jit(fomoh_jax.hessian(fun, plan=plans.adjoint()))(x)
     assert_close(actual, jax.jit(jax.jacfwd(jax.jacfwd(fun)))(x))
 
 
@@ -291,20 +288,20 @@ def test_what_is_not_taken_makes_nothing_infinite(name):
     ],
 )
 def test_what_the_forward_pass_does_not_know_is_not_made_up(fun):
-    hessian = fomoh_jax.hessian(fun, adjoint=True)(jnp.zeros(2))
+    hessian = fomoh_jax.hessian(fun, plan=plans.adjoint())(jnp.zeros(2))
     assert np.all(np.isnan(np.diagonal(fomoh_jax.hessian(fun)(jnp.zeros(2)))))
     assert np.all(np.isnan(np.diagonal(hessian)))
 
 
 def test_what_is_infinite_stays_so():
     fun = lambda x: jnp.sqrt(x[0]) + x[1] ** 2
-    hessian = fomoh_jax.hessian(fun, adjoint=True)(jnp.array([0.0, 1.0]))
+    hessian = fomoh_jax.hessian(fun, plan=plans.adjoint())(jnp.array([0.0, 1.0]))
     np.testing.assert_array_equal(hessian[0, 0], -jnp.inf)
 
 
 def test_third_derivatives_where_a_tangent_is_zero():
     fun = lambda x: jnp.sum(jnp.exp(jnp.sin(x**2)))
-    third = jax.jacfwd(fomoh_jax.hessian(fun, adjoint=True))
+    third = jax.jacfwd(fomoh_jax.hessian(fun, plan=plans.adjoint()))
     x = jnp.array([0.0, 0.7])
     assert_close(third(x), jax.jacfwd(jax.hessian(fun))(x))
 
@@ -314,5 +311,5 @@ def test_a_while_loop_is_refused_with_its_line():
         unfinished = lambda x: jnp.sum(x) < 9
         return jnp.sum(lax.while_loop(unfinished, lambda x: x**2 + 1, x))
 
-    with pytest.raises(ValueError, match=r"test_adjoint\.py.*forward pass"):
-        jax.jit(fomoh_jax.hessian(fun, adjoint=True))(normal(2))
+    with pytest.raises(ValueError, match=r"test_adjoint\.py.*plans.forward"):
+        jax.jit(fomoh_jax.hessian(fun, plan=plans.adjoint()))(normal(2))

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import fomoh_jax
+from fomoh_jax import plans
 
 X = {"w": jnp.ones((2, 3)), "b": jnp.ones(3)}
 V = {"w": jnp.ones((4, 2, 3)), "b": jnp.ones((4, 3))}
@@ -91,14 +92,23 @@ def test_a_direction_for_integers():
 @pytest.mark.parametrize("chunk_size", [0, -1])
 def test_chunk_size_that_is_not_positive(chunk_size):
     match = "chunk_size must be at least 1; got"
-    fails(ValueError, match, lambda: model(chunk_size=chunk_size))
+    fails(ValueError, match, lambda: model(plan=plans.forward(chunk_size)))
 
 
 @pytest.mark.parametrize("chunk_size", [1.5, "2"])
 def test_chunk_size_that_is_no_integer(chunk_size):
     match = "chunk_size must be a Python integer; got"
-    fails(TypeError, match, lambda: model(chunk_size=chunk_size))
-    assert model(chunk_size=np.int64(2)).curvature.shape == (4, 4)
+    fails(TypeError, match, lambda: model(plan=plans.forward(chunk_size)))
+    assert model(plan=plans.forward(np.int64(2))).curvature.shape == (4, 4)
+
+
+def test_what_is_no_plan():
+    fails(
+        TypeError,
+        'plan must be "auto" or a plan.*forget',
+        lambda: model(plan=plans.adjoint),
+    )
+    fails(TypeError, "mesh_axis must be the name of an axis", lambda: plans.split(2))
 
 
 def test_tangents_are_named_in_errors():

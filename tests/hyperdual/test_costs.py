@@ -11,6 +11,7 @@ import pytest
 from jax import lax
 
 import fomoh_jax
+from fomoh_jax import plans
 from tests.reference import nested_shared
 
 pytestmark = pytest.mark.optimised
@@ -47,7 +48,7 @@ def costs(way, problem, k):
 
 
 def adjoint(fun, primals, directions):
-    return fomoh_jax.quadratic_model(fun, primals, directions, adjoint=True)
+    return fomoh_jax.quadratic_model(fun, primals, directions, plan=plans.adjoint())
 
 
 @pytest.mark.parametrize("k", [1, 2, 5])
@@ -131,7 +132,7 @@ def test_temporaries_follow_chunk_size():
     def chunked(chunk_size):
         def way(fun, primals, directions):
             return fomoh_jax.quadratic_model(
-                fun, primals, directions, chunk_size=chunk_size
+                fun, primals, directions, plan=plans.forward(chunk_size)
             )
 
         return costs(way, DEEP, 16)[1]

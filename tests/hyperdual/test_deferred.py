@@ -7,7 +7,7 @@ import optax
 import pytest
 
 import fomoh_jax
-from fomoh_jax import Deferred, directions, solvers
+from fomoh_jax import Deferred, directions, plans, solvers
 from tests.reference import assert_close, normal
 
 pytestmark = pytest.mark.optimised
@@ -76,12 +76,12 @@ def test_the_model_is_that_of_stored_directions(name):
     assert_close(model(DEFERRED), model(STORED))
 
 
-@pytest.mark.parametrize("options", [{"chunk_size": 2}, {"adjoint": True}])
-def test_every_way_to_the_model_makes_them(options):
+@pytest.mark.parametrize("plan", [plans.forward(2), plans.adjoint()])
+def test_every_way_to_the_model_makes_them(plan):
     p, x = params(), normal(2, 4, seed=3)
     loss = lambda p: jnp.sum(body(p, x) ** 2)
     model = lambda source: fomoh_jax.quadratic_model(
-        loss, (p,), (source.sample(KEY, p, None),), **options
+        loss, (p,), (source.sample(KEY, p, None),), plan=plan
     )
     assert_close(model(DEFERRED), model(STORED))
 

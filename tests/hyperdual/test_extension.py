@@ -8,7 +8,7 @@ from jax.extend.core.primitives import sin_p
 from jax.interpreters import ad, batching, mlir
 
 import fomoh_jax
-from fomoh_jax import hyperdual
+from fomoh_jax import hyperdual, plans
 from fomoh_jax.hyperdual import registry
 from tests.reference import assert_agrees_with_nested_jvp, assert_close, normal
 
@@ -46,7 +46,7 @@ def test_a_rule_for_a_primitive_of_which_jax_knows_no_derivative():
     expected = jax.hessian(lambda x: jnp.sum(jnp.sin(x) ** 3 * x))(normal(3))
     for wrap in (lambda f: f, jax.jit):
         assert_close(wrap(fomoh_jax.hessian(function))(normal(3)), expected)
-    chunked = fomoh_jax.hessian(function, chunk_size=2)(normal(3))
+    chunked = fomoh_jax.hessian(function, plan=plans.forward(2))(normal(3))
     assert_close(chunked, expected)
 
 

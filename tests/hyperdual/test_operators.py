@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import fomoh_jax
-from fomoh_jax import curvature
+from fomoh_jax import curvature, plans
 from tests.programs import PROGRAMS, cnn, cnn_arguments, mlp, rosenbrock
 from tests.reference import (
     assert_close,
@@ -44,7 +44,7 @@ def test_hessian_in_chunks_is_the_hessian():
     x = normal(5)
     expected = jax.jit(jax.hessian(rosenbrock))(x)
     for chunk_size in (1, 2, 5, 9):
-        hessian = fomoh_jax.hessian(rosenbrock, chunk_size=chunk_size)(x)
+        hessian = fomoh_jax.hessian(rosenbrock, plan=plans.forward(chunk_size))(x)
         assert_close(hessian, expected)
         assert_symmetric(hessian)
 
@@ -73,8 +73,9 @@ def test_the_weak_type_of_a_python_number_is_kept(operator):
         assert not leaf.weak_type and leaf.dtype == "float32"
 
 
+CHUNKS = plans.forward(chunk_size=2)
 EAGER = {
-    "chunks of the Hessian": lambda f, x: fomoh_jax.hessian(f, chunk_size=2)(x),
+    "chunks of the Hessian": lambda f, x: fomoh_jax.hessian(f, plan=CHUNKS)(x),
     "chunks of a product": lambda f, x: curvature.hvp(f, (x,), (x,), chunk_size=2),
     "conjugate gradients": lambda f, x: curvature.conjugate_gradients(f, (x,), (x,)),
     "eigenvalues": lambda f, x: curvature.top_eigenvalues(f, (x,), KEY, 1),

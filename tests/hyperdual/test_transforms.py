@@ -9,6 +9,7 @@ import pytest
 from jax import lax
 
 import fomoh_jax
+from fomoh_jax import plans
 from tests.programs import PROGRAMS, cnn, cnn_arguments, mlp, rosenbrock
 from tests.reference import (
     assert_agrees_with_nested_jvp,
@@ -108,7 +109,7 @@ def test_aux_is_returned_undifferentiated():
     x = normal(3)
     for chunk_size in (None, 1):
         model, aux = fomoh_jax.quadratic_model(
-            fun, (x,), (jnp.eye(3),), has_aux=True, chunk_size=chunk_size
+            fun, (x,), (jnp.eye(3),), has_aux=True, plan=plans.forward(chunk_size)
         )
         assert_close(model.curvature, 2 * jnp.eye(3))
         assert_close(aux["twice"], 2 * x)
@@ -121,7 +122,9 @@ def test_aux_is_returned_undifferentiated():
 def test_chunks_of_any_size_give_the_same_model(k, chunk_size):
     x, v = normal(4), normal(k, 4)
     whole = fomoh_jax.quadratic_model(rosenbrock, (x,), (v,))
-    parts = fomoh_jax.quadratic_model(rosenbrock, (x,), (v,), chunk_size=chunk_size)
+    parts = fomoh_jax.quadratic_model(
+        rosenbrock, (x,), (v,), plan=plans.forward(chunk_size)
+    )
     assert_close(parts, whole)
     assert_symmetric(parts.curvature)
 
@@ -147,7 +150,7 @@ def test_every_transformation_vmaps_over_primals():
         lambda x: fomoh_jax.hyper_jvp(fun, (x,), (v[0],), (v[1],)),
         lambda x: fomoh_jax.directional_curvature(fun, (x,), (v,)),
         fomoh_jax.hessian(fun),
-        fomoh_jax.hessian(fun, chunk_size=3),
+        fomoh_jax.hessian(fun, plan=plans.forward(3)),
     ):
         one_by_one = [jax.jit(ours)(row) for row in x]
         stacked = jax.tree.map(lambda *rows: jnp.stack(rows), *one_by_one)

@@ -199,11 +199,11 @@ def _without_reverse(outs: list[HyperDual]) -> list[HyperDual]:
 
     def refuse(residuals: None, cotangents: Any) -> Any:
         raise ValueError(
-            "adjoint=True takes a reverse pass, and there is none through a while loop "
-            "whose carry has second-order terms, nor through a fori_loop of unknown "
-            f"length{line and f': the one at {line}'}. Take the forward pass (leave "
-            "adjoint out), which needs none; or write the loop as a lax.scan, or as a "
-            "fori_loop between Python integers."
+            "plans.adjoint() takes a reverse pass, and there is none through a while "
+            "loop whose carry has second-order terms, nor through a fori_loop of "
+            f"unknown length{line and f': the one at {line}'}. Take plans.forward(), "
+            "which needs none; or write the loop as a lax.scan, or as a fori_loop "
+            "between Python integers."
         )
 
     same = jax.custom_vjp(lambda seconds: seconds)

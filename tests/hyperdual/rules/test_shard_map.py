@@ -7,6 +7,7 @@ from jax import lax
 from jax.sharding import PartitionSpec as P
 
 import fomoh_jax
+from fomoh_jax import plans
 from tests.programs import PROGRAMS
 from tests.reference import (
     assert_agrees_with_nested_jvp,
@@ -37,7 +38,8 @@ def test_shard_map_inside_ours():
     assert_agrees_with_nested_jvp(
         lambda x, w: fun(jnp.sin(x), w)[:3], normal(3), jnp.array(0.3)
     )
-    chunked = fomoh_jax.hessian(lambda x: fun(x, 2.0)[0], chunk_size=2)(normal(3))
+    cubes = lambda x: fun(x, 2.0)[0]
+    chunked = fomoh_jax.hessian(cubes, plan=plans.forward(2))(normal(3))
     assert_close(chunked, jnp.diag(12 * normal(3)))
 
 
@@ -158,15 +160,15 @@ def test_directions_of_which_each_device_has_some(name):
 
 
 @pytest.mark.parametrize(
-    "options",
-    [{}, {"adjoint": True}, {"chunk_size": 1}],
+    "plan",
+    ["auto", plans.adjoint(), plans.forward(1)],
     ids=["whole", "adjoint", "chunks"],
 )
-def test_directions_and_a_batch_of_which_each_device_has_some(options):
+def test_directions_and_a_batch_of_which_each_device_has_some(plan):
     """A mean over all devices, and what each has of its own beside what is shared."""
 
     def curvature(loss, v):
-        return fomoh_jax.quadratic_model(loss, (w,), (v,), **options).curvature
+        return fomoh_jax.quadratic_model(loss, (w,), (v,), plan=plan).curvature
 
     def mean(w, x, over_devices=lambda y: y):
         halves = jnp.stack([recurrent(w, part) for part in x])
@@ -210,7 +212,7 @@ def test_no_sweep_back_goes_through_what_it_would_add_up(name, check_vma, reason
 
     def model(x):
         loss = lambda w: losses[name](w, x)
-        model = fomoh_jax.quadratic_model(loss, (w,), (v,), adjoint=True)
+        model = fomoh_jax.quadratic_model(loss, (w,), (v,), plan=plans.adjoint())
         return model.curvature[None]
 
     split = {"mesh": devices(2), "in_specs": P("d"), "out_specs": P("d")}

@@ -1,18 +1,24 @@
 """The pairs of directions, split over the devices along an axis of a mesh."""
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
-from jax.sharding import AxisType
+from jax.sharding import AxisType, PartitionSpec
 
 from fomoh_jax.compat import open_jaxpr
+from fomoh_jax.hyperdual.arguments import check_size
 from fomoh_jax.hyperdual.channels import ZERO, Stack
+from fomoh_jax.hyperdual.evaluation import coefficients_of
 from fomoh_jax.hyperdual.forms import FirstOrder, Rows
 from fomoh_jax.hyperdual.interpreter import interpret
 from fomoh_jax.hyperdual.number import HyperDual, is_inexact
+from fomoh_jax.hyperdual.plans.forward import places_in_chunks
+from fomoh_jax.hyperdual.plans.plan import Plan
 from fomoh_jax.hyperdual.varying import (
     exchanged_over,
     in_shard_map,
@@ -21,7 +27,86 @@ from fomoh_jax.hyperdual.varying import (
 )
 
 
-def over_devices(
+def split(mesh_axis: str, chunk_size: int | None = None) -> Plan:
+    """A forward pass whose second-order coefficients are split over devices.
+
+    Each device along an axis of the mesh in use (``jax.set_mesh``, or
+    ``jax.shard_map``) carries all the tangents, and its share of the rows of the
+    curvature. The devices exchange nothing but the slopes and curvatures of the output.
+    The other axes of the mesh are left as they are, for a batch that is sharded. If an
+    axis is of ``AxisType.Explicit``, data has to be an argument that is held fixed:
+    ``jax.shard_map`` takes no function that closes over it.
+
+    Args:
+      mesh_axis: the name of the axis. The number of its devices has to divide ``k``.
+      chunk_size: bound on memory, for each device, as in :func:`forward`.
+
+    Returns:
+      A plan.
+
+    Raises:
+      TypeError: if ``mesh_axis`` is no string, or ``chunk_size`` no Python integer.
+      ValueError: if ``chunk_size`` is not positive; where the plan is used, if the mesh
+        has no such axis or the number of its devices does not divide ``k``.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from fomoh_jax import hessian, plans
+      >>> f = lambda x: jnp.sum(x ** 3)
+      >>> with jax.set_mesh(jax.make_mesh((1,), ("pairs",))):
+      ...   print(hessian(f, plan=plans.split("pairs"))(jnp.array([1.0, 2.0])))
+      [[ 6.  0.]
+       [ 0. 12.]]
+    """
+    if not isinstance(mesh_axis, str):
+        raise TypeError(
+            f"mesh_axis must be the name of an axis of the mesh; got {mesh_axis!r}."
+        )
+    size = None if chunk_size is None else check_size("chunk_size", chunk_size)
+    return Split(mesh_axis, size)
+
+
+@dataclasses.dataclass(frozen=True)
+class Split(Plan):
+    """The plan that :func:`split` returns."""
+
+    mesh_axis: str
+    chunk_size: int | None = None
+
+    def placed(self, model: Callable, k: int) -> Callable:
+        if _is_mapped(self.mesh_axis, k):
+            return model
+        return jax.shard_map(
+            model,
+            in_specs=PartitionSpec(),
+            out_specs=PartitionSpec(),
+            axis_names={self.mesh_axis},
+            check_vma=False,
+        )
+
+    def curvatures(
+        self, jaxpr: Any, k: int, args: Sequence[HyperDual], wanted: int
+    ) -> tuple[list[HyperDual], list[Any]]:
+        axis, offsets = self.mesh_axis, k // 2 + 1
+        numbers = _over_devices(jaxpr, k, args, wanted, axis, self.chunk_size)
+        seconds = coefficients_of(numbers[:wanted], "seconds", offsets * k)
+        places = places_in_chunks(k, offsets, np.zeros(1, int))
+        return numbers, [x[places] for x in seconds]
+
+    def check_closure(self) -> None:
+        mesh = jax.sharding.get_abstract_mesh()
+        if AxisType.Explicit in mesh.axis_types:
+            kinds = dict(zip(mesh.axis_names, map(str, mesh.axis_types)))
+            raise ValueError(
+                f"plans.split({self.mesh_axis!r}) needs a mesh whose axes are all of "
+                "AxisType.Auto where value_fn takes more than the parameters: inside "
+                "jax.shard_map a function cannot close over arrays with explicit "
+                f"shardings; got {kinds}. Make it by jax.make_mesh(shape, names, "
+                "axis_types=(jax.sharding.AxisType.Auto,) * n)."
+            )
+
+
+def _over_devices(
     jaxpr: Any,
     k: int,
     args: Sequence[HyperDual],
@@ -55,7 +140,7 @@ def over_devices(
     ]
 
 
-def is_mapped(mesh_axis: str, k: int) -> bool:
+def _is_mapped(mesh_axis: str, k: int) -> bool:
     """Whether a ``jax.shard_map`` is over the axis already; raises if it cannot be."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh_axis not in mesh.axis_names:
@@ -73,19 +158,6 @@ def is_mapped(mesh_axis: str, k: int) -> bool:
             f"{f'{below} or k={above}' if below else above}."
         )
     return dict(zip(mesh.axis_names, mesh.axis_types))[mesh_axis] == AxisType.Manual
-
-
-def check_closure(mesh_axis: str) -> None:
-    """Refuse a mesh under which a function cannot close over what is traced."""
-    mesh = jax.sharding.get_abstract_mesh()
-    if AxisType.Explicit in mesh.axis_types:
-        raise ValueError(
-            f"mesh_axis={mesh_axis!r} needs a mesh whose axes are all of AxisType.Auto "
-            "where value_fn takes more than the parameters: inside jax.shard_map a "
-            "function cannot close over arrays with explicit shardings; got "
-            f"{dict(zip(mesh.axis_names, map(str, mesh.axis_types)))}. Make it by "
-            "jax.make_mesh(shape, names, axis_types=(jax.sharding.AxisType.Auto,) * n)."
-        )
 
 
 def _check_the_same(jaxpr: Any, args: Sequence[HyperDual], mesh_axis: str) -> None:

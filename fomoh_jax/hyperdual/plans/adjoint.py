@@ -33,12 +33,47 @@ from fomoh_jax.hyperdual.channels import ZERO, Channel, Stack, stacks_of
 from fomoh_jax.hyperdual.forms import Bilinear, Form, Pairs
 from fomoh_jax.hyperdual.interpreter import interpret
 from fomoh_jax.hyperdual.number import HyperDual, is_inexact
+from fomoh_jax.hyperdual.plans.plan import Plan
 from fomoh_jax.hyperdual.varying import (
     check_sweep_back,
     in_shard_map,
     varies_along,
     varying_alike,
 )
+
+
+def adjoint() -> Plan:
+    """One forward pass of first order, and one reverse pass for each output element.
+
+    The reverse pass computes the whole curvature of one element of the output, in the
+    place of the ``k²`` coefficients that a forward pass carries: some ``3k``
+    evaluations of the function. It stores the ``k`` tangents of every layer, and cannot
+    differentiate a ``while`` loop whose carry has second-order coefficients. For a
+    scalar function of many variables it is the faster plan. Where reverse mode can take
+    the function, ``jax.hessian`` may be faster still.
+
+    Returns:
+      A plan.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from fomoh_jax import hessian, plans
+      >>> f = lambda x: jnp.sum(x ** 3)
+      >>> print(hessian(f, plan=plans.adjoint())(jnp.array([1.0, 2.0])))
+      [[ 6.  0.]
+       [ 0. 12.]]
+    """
+    return Reverse()
+
+
+@dataclasses.dataclass(frozen=True)
+class Reverse(Plan):
+    """The plan that :func:`adjoint` returns."""
+
+    def curvatures(
+        self, jaxpr: Any, k: int, args: Sequence[HyperDual], wanted: int
+    ) -> tuple[list[HyperDual], list[Any]]:
+        return _curvatures(jaxpr, k, args, wanted)
 
 
 @register_dataclass
@@ -210,22 +245,9 @@ def _wide(*dtypes: Any) -> Any:
         return jnp.result_type(jnp.float32, *dtypes)
 
 
-def curvatures(
+def _curvatures(
     jaxpr: Any, k: int, args: Sequence[HyperDual], wanted: int
 ) -> tuple[list[HyperDual], list[Any]]:
-    """A jaxpr at numbers of order one, and ``v_iᵀ H v_j`` of its first outputs.
-
-    Args:
-      jaxpr: closed, as ``jax.make_jaxpr`` returns it.
-      k: number of directions.
-      args: its arguments, with tangents.
-      wanted: how many outputs, from the first on, to sweep back from.
-
-    Returns:
-      All the outputs with their tangents, and ``[k, k, *out]`` for each of those
-      wanted, symmetric to the last bit, of ``float0`` where the output is of integers.
-    """
-
     selects = "select_n" in primitives_of(jaxpr)
     args = [arg.stored() for arg in args]  # the sweep back keeps the tangents
     dtypes = [x.primal.dtype for x in args if not x.tangents.is_zero]
@@ -251,7 +273,7 @@ def curvatures(
     axes = [frozenset()] * wanted
     if in_shard_map():
         axes = list(map(varies_along, jax.eval_shape(lambda: swept(())[0])))
-    check_sweep_back("with adjoint=True", jaxpr, axes)
+    check_sweep_back("under plans.adjoint()", jaxpr, axes)
     # In the order of the results, which is the same in every process.
     sweeps = {over: swept(over) for over in dict.fromkeys(axes or [frozenset()])}
     _, _, flat = sweeps[min(sweeps, key=len)]

@@ -9,7 +9,7 @@ from jax import lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import fomoh_jax
-from fomoh_jax import Stack, directions
+from fomoh_jax import Stack, directions, plans
 from tests.programs import PROGRAMS, attention_arguments, attention_block, mlp
 from tests.reference import assert_close, assert_symmetric, random_directions
 
@@ -23,10 +23,9 @@ def mesh(*sizes, kind=AxisType.Auto):
     return jax.make_mesh(sizes, names, axis_types=(kind,) * len(sizes))
 
 
-def split(fun, primals, vectors, **options):
-    return fomoh_jax.quadratic_model(
-        fun, primals, vectors, mesh_axis="pairs", **options
-    )
+def split(fun, primals, vectors, chunk_size=None):
+    plan = plans.split("pairs", chunk_size)
+    return fomoh_jax.quadratic_model(fun, primals, vectors, plan=plan)
 
 
 @functools.cache
@@ -45,9 +44,7 @@ def test_the_model_is_that_of_one_device(name, chunk_size):
     vectors = random_directions(primals, K)
     # Four rows a device, so that a chunk of three overlaps the next.
     with jax.set_mesh(mesh(2, 4)):
-        model = jax.jit(lambda v: split(fun, primals, v, chunk_size=chunk_size))(
-            vectors
-        )
+        model = jax.jit(lambda v: split(fun, primals, v, chunk_size))(vectors)
     assert_close(model, on_one_device(name))
     assert_symmetric(model.curvature)
 
@@ -75,7 +72,7 @@ def test_inside_shard_map_no_other_is_made(name, chunk_size):
     everywhere = PartitionSpec()
     with jax.set_mesh(mesh(4, 2)):
         program = jax.shard_map(
-            lambda v: split(fun, primals, v, chunk_size=chunk_size),
+            lambda v: split(fun, primals, v, chunk_size),
             in_specs=everywhere,
             out_specs=everywhere,
         )
@@ -108,7 +105,7 @@ def test_empty_results_and_no_directions_are_split():
     with jax.set_mesh(mesh(8)):
         model = split(lambda x: x[:0] ** 2, (x,), (vectors,))
         assert model.curvature.shape == (K, K, 0)
-        model = split(lambda x: x**2, (x,), (vectors[:0],), chunk_size=1)
+        model = split(lambda x: x**2, (x,), (vectors[:0],), 1)
         assert model.curvature.shape == (0, 0, 3)
 
 
@@ -158,12 +155,13 @@ def test_the_step_of_the_optimiser_is_that_of_one_device():
 
     expected = stepped(fomoh_jax.fomoh_kd(K))
     with jax.set_mesh(mesh(8)):
-        assert_close(stepped(fomoh_jax.fomoh_kd(K, mesh_axis="pairs")), expected)
+        tx = fomoh_jax.fomoh_kd(K, plan=plans.split("pairs"))
+        assert_close(stepped(tx), expected)
 
 
 def test_the_optimiser_refuses_a_mesh_that_its_loss_cannot_be_closed_in():
     loss, (params, x) = mlp(jnp.tanh)
-    tx = fomoh_jax.fomoh_kd(K, mesh_axis="pairs")
+    tx = fomoh_jax.fomoh_kd(K, plan=plans.split("pairs"))
     with (
         jax.set_mesh(mesh(8, kind=AxisType.Explicit)),
         pytest.raises(
@@ -185,7 +183,7 @@ def test_each_device_does_its_share_of_the_pairs():
         return flops, compiled.memory_analysis().temp_size_in_bytes
 
     with jax.set_mesh(mesh(8)):
-        flops, size = cost(32, mesh_axis="pairs")
+        flops, size = cost(32, plan=plans.split("pairs"))
     all_flops, all_size = cost(32)
     assert flops < 0.3 * all_flops
     assert size < 0.3 * all_size
@@ -203,6 +201,5 @@ def test_a_mesh_that_does_not_fit_is_refused():
         with pytest.raises(ValueError, match=r"k=3 for 8 devices. Take k=8"):
             split(jnp.sum, (x,), (vectors[:3],))
         with pytest.raises(ValueError, match=r"got 'rows', and there is 'pairs'"):
-            fomoh_jax.quadratic_model(jnp.sum, (x,), (vectors,), mesh_axis="rows")
-        with pytest.raises(ValueError, match=r"mesh_axis splits.*adjoint"):
-            split(jnp.sum, (x,), (vectors,), adjoint=True)
+            rows = plans.split("rows")
+            fomoh_jax.quadratic_model(jnp.sum, (x,), (vectors,), plan=rows)
