@@ -4,7 +4,8 @@
     python -m experiments.digits --model cnn --k 3 --steps 150  # the paper's CNN
     python -m experiments.digits --method sgd --seeds 5         # a reference
     python -m experiments.digits --resume runs/digits/FOLDER    # go on with a run
-    python -m experiments.digits --processes 2                  # that share each batch
+    python -m experiments.digits --processes 2 --coordinator localhost:9876 \\
+        --process-id 0                 # and with 1: two that share each batch
 
 Writes ``metrics.jsonl``, ``curves.png``, the last parameters and checkpoints into
 ``runs/digits/…`` and prints a table. A run that was stopped, by whatever, goes on with
@@ -23,21 +24,13 @@ from pathlib import Path
 from typing import Annotated, Literal, NamedTuple, NoReturn
 
 import flax.linen as nn
-import jax
 import matplotlib.pyplot as plt
 import numpy as np
 import optax
 import tyro
 from tqdm import tqdm
 
-from experiments import (
-    interruption,
-    launcher,
-    methods,
-    parallel,
-    plotting,
-    rendezvous,
-)
+from experiments import interruption, methods, parallel, plotting
 from experiments.checkpoints import Checkpoint, write_whole
 from experiments.data import Dataset, load
 from experiments.models import MODELS
@@ -52,7 +45,7 @@ from experiments.training import (
 )
 
 # How a run is run, which may change when it goes on; the other options are what it is.
-HOW = {"processes", "coordinator", "process_id", "start_timeout"}
+HOW = {"processes", "coordinator", "process_id"}
 # These may differ between its processes.
 WHERE = {"out", "data_dir", "resume"}
 
@@ -93,14 +86,11 @@ class Config:
     resume: Path | None = None
     """The folder of a run to go on with, under the options that are in it."""
     processes: int = 1
-    """Processes that share every minibatch, all started here unless --coordinator says
-    that each is started by itself."""
+    """Processes that share every minibatch, each started with this same command."""
     coordinator: str | None = None
-    """HOST:PORT of process 0, for processes that are started one by one."""
+    """HOST:PORT of process 0, where the others find it."""
     process_id: int | None = None
-    """Which of these processes this one is, from 0 on."""
-    start_timeout: int = 120
-    """Seconds that the processes wait for each other at the start."""
+    """Which of the processes this one is, from 0 on."""
 
 
 class Plan(NamedTuple):
@@ -143,9 +133,6 @@ def main(config: Config) -> None:
         plan = make_plan(config, data)
         writes = config.process_id in (None, 0)
         folder = (config.resume or make_folder(config)) if writes else None
-        if folder is not None and config.processes > 1 and config.coordinator is None:
-            launcher.launch(commands(config, folder), how_to_go_on(folder))
-            return
         with interruption.postponed() as asked:
             runs = run_all(config, data, plan, folder, asked)
         if folder is not None:
@@ -166,19 +153,17 @@ def check_processes(config: Config) -> None:
     n, number = config.processes, config.process_id
     if n < 1:
         raise SystemExit(f"--processes must be at least 1; got {n}.")
-    if (config.coordinator is None) != (number is None):
+    if n > 1 and (config.coordinator is None or number is None):
         raise SystemExit(
-            "--coordinator and --process-id belong together, in each process that is "
-            "started by itself; leave out both to have all processes started here."
+            f"--processes {n} needs --coordinator HOST:PORT of process 0 and a "
+            f"--process-id from 0 to {n - 1}: start each process with the same command "
+            "and an id of its own."
         )
     if number is not None and not (n > 1 and 0 <= number < n):
         raise SystemExit(
             f"--process-id must be from 0 to one less than --processes, which is the "
             f"number of all processes, from 2 on; got {number} and {n}."
         )
-    if config.coordinator is not None:
-        rendezvous.split(config.coordinator)
-    rendezvous.check_timeout(config.start_timeout)
     try:
         parallel.check_batch_size(config.batch_size, n)  # at least a device in each
     except ValueError as error:
@@ -190,30 +175,13 @@ def joined(config: Config) -> contextlib.AbstractContextManager[None]:
     if config.coordinator is None or config.process_id is None:
         return contextlib.nullcontext()
     options = {
-        flag(field.name): str(getattr(config, field.name))
+        field.name: getattr(config, field.name)
         for field in dataclasses.fields(Config)
         if field.name not in HOW | WHERE
     }
     return parallel.joined(
-        config.coordinator,
-        config.processes,
-        config.process_id,
-        options | {"jax": jax.__version__},
-        config.start_timeout,
+        config.coordinator, config.processes, config.process_id, json.dumps(options)
     )
-
-
-def commands(config: Config, folder: Path) -> list[list[str]]:
-    """That start the processes of a run on this machine."""
-    ours = {
-        "resume": folder,
-        "processes": config.processes,
-        "coordinator": f"{rendezvous.LOCAL[0]}:{rendezvous.free_port()}",
-        "start_timeout": config.start_timeout,
-    }
-    arguments = [x for name, value in ours.items() for x in (flag(name), str(value))]
-    command = [sys.executable, "-m", "experiments.digits", *arguments]
-    return [[*command, "--process-id", str(i)] for i in range(config.processes)]
 
 
 def flag(name: str) -> str:
@@ -431,15 +399,10 @@ def _show(record: Record, bar: tqdm) -> None:
     )
 
 
-def how_to_go_on(folder: Path) -> str:
-    """The command, for a human."""
-    command = f"python -m experiments.digits --resume {shlex.quote(str(folder))}"
-    return f"To go on:\n    {command}"
-
-
 def _leave(number: int, folder: Path | None) -> NoReturn:
     if folder is not None:
-        print(f"Stopped. {how_to_go_on(folder)}", file=sys.stderr)
+        command = f"python -m experiments.digits --resume {shlex.quote(str(folder))}"
+        print(f"Stopped. To go on:\n    {command}", file=sys.stderr)
     # As the shell reports a process that a signal ended.
     raise interruption.Stopped(128 + number)
 

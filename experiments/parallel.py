@@ -6,18 +6,18 @@ loss, slopes and curvature together.
 """
 
 import contextlib
+import hashlib
 import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from typing import Any, NoReturn
+from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from experiments import launcher, rendezvous
 from experiments.interruption import Stopped
 from experiments.keys import data_as_keys, keys_as_data
 
@@ -26,53 +26,43 @@ BATCH = "batch"
 
 @contextlib.contextmanager
 def joined(
-    coordinator: str,
-    processes: int,
-    process_id: int,
-    options: dict[str, Any],
-    timeout: float,
+    coordinator: str, processes: int, process_id: int, options: str
 ) -> Iterator[None]:
     """Inside, JAX sees the devices of all processes.
 
-    An error inside ends this process at once: as long as it is there, the others wait
-    for it.
+    An error inside ends this process at once. JAX would have it wait for the others,
+    and they wait for it.
 
-    Args: as :func:`experiments.rendezvous.meet`.
+    Args:
+      coordinator: ``host:port`` of process 0.
+      processes: how many there are.
+      process_id: of this one, from 0 on.
+      options: what all of them must have been started with.
+
+    Raises:
+      AssertionError: if another process has other options.
     """
-    launcher.end_with_launcher()
-    rendezvous.meet(coordinator, processes, process_id, options, timeout)
-    local = rendezvous.split(coordinator)[0] in rendezvous.LOCAL
     jax.distributed.initialize(
-        coordinator,
-        processes,
-        process_id,
-        cluster_detection_method="deactivate",
-        coordinator_bind_address=coordinator if local else None,
+        coordinator, processes, process_id, cluster_detection_method="deactivate"
     )
     try:
+        digest = np.frombuffer(hashlib.sha256(options.encode()).digest(), np.uint8)
+        multihost_utils.assert_equal(
+            digest, f"Start all processes with the same options; got {options} in one."
+        )
         yield
     except Stopped:  # all of them, after the same epoch
         jax.distributed.shutdown()
         raise
     except BaseException as error:
-        _end(error, f"process {process_id} of {processes}")
+        if isinstance(error, SystemExit):
+            print(error.code, file=sys.stderr)
+        else:
+            traceback.print_exception(error)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(1)
     jax.distributed.shutdown()
-
-
-def _end(error: BaseException, who: str) -> NoReturn:
-    if isinstance(error, SystemExit):
-        print(error.code, file=sys.stderr)
-    elif "Gloo" in str(error):
-        print(
-            f"{who} stops: it has lost another process, which says why if it could "
-            f"({str(error)[:200]}).",
-            file=sys.stderr,
-        )
-    else:
-        traceback.print_exception(error)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(1)  # not by way of JAX, which waits for the others
 
 
 def make_mesh() -> Mesh:
