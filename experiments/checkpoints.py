@@ -1,11 +1,5 @@
-"""Checkpoints of a run: written whole or not at all, and checked when they are read."""
+"""Checkpoints of a run, by orbax: written whole or not at all."""
 
-import hashlib
-import json
-import os
-import shutil
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,31 +32,21 @@ class Checkpoint(NamedTuple):
 class Checkpoints:
     """The last few checkpoints in a folder, each under a number that only grows.
 
-    Of several processes, one has them to itself.
     Orbax writes each into a folder of another name, and renames it when it is complete.
-    What is read is compared with a digest that was written along, since a damaged file
-    of orbax's can still be a readable one.
+    Of several processes, one has the folder to itself.
     """
 
     def __init__(self, folder: Path, keep: int = 3):
-        self._folder = folder.absolute()
-        self._folder.mkdir(parents=True, exist_ok=True)
         self._manager = ocp.CheckpointManager(
-            self._folder,
+            folder.absolute(),
             options=ocp.CheckpointManagerOptions(
                 max_to_keep=keep,
                 enable_async_checkpointing=False,
                 cleanup_tmp_directories=True,  # of a run that was killed
-                create=False,  # orbax leaves it to the caller, unless all take part
                 multiprocessing_options=_alone(),
+                create=False,  # orbax leaves it to the caller, unless all take part
             ),
         )
-
-    def __enter__(self) -> "Checkpoints":
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self.close()
 
     def close(self) -> None:
         """Nothing is written any more."""
@@ -70,54 +54,25 @@ class Checkpoints:
 
     def save(self, number: int, checkpoint: Checkpoint) -> None:
         """Write a checkpoint, and drop the oldest of those that are too many."""
-        arrays = keys_as_data((checkpoint.standing.params, checkpoint.standing.state))
-        numbers = {
-            "seed": checkpoint.seed,
-            "epoch": checkpoint.standing.epoch,
-            "seconds": checkpoint.seconds,
-            "nonfinite": checkpoint.nonfinite,
-            "metrics_size": checkpoint.metrics_size,
-        }
+        standing = checkpoint.standing
+        arrays = keys_as_data((standing.params, standing.state))
+        numbers = checkpoint._replace(standing=standing.epoch)._asdict()
         self._manager.save(
             number,
             args=ocp.args.Composite(
-                arrays=ocp.args.StandardSave(arrays),
-                numbers=ocp.args.JsonSave(
-                    numbers | {"sha256": _digest(arrays, numbers)}
-                ),
+                arrays=ocp.args.StandardSave(arrays), numbers=ocp.args.JsonSave(numbers)
             ),
         )
 
-    def restore(
-        self,
-        like: Standing,
-        check: Callable[[Checkpoint], Any] = lambda checkpoint: None,
-    ) -> Checkpoint | None:
-        """The newest checkpoint that is whole; ``None`` if there is none.
-
-        Those that are not are reported, and moved to the folder ``damaged`` beside this
-        one, so that the run can write their numbers again.
+    def restore(self, like: Standing) -> Checkpoint | None:
+        """The newest checkpoint; ``None`` if there is none.
 
         Args:
           like: a standing of the same model and optimiser, such as a fresh one.
-          check: raises if a checkpoint will not do.
         """
-        for number in sorted(self._manager.all_steps(), reverse=True):
-            try:
-                checkpoint = self._read(number, like)
-                check(checkpoint)
-                return checkpoint
-            except Exception as error:  # whatever orbax and what is below it may raise
-                reason = str(error).strip().split("\n")[0][:200]
-                print(
-                    f"Checkpoint {number} is damaged ({type(error).__name__}: "
-                    f"{reason}). It is moved to {self._set_aside(number)}, and the one "
-                    "before it is tried.",
-                    file=sys.stderr,
-                )
-        return None
-
-    def _read(self, number: int, like: Standing) -> Checkpoint:
+        number = self._manager.latest_step()
+        if number is None:
+            return None
         template = keys_as_data((like.params, like.state))
         read = self._manager.restore(
             number,
@@ -126,25 +81,9 @@ class Checkpoints:
                 numbers=ocp.args.JsonRestore(),
             ),
         )
-        numbers = dict(read["numbers"])
-        if numbers.pop("sha256") != _digest(read["arrays"], numbers):
-            raise ValueError("the contents do not have the SHA-256 that they had")
         params, state = data_as_keys(read["arrays"], (like.params, like.state))
-        return Checkpoint(
-            numbers["seed"],
-            Standing(numbers["epoch"], params, state),
-            numbers["seconds"],
-            numbers["nonfinite"],
-            numbers["metrics_size"],
-        )
-
-    def _set_aside(self, number: int) -> Path:
-        target = self._folder.parent / "damaged" / str(number)
-        shutil.rmtree(target, ignore_errors=True)
-        target.parent.mkdir(exist_ok=True)
-        os.rename(self._folder / str(number), target)
-        self._manager.reload()
-        return target
+        epoch = read["numbers"].pop("standing")
+        return Checkpoint(standing=Standing(epoch, params, state), **read["numbers"])
 
 
 def save_params(path: Path, params: Any) -> None:
@@ -174,11 +113,3 @@ def _alone() -> ocp.options.MultiprocessingOptions:
     return ocp.options.MultiprocessingOptions(
         primary_host=number, active_processes={number}
     )
-
-
-def _digest(arrays: Any, numbers: dict[str, Any]) -> str:
-    digest = hashlib.sha256(json.dumps(numbers, sort_keys=True).encode())
-    for path, x in jax.tree.leaves_with_path(arrays):
-        digest.update(f"{jax.tree_util.keystr(path)} {x.dtype} {x.shape}".encode())
-        digest.update(np.ascontiguousarray(x).tobytes())
-    return digest.hexdigest()

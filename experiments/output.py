@@ -26,6 +26,7 @@ class Output:
         self._path = folder / "metrics.jsonl"
         self._log = self._path.open("ab")
         lock(self._log, folder)
+        (folder / "checkpoints").mkdir(exist_ok=True)
         self._checkpoints = Checkpoints(folder / "checkpoints")
 
     def __enter__(self) -> "Output":
@@ -37,11 +38,16 @@ class Output:
 
     def restore(self, fresh: Standing) -> Checkpoint | None:
         """The last checkpoint, if there is one, with the metrics as they were then."""
-        whole = lambda checkpoint: read_records(self._path, checkpoint.metrics_size)
-        last = self._checkpoints.restore(fresh, whole)
+        last = self._checkpoints.restore(fresh)
         size = 0 if last is None else last.metrics_size
+        if self._log.tell() < size:
+            raise SystemExit(
+                f"{self._path} has fewer than the {size} bytes that it had at the last "
+                "checkpoint. Put it back, or start a new run."
+            )
         self._log.truncate(size)  # what came after it will come again
-        self.records = read_records(self._path, size)
+        lines = self._path.read_text().splitlines()
+        self.records = [json.loads(line) for line in lines]
         return last
 
     def write(self, record: Record) -> None:
@@ -84,14 +90,6 @@ class NoOutput:
 
     def save_params(self, seed: int, params: Any) -> None:
         pass
-
-
-def read_records(path: Path, size: int) -> list[Record]:
-    """The records in the first ``size`` bytes of a metrics file."""
-    content = path.read_bytes()[:size]
-    if len(content) < size:
-        raise ValueError(f"{path} has {len(content)} bytes, not the {size} it had")
-    return [json.loads(line) for line in content.splitlines()]
 
 
 def lock(log: BinaryIO, folder: Path) -> None:
