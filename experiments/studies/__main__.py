@@ -5,8 +5,8 @@
     python -m experiments.studies paper --problem cnn --steps 200
     python -m experiments.studies report
 
-Each run is kept as a file in RESULTS/runs and is not repeated while the file is there:
-a study can be stopped and continued, and studies share what they have in common.
+Each run is kept as a line of RESULTS/runs.jsonl and is not repeated while that is
+there: a study can be stopped and continued, and studies share what they have in common.
 ``report`` makes the tables and figures of what there is; each study ends with it.
 """
 
@@ -26,7 +26,7 @@ NO_NAME = tyro.conf.arg(name="")
 
 def tune(config: Annotated[tuning.Config, NO_NAME], results: Path = RESULTS) -> None:
     """FoMoH-KD with each learning rate of a grid, and tuning itself."""
-    run_all(tuning.runs(config), results / "runs", load_small())
+    run_all(tuning.runs(config), results / "runs.jsonl", load_small())
     report.main(results)
 
 
@@ -34,15 +34,15 @@ def vary_batches(
     config: Annotated[batches.Config, NO_NAME], results: Path = RESULTS
 ) -> None:
     """Self-tuned FoMoH-KD on softmax regression, from small batches to the full one."""
-    run_all(batches.runs(config), results / "runs", load_small())
+    run_all(batches.runs(config), results / "runs.jsonl", load_small())
     report.main(results)
 
 
 def compare(config: Annotated[paper.Config, NO_NAME], results: Path = RESULTS) -> None:
     """The paper's methods at their best learning rates, constant and with a step."""
-    data, folder = load_small(), results / "runs"
-    run_all(paper.grid(config), folder, data)
-    run_all(paper.chosen(config, load_all(folder)), folder, data)
+    data, file = load_small(), results / "runs.jsonl"
+    run_all(paper.grid(config), file, data)
+    run_all(paper.chosen(config, load_all(file)), file, data)
     report.main(results)
 
 

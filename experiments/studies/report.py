@@ -9,22 +9,22 @@ from experiments.studies.summary import Setting, by_setting
 HEADER = """\
 # Comparisons on the digits
 
-Made by `python -m experiments.studies report` of the runs in `runs/`, which
+Made by `python -m experiments.studies report` of the runs in `runs.jsonl`, which
 `python -m experiments.studies --help` makes: 4,000 of the 5,000 digits of
 `experiments.data.load_small` to train, 1,000 to test. The train loss is that of all
 4,000 at the end. Mean ± standard deviation over seeds. A run has *diverged* when a
 minibatch loss is not finite, or after the tenth step ten times the first; *largest ÷
 first* is the worst such ratio of any seed. Learning rates are picked by the train loss;
 *(edge)* says that none beyond was tried. Times are medians over a run's steps, on the
-machine that its file names and with whatever else that was doing.
+machine that its line names and with whatever else that was doing.
 """
 
 
 def main(results: Path) -> None:
     """Write README.md and the figures."""
-    kept = load_all(results / "runs")
+    kept = load_all(results / "runs.jsonl")
     if not kept:
-        raise SystemExit(f"There are no runs in {results / 'runs'} yet.")
+        raise SystemExit(f"There are no runs in {results / 'runs.jsonl'} yet.")
     parts = [HEADER, *_tuning(kept, results), *_batches(kept), *_paper(kept, results)]
     (results / "README.md").write_text("\n".join(parts))
     print(f"report: {results / 'README.md'}")

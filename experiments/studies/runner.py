@@ -14,29 +14,30 @@ import optax
 from experiments import methods
 from experiments.data import Dataset
 from experiments.models import MODELS
-from experiments.studies.runs import Result, Run, path, save
+from experiments.studies.runs import Result, Run, load_all, save
 from experiments.training import Method, make_epoch, make_evaluation, train
 
 POINTS = 200  # of a curve
 CHECKS = 50  # for divergence in a run: each waits for the device
 
 
-def run_all(runs: Iterable[Run], folder: Path, data: Dataset) -> int:
-    """Do and keep the runs that are not in the folder; returns how many they were.
+def run_all(runs: Iterable[Run], file: Path, data: Dataset) -> int:
+    """Do and keep the runs that are not in the file; returns how many they were.
 
     Runs that differ by the seed alone and follow one another are compiled once.
     """
     runs, done = list(runs), 0
+    kept = {result.run for result in load_all(file)}
     numbered = zip(itertools.count(1), runs)
     for kind, group in itertools.groupby(numbered, lambda x: replace(x[1], seed=0)):
         model, method = MODELS[kind.problem], make_method(kind)
         epoch = make_epoch(model, method, kind.batch_size)
         evaluate = make_evaluation(model)
         for number, run in group:
-            if path(folder, run).exists():
+            if run in kept:
                 continue
             result = execute(run, model, method, epoch, evaluate, data)
-            save(folder, result)
+            save(file, result)
             done += 1
             print(f"[{number}/{len(runs)}] {describe(result)}", flush=True)
     print(f"{done} of {len(runs)} runs done, the others were kept.", flush=True)

@@ -1,10 +1,8 @@
-"""What a run is, what comes out of it, and the folder that keeps it."""
+"""What a run is, what comes out of it, and the file that keeps it."""
 
 import dataclasses
 import json
-import os
 from pathlib import Path
-from typing import Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +29,7 @@ class Run:
 
     @property
     def slug(self) -> str:
-        """The name of its file."""
+        """Its name."""
         k = self.k if self.method == "fomoh_kd" else ""
         rate = "self-tuned" if self.learning_rate is None else f"{self.learning_rate:g}"
         step = "-step" if self.schedule == "step" else ""
@@ -73,37 +71,23 @@ class Result:
     curve: list[float | None]
     environment: str = ""
 
-    def to_json(self) -> str:
-        """One line a field, so that a folder of them can be read and compared."""
-        fields = dataclasses.asdict(self)
-        lines = (
-            f"{json.dumps(name)}: {json.dumps(value, allow_nan=False)}"
-            for name, value in fields.items()
-        )
-        return "{\n" + ",\n".join(lines) + "\n}\n"
 
-    @classmethod
-    def from_json(cls, text: str) -> "Result":
-        fields: dict[str, Any] = json.loads(text)
-        return cls(**fields | {"run": Run(**fields["run"])})
+def load_all(file: Path) -> list[Result]:
+    """Every result that is kept, a line each, in the order of the names of the runs."""
+    lines = file.read_text().splitlines(keepends=True) if file.exists() else []
+    # A line without an end was being written when the study was stopped.
+    kept = [json.loads(line) for line in lines if line.endswith("\n")]
+    results = [Result(**fields | {"run": Run(**fields["run"])}) for fields in kept]
+    return sorted(results, key=lambda result: result.run.slug)
 
 
-def path(folder: Path, run: Run) -> Path:
-    """Where the result of a run is kept."""
-    return folder / f"{run.slug}.json"
-
-
-def save(folder: Path, result: Result) -> None:
-    """Write a result whole or not at all."""
-    folder.mkdir(parents=True, exist_ok=True)
-    target = path(folder, result.run)
-    draft = target.with_suffix(f".{os.getpid()}.tmp")
-    draft.write_text(result.to_json())
-    draft.replace(target)
-
-
-def load_all(folder: Path) -> list[Result]:
-    """Every result that is kept, in the order of the names."""
-    return [
-        Result.from_json(file.read_text()) for file in sorted(folder.glob("*.json"))
-    ]
+def save(file: Path, result: Result) -> None:
+    """Add a line with a result."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    line = json.dumps(dataclasses.asdict(result), allow_nan=False).encode()
+    with file.open("ab+") as lines:
+        size = lines.tell()
+        lines.seek(max(0, size - 1))
+        if size and lines.read() != b"\n":
+            lines.truncate(file.read_bytes().rfind(b"\n") + 1)
+        lines.write(line + b"\n")

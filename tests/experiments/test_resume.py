@@ -146,7 +146,7 @@ def test_it_goes_on_inside_the_right_seed(unfinished, whole):
 
 def test_without_its_metrics_it_says_so(unfinished):
     (unfinished / "metrics.jsonl").unlink()
-    with pytest.raises(SystemExit, match="metrics.jsonl has fewer than the"):
+    with pytest.raises(SystemExit, match="has fewer than the"):
         resume(unfinished)
 
 

@@ -13,7 +13,7 @@ from experiments.data import Dataset
 from experiments.models import MODELS
 from experiments.studies import __main__ as studies
 from experiments.studies import batches, paper, report, runner, summary, tuning
-from experiments.studies.runs import Result, Run, load_all
+from experiments.studies.runs import Result, Run, load_all, save
 from tests.experiments.test_training import blobs
 
 
@@ -41,10 +41,8 @@ def a_result(run, train_loss=0.5, *, test_loss=0.6, diverged=False):
 
 
 def keep(folder, results):
-    (folder / "runs").mkdir(parents=True)
     for result in results:
-        file = folder / "runs" / f"{result.run.slug}.json"
-        file.write_text(result.to_json())
+        save(folder / "runs.jsonl", result)
     return folder
 
 
@@ -58,15 +56,17 @@ def data():
 
 def test_a_run_that_is_kept_is_not_repeated(tmp_path, data, monkeypatch):
     runs = [a_run(seed=seed) for seed in (0, 1)]
-    assert runner.run_all(runs, tmp_path, data) == 2
-    kept = {file.name: file.read_text() for file in tmp_path.iterdir()}
-    assert sorted(kept) == [f"{run.slug}.json" for run in runs]  # and no draft
+    file = tmp_path / "results" / "runs.jsonl"
+    assert runner.run_all(runs, file, data) == 2
+    kept = file.read_bytes()
+    assert kept.count(b"\n") == 2
     monkeypatch.setattr(runner, "execute", None)  # to call it would be an error
-    assert runner.run_all(runs, tmp_path, data) == 0
-    assert kept == {file.name: file.read_text() for file in tmp_path.iterdir()}
+    assert runner.run_all(runs, file, data) == 0
+    assert file.read_bytes() == kept
 
 
 def test_a_stopped_study_is_continued(tmp_path, data, monkeypatch):
+    file = tmp_path / "runs.jsonl"
     whole, runs = runner.execute, [a_run(seed=seed) for seed in (0, 1, 2)]
 
     def stopped(run, *args):
@@ -76,11 +76,13 @@ def test_a_stopped_study_is_continued(tmp_path, data, monkeypatch):
 
     monkeypatch.setattr(runner, "execute", stopped)
     with pytest.raises(KeyboardInterrupt):
-        runner.run_all(runs, tmp_path, data)
-    assert [r.run.seed for r in load_all(tmp_path)] == [0]
+        runner.run_all(runs, file, data)
+    with file.open("a") as lines:
+        lines.write('{"run": {"prob')  # what was being written
+    assert [r.run.seed for r in load_all(file)] == [0]
     monkeypatch.setattr(runner, "execute", whole)
-    assert runner.run_all(runs, tmp_path, data) == 2
-    assert [r.run for r in load_all(tmp_path)] == runs
+    assert runner.run_all(runs, file, data) == 2
+    assert [r.run for r in load_all(file)] == runs
 
 
 def test_seeds_share_a_compilation(tmp_path, data, monkeypatch):
@@ -93,15 +95,15 @@ def test_seeds_share_a_compilation(tmp_path, data, monkeypatch):
     whole = runner.make_epoch
     monkeypatch.setattr(runner, "make_epoch", make_epoch)
     seeds = [a_run("fomoh_kd", 0.2, k=2, seed=seed) for seed in (0, 1, 2)]
-    runner.run_all(seeds, tmp_path, data)
+    runner.run_all(seeds, tmp_path / "runs.jsonl", data)
     (epoch,) = epochs
     assert epoch._cache_size() == 1
 
 
 def test_what_is_kept_is_what_was_run(tmp_path, data):
     run = a_run("fomoh_kd", 0.2, k=2, steps=10)  # rounded up to 3 epochs of 4
-    runner.run_all([run], tmp_path, data)
-    (result,) = load_all(tmp_path)
+    runner.run_all([run], tmp_path / "runs.jsonl", data)
+    (result,) = load_all(tmp_path / "runs.jsonl")
     assert result.run == run and result.steps == 12 and not result.diverged
     assert len(result.curve) == 12 and result.steps_per_bin == 1
     assert result.curve[0] == result.first_loss > result.train_loss
@@ -112,10 +114,10 @@ def test_what_is_kept_is_what_was_run(tmp_path, data):
 @pytest.mark.parametrize("rate", [30.0, 1e30])
 def test_a_run_that_diverges_is_stopped_and_recorded(tmp_path, data, rate):
     run = a_run("fgd", rate, steps=200)
-    runner.run_all([run], tmp_path, data)
-    (result,) = load_all(tmp_path)
+    runner.run_all([run], tmp_path / "runs.jsonl", data)
+    (result,) = load_all(tmp_path / "runs.jsonl")
     assert result.diverged and result.steps < 40
-    text = (tmp_path / f"{run.slug}.json").read_text()
+    text = (tmp_path / "runs.jsonl").read_text()
     json.loads(text, parse_constant=pytest.fail)  # NaN and Infinity are not JSON
 
 
@@ -248,7 +250,9 @@ def test_paper_picks_from_a_grid_and_runs_more_seeds_of_the_best(tmp_path):
             *("--results", str(tmp_path)),
         ]
     )
-    kept = {(r.run.learning_rate, r.run.seed) for r in load_all(tmp_path / "runs")}
+    kept = {
+        (r.run.learning_rate, r.run.seed) for r in load_all(tmp_path / "runs.jsonl")
+    }
     assert kept == {(0.1, 0), (0.001, 0), (0.1, 1)}
 
 
