@@ -24,7 +24,7 @@ jax.config.update("jax_enable_x64", True)  # before the cases are made
 from jax._src.internal_test_util import test_harnesses  # noqa: E402
 
 import fomoh_jax  # noqa: E402
-from fomoh_jax.hyperdual import interpreter  # noqa: E402
+from fomoh_jax.hyperdual import interpreter, registry  # noqa: E402
 from tests.reference import second_jvp  # noqa: E402
 
 DOZEN = 12
@@ -207,7 +207,7 @@ def _families(fun, primals, directions) -> frozenset[str]:
 def _watch() -> Iterator[set[str]]:
     """The families of the rules that are applied meanwhile, to second order."""
     families: set[str] = set()
-    original = interpreter.find_rule
+    original = registry.find_rule
 
     def find_rule(primitive):
         rule = original(primitive)
@@ -219,12 +219,12 @@ def _watch() -> Iterator[set[str]]:
 
         return watched
 
-    interpreter.find_rule = find_rule
+    registry.find_rule = find_rule
     interpreter.staged.cache_clear()
     try:
         yield families
     finally:
-        interpreter.find_rule = original
+        registry.find_rule = original
 
 
 def row(group: str, outcomes: Sequence[Outcome]) -> str:

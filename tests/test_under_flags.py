@@ -153,7 +153,7 @@ OPERATORS = {
         lambda x: model(x, plan=fj.plans.adjoint()),
         lambda at: (at.value, at.gradient, at.hessian),
     ),
-    "quadratic_model, gauss_newton": (
+    "gauss_newton_model": (
         gauss_newton,
         lambda at: (at.squares, at.squares_gradient, at.gauss_newton),
     ),

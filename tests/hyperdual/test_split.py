@@ -129,21 +129,22 @@ def test_what_has_no_derivative_and_aux_come_through():
         return (jnp.sum(x**3), jnp.argmax(x)), (x[0], x > 0)
 
     x, vectors = jnp.array([1.0, -2.0, 3.0]), random_directions(jnp.zeros(3), K)
-    model = lambda x: fomoh_jax.quadratic_model(fun, (x,), (vectors,), has_aux=True)
-    expected = jax.jit(model)(x)
+    model = lambda x, plan: fomoh_jax.quadratic_model(
+        fun, (x,), (vectors,), plan=plan, has_aux=True
+    )
+    expected = jax.jit(lambda x: model(x, "auto"))(x)
     with jax.set_mesh(mesh(8)):
-        assert_close(split(fun, (x,), (vectors,), has_aux=True), expected)
+        assert_close(model(x, plans.split("pairs")), expected)
 
 
 def test_gauss_newton_is_split_where_pairs_meet():
     loss, primals = mlp(jnp.tanh)
     square = lambda y: jnp.sum(jnp.cosh(y))
     vectors = random_directions(primals, K)
-    options = {"curvature": "gauss_newton", "loss": square}
-    model = lambda v: fomoh_jax.quadratic_model(loss, primals, v, **options)
+    model = functools.partial(fomoh_jax.gauss_newton_model, loss, square, primals)
     expected = jax.jit(model)(vectors)
     with jax.set_mesh(mesh(8)):
-        assert_close(split(loss, primals, vectors, **options), expected)
+        assert_close(model(vectors, plan=plans.split("pairs")), expected)
 
 
 def test_the_step_of_the_optimiser_is_that_of_one_device():

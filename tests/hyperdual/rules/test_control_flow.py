@@ -225,9 +225,11 @@ def test_scan_over_keys():
 
 def test_tracing_does_not_grow_exponentially_with_nesting(monkeypatch):
     applied = []
-    original = interpreter._apply
+    original = interpreter.apply_rule
     monkeypatch.setattr(
-        interpreter, "_apply", lambda *args: applied.append(args) or original(*args)
+        interpreter,
+        "apply_rule",
+        lambda *args: applied.append(args) or original(*args),
     )
 
     def nest(depth, x):
