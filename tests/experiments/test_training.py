@@ -18,8 +18,6 @@ from experiments.training import (
     train,
 )
 
-pytestmark = pytest.mark.optimised
-
 
 def blobs(n=64):
     """Images that are easy to tell apart."""

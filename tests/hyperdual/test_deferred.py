@@ -10,8 +10,6 @@ import fomoh_jax
 from fomoh_jax import Deferred, directions, plans, solvers
 from tests.reference import assert_close, normal
 
-pytestmark = pytest.mark.optimised
-
 KEY = jax.random.key(0)
 STORED = directions.gaussian(3)
 DEFERRED = directions.deferred(STORED)
@@ -244,6 +242,7 @@ def bytes_of_a_step(source, layers, width):
     return compiled.memory_analysis().temp_size_in_bytes, 4 * layers * width**2
 
 
+@pytest.mark.optimised
 def test_directions_made_anew_exist_for_one_leaf_at_a_time():
     deferred = directions.deferred(directions.rademacher(4))
     (few, size), (many, more) = (bytes_of_a_step(deferred, n, 128) for n in (2, 6))
@@ -251,6 +250,7 @@ def test_directions_made_anew_exist_for_one_leaf_at_a_time():
     assert many - few < 1.2 * (more - size)
 
 
+@pytest.mark.optimised
 @pytest.mark.slow
 def test_50_million_parameters_and_four_directions():
     stored, size = bytes_of_a_step(directions.gaussian(4), 12, 2048)

@@ -13,8 +13,6 @@ from fomoh_jax import Stack, directions, plans
 from tests.programs import PROGRAMS, attention_arguments, attention_block, mlp
 from tests.reference import assert_close, assert_symmetric, random_directions
 
-pytestmark = pytest.mark.optimised
-
 K = 8
 
 
@@ -172,6 +170,7 @@ def test_the_optimiser_refuses_a_mesh_that_its_loss_cannot_be_closed_in():
         tx.update(None, tx.init(params), params, value_fn=loss, x=x)
 
 
+@pytest.mark.optimised
 def test_each_device_does_its_share_of_the_pairs():
     params, x = attention_arguments()
     loss = lambda p: jnp.sum(attention_block(p, x))
