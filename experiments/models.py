@@ -39,7 +39,7 @@ class CNN(nn.Module):
 class VGG(nn.Module):
     """Three pairs of convolutions and two dense layers: 814,570 parameters on 32×32×3.
 
-    The paper's network for CIFAR-10, with group in the place of batch normalisation, so
+    The paper's network for CIFAR-10, with group instead of batch normalisation, so
     that the loss is a sum over images, and a smaller dense layer without dropout.
     """
 

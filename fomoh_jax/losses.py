@@ -141,7 +141,7 @@ def solve_dtype(params: Any) -> Any:
                 f"{name} is masked out, but the loss can only be evaluated at all of "
                 "the parameters. To move some of them alone, look along "
                 "directions.masked(source, mask), as in scale_by_hyperplane(directions."
-                "masked(directions.gaussian(8), mask)), in the place of optax.masked "
+                "masked(directions.gaussian(8), mask)), instead of optax.masked "
                 "or optax.partition; other links of the chain may stay masked."
             )
         if not jnp.issubdtype(dtype_of(name, leaf), jnp.floating):

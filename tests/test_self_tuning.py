@@ -106,8 +106,8 @@ def test_a_step_is_saddle_free_damped_and_shortened_by_the_root_of_the_size(size
     else:
         white = np.linalg.inv(np.linalg.cholesky(gram))
         eigenvalues, axes = np.linalg.eigh(white @ curvature @ white.T)
-        bent = np.abs(eigenvalues) + np.abs(eigenvalues).mean()  # 1 / √¼ - 1 = 1
-        expected = white.T @ axes @ (axes.T @ white @ slope / bent) / 2
+        damped = np.abs(eigenvalues) + np.abs(eigenvalues).mean()  # 1 / √¼ - 1 = 1
+        expected = white.T @ axes @ (axes.T @ white @ slope / damped) / 2
     np.testing.assert_allclose(step, expected, rtol=1e-8)
 
 

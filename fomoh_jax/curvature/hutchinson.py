@@ -17,7 +17,7 @@ from fomoh_jax.curvature.sampling import (
 from fomoh_jax.hyperdual import directional_curvature
 from fomoh_jax.hyperdual.arguments import check_key
 from fomoh_jax.hyperdual.varying import (
-    check_sweep_back,
+    check_reverse_pass,
     varies_along,
     varying_alike,
 )
@@ -144,8 +144,8 @@ def hutchinson_diagonal(
     here = [x for x in coordinates.leaves if x is not None]
     vector = coordinates.vector(here)
     along = varies_along(jax.eval_shape(of_vector, vector))
-    swept = jax.make_jaxpr(of_vector)(vector)
-    check_sweep_back("in hutchinson_diagonal", swept, [along])
+    jaxpr = jax.make_jaxpr(of_vector)(vector)
+    check_reverse_pass("in hutchinson_diagonal", jaxpr, [along])
     _, product = jax.linearize(jax.grad(of_vector), varying_alike(vector, along))
 
     def diagonals(keys):

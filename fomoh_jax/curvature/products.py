@@ -28,7 +28,7 @@ def hvp(
 
     exact, for ``D`` second-order coefficients and not ``D²``: the pairs of ``v`` with
     each direction of the standard basis. Where reverse mode can take the function,
-    ``jax.jvp`` of ``jax.grad`` takes a few evaluations in the place of ``D``.
+    ``jax.jvp`` of ``jax.grad`` takes a few evaluations instead of ``D``.
 
     Args:
       fun: a function of pytrees of arrays that returns one real number.

@@ -202,7 +202,7 @@ class Stack(Channel):
     So is which coefficients are there. A direction that moves one layer alone is zero
     on the others, and what is known to be zero is neither stored nor computed. For
     this, a leaf of ``directions`` in :func:`fomoh_jax.quadratic_model` and its like may
-    be a stack in the place of an array ``[k, *leaf.shape]`` full of zeros::
+    be a stack instead of an array ``[k, *leaf.shape]`` full of zeros::
 
       v_{present[n]} = array[n], and every other v_i = 0.
 
@@ -340,7 +340,7 @@ class Deferred(Channel):
     """``k`` directions of a leaf, as what they are made from.
 
     A leaf of ``directions`` in :func:`fomoh_jax.quadratic_model` and its like may be
-    such an object in the place of an array. The array is made where an equation takes
+    such an object instead of an array. The array is made where an equation takes
     the leaf, and again where the next one does. A pytree whose leaves are those of
     ``seed``.
 

@@ -137,7 +137,7 @@ def laplacian(
 
     Returns:
       A function of the same arguments that returns what ``fun`` returns, with the
-      trace in the place of each output, in its shape and dtype.
+      trace instead of each output, in its shape and dtype.
 
     Raises:
       TypeError: if a differentiated argument, an output or ``weights`` is not of real

@@ -69,15 +69,15 @@ def exchanged_over(jaxpr: Any) -> frozenset[str]:
     return frozenset(axes)
 
 
-def check_sweep_back(
+def check_reverse_pass(
     where: str, jaxpr: Any, results: Sequence[Collection[str]]
 ) -> None:
-    """Refuse a program whose sweep back adds up what each device has of its own.
+    """Refuse a program whose reverse pass adds up what each device has of its own.
 
     The transpose of a sum over devices hands each device's cotangent to all of them.
 
     Args:
-      where: it is swept back over.
+      where: the reverse pass is taken.
       jaxpr: of the program.
       results: along which axes each of them varies.
     """
@@ -90,7 +90,7 @@ def check_sweep_back(
                 "inside a jax.shard_map with check_vma=True, and for results that do "
                 f"not vary along it; got collectives over {axis!r} "
                 f"{'and a result that does' if tracked else 'elsewhere'}. Return its "
-                f"lax.pmean over {axis!r}, or take the forward passes."
+                f"lax.pmean over {axis!r}, or take plans.forward()."
             )
 
 

@@ -253,8 +253,8 @@ def _shortened(
         jnp.sum(kept, dtype=size.dtype), 1
     )
     half = jnp.sqrt(step_size).astype(size.dtype)
-    bent = size + (1 / half - 1) * mean
-    flat = (size <= rounding(size)) & (bent <= rounding(size)) | (bent == 0)
+    damped = size + (1 / half - 1) * mean
+    flat = (size <= rounding(size)) & (damped <= rounding(size)) | (damped == 0)
     slope = basis.T @ model.slope
-    curved = jnp.where(flat, 0, half * slope / jnp.where(flat, 1, bent))
+    curved = jnp.where(flat, 0, half * slope / jnp.where(flat, 1, damped))
     return slope, flat, curved, basis

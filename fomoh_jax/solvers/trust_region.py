@@ -160,8 +160,8 @@ def _step_within(
     least = jnp.minimum(jnp.abs(slope) / (4 * radius), jnp.finfo(slope.dtype).max)
 
     def at(multiplier):
-        bent = jnp.maximum(eigenvalues + multiplier, jnp.maximum(least, tiny))
-        return slope / bent
+        shifted = jnp.maximum(eigenvalues + multiplier, jnp.maximum(least, tiny))
+        return slope / shifted
 
     def length(multiplier):
         # Scaled, so that the squares of a huge step do not overflow.

@@ -191,8 +191,8 @@ def test_a_network_carries_the_pairs_of_the_layers_before():
     out = carried(jnp.matmul, form, hidden, w2)
     assert out.tangents.indices == (0, 1)
     assert pairs_of(form, out) == {(0, 0), (0, 1)}
-    bent = carried(jnp.tanh, form, out)
-    assert pairs_of(form, bent) == {(0, 0), (0, 1), (1, 1)}
+    curved = carried(jnp.tanh, form, out)
+    assert pairs_of(form, curved) == {(0, 0), (0, 1), (1, 1)}
 
 
 def test_directions_that_do_not_meet_have_no_seconds():

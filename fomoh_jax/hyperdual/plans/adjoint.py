@@ -1,4 +1,4 @@
-"""The curvature of few outputs by one sweep back over what the seconds go through.
+"""The curvature of few outputs by one reverse pass.
 
 Second-order coefficients obey ``y_s = L x_s + source``, where the source is made of
 tangents and ``L`` is the derivative of the program itself. So
@@ -10,7 +10,7 @@ the size ``k²`` is carried. A source ``φ'' x_i x_j`` meets ``λ`` in one matri
 of the tangents with themselves, a bilinear one in ``k`` transposed products. Beside the
 ``2k`` products of the tangents that is all, where forward over reverse takes ``6k`` and
 a forward pass ``k²``. The price is that of reverse mode: the tangents of every layer
-are kept until ``λ`` comes, and a ``while`` loop cannot be swept back over.
+are kept until ``λ`` comes, and there is no reverse pass through a ``while`` loop.
 
 A source is a function of the wanted table, ``[k, k]``, which is linear in it (its value
 is never looked at) and whose transpose maps ``λ`` to ``⟨λ, source_ij⟩``. The backward
@@ -35,7 +35,7 @@ from fomoh_jax.hyperdual.interpreter import interpret
 from fomoh_jax.hyperdual.number import HyperDual, is_inexact
 from fomoh_jax.hyperdual.plans.plan import Plan
 from fomoh_jax.hyperdual.varying import (
-    check_sweep_back,
+    check_reverse_pass,
     in_shard_map,
     varies_along,
     varying_alike,
@@ -83,7 +83,7 @@ class Adjoint(Form):
 
     Attributes:
       k: number of directions.
-      ordered: ``[k, k]``, with respect to which to sweep back; of its cotangent the
+      ordered: ``[k, k]``, to which the reverse pass leads; of its cotangent the
         entries with ``i <= j`` belong to the curvature.
       halves: ``[k, k]`` alike; the sum of its cotangent and the transpose belongs to
         the curvature.
@@ -178,8 +178,8 @@ class Adjoint(Form):
 
     def _source(self, table: jax.Array, like: jax.Array, contract: Callable) -> Channel:
         """Coefficients like ``like``, linear in a table as ``contract`` transposed."""
-        # What contract closes over may belong to a loop's trace, which the sweep back
-        # must be able to leave: it becomes an argument.
+        # What contract closes over may belong to a loop's trace, which the reverse
+        # pass must be able to leave: it becomes an argument.
         closed = jax.make_jaxpr(contract)(like)
         operands = closed.consts
         # From jax 0.12 on a jaxpr holds its constants; what outlives a trace must not.
@@ -249,11 +249,11 @@ def _curvatures(
     jaxpr: Any, k: int, args: Sequence[HyperDual], wanted: int
 ) -> tuple[list[HyperDual], list[Any]]:
     selects = "select_n" in primitives_of(jaxpr)
-    args = [arg.stored() for arg in args]  # the sweep back keeps the tangents
+    args = [arg.stored() for arg in args]  # the reverse pass keeps the tangents
     dtypes = [x.primal.dtype for x in args if not x.tangents.is_zero]
     table = jnp.zeros((k, k), _wide(*dtypes))
 
-    def swept(axes: Collection[str]):
+    def reverse_pass(axes: Collection[str]):
         numbers, own = varying_alike(args, axes), varying_alike(table, axes)
 
         def seconds(ordered, halves):
@@ -268,19 +268,19 @@ def _curvatures(
 
         return jax.vjp(seconds, own, own, has_aux=True)
 
-    # Inside a shard_map the sweep back to what is the same everywhere sums over the
+    # Inside a shard_map the reverse pass to what is the same everywhere sums over the
     # devices: right for a loss that is a sum over them, and not for one of each.
     axes = [frozenset()] * wanted
     if in_shard_map():
-        axes = list(map(varies_along, jax.eval_shape(lambda: swept(())[0])))
-    check_sweep_back("under plans.adjoint()", jaxpr, axes)
+        axes = list(map(varies_along, jax.eval_shape(lambda: reverse_pass(())[0])))
+    check_reverse_pass("under plans.adjoint()", jaxpr, axes)
     # In the order of the results, which is the same in every process.
-    sweeps = {over: swept(over) for over in dict.fromkeys(axes or [frozenset()])}
-    _, _, flat = sweeps[min(sweeps, key=len)]
-    flat = [sweeps[over][2][n] for n, over in enumerate(axes)] + flat[wanted:]
+    passes = {over: reverse_pass(over) for over in dict.fromkeys(axes or [frozenset()])}
+    _, _, flat = passes[min(passes, key=len)]
+    flat = [passes[over][2][n] for n, over in enumerate(axes)] + flat[wanted:]
 
     def of_output(place: int, primal: Any) -> Any:
-        values, pull, _ = sweeps[axes[place]]
+        values, pull, _ = passes[axes[place]]
         value = values[place]
         if value is None:
             return _no_curvature(k, primal)

@@ -86,8 +86,8 @@ def bilinear(
         contracted=contracted,
         polarise=_worth_polarising(operations, a.primal, b.primal),
     )
-    bent = form.bilinear(both, a.tangents, along, axis)
-    return [HyperDual(primal, tangents, seconds + bent)]
+    crossed = form.bilinear(both, a.tangents, along, axis)
+    return [HyperDual(primal, tangents, seconds + crossed)]
 
 
 def _after(first: Any, channel: Channel) -> Channel:

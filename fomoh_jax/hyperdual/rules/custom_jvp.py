@@ -56,7 +56,7 @@ def _derivatives(op: Operation, active: Sequence[int], twice: bool) -> Any:
         ]
         (values, _), _ = table[0][0]
         firsts = [row[0][0][1] for row in table]
-        return values, firsts, [bend for row in table for _, (_, bend) in row]
+        return values, firsts, [second for row in table for _, (_, second) in row]
 
     return jax.make_jaxpr(derivatives)(*op.inputs)
 
@@ -75,18 +75,20 @@ def _chain_rule(
     n, zeros = len(active), rows(_zeros(jaxpr))
     values, *derivatives = rows(results)
 
-    def bent(a: int, out: int) -> Channel:
+    def curved_terms(a: int, out: int) -> Channel:
         """``Σ_b φ_ab x_a x_b``, in one product."""
         place = n + a * n
-        bends = {
+        second_derivatives = {
             b: derivatives[place + b][out]
             for b in range(n)
             if not zeros[1 + place + b][out]
         }
         along = active[a].tangents
-        if list(bends) == [a]:
-            return form.scale_seconds(bends[a], form.product(along, along))
-        others = [bend * active[b].tangents for b, bend in bends.items()]
+        if list(second_derivatives) == [a]:
+            return form.scale_seconds(second_derivatives[a], form.product(along, along))
+        others = [
+            second * active[b].tangents for b, second in second_derivatives.items()
+        ]
         return form.product(along, sum(others, ZERO))
 
     def number(out: int) -> HyperDual:
@@ -95,7 +97,7 @@ def _chain_rule(
             tangents.append(derivatives[a][out] * x.tangents)
             seconds.append(form.scale_seconds(derivatives[a][out], x.seconds))
             if form.q:
-                seconds.append(bent(a, out))
+                seconds.append(curved_terms(a, out))
         return HyperDual(values[out], sum(tangents, ZERO), sum(seconds, ZERO))
 
     return list(map(number, range(outputs)))

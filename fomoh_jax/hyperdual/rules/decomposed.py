@@ -1,8 +1,8 @@
 """Primitives that are one operation many times: the program of their steps instead.
 
-A product of many numbers bends in every pair of them. Written out as a tree of products
-it needs no rule of its own, and every node of the tree shares its tangents among all
-the pairs of directions.
+A product of many numbers has a second derivative along every pair of them. Written out
+as a tree of products it needs no rule of its own, and every node of the tree shares its
+tangents among all the pairs of directions.
 """
 
 import math

@@ -63,47 +63,53 @@ def elementwise(
 
     value, tangents, seconds = None, [], []
     slopes = [partial_derivative(phi, i) for i in range(len(active))]
-    bends = {}
+    second_derivatives = {}
     for i, (arg, slope) in enumerate(zip(active, slopes)):
         if curved and moving[i] and places[i] not in linear_in:
             twice = partial_derivative(slope, i)
-            (value, first), (_, bends[i, i]) = twice(*primals)
+            (value, first), (_, second_derivatives[i, i]) = twice(*primals)
         else:
             value, first = slope(*primals)
         tangents.append(first * arg.tangents)
         seconds.append(form.scale_seconds(first, arg.seconds))
     for i, j in combinations(range(len(active)), 2):
         if curved and moving[i] and moving[j]:
-            _, (_, bends[i, j]) = partial_derivative(slopes[i], j)(*primals)
-    bent = _bent(form, bends, [arg.tangents for arg in active])
-    return [HyperDual(value, sum(tangents, ZERO), sum(bent, sum(seconds, ZERO)))]
+            _, (_, second_derivatives[i, j]) = partial_derivative(slopes[i], j)(
+                *primals
+            )
+    along = [arg.tangents for arg in active]
+    seconds += _curved_terms(form, second_derivatives, along)
+    return [HyperDual(value, sum(tangents, ZERO), sum(seconds, ZERO))]
 
 
-def _bent(
-    form: Form, bends: dict[tuple[int, int], jax.Array], tangents: Sequence[Channel]
+def _curved_terms(
+    form: Form,
+    second_derivatives: dict[tuple[int, int], jax.Array],
+    tangents: Sequence[Channel],
 ) -> list[Channel]:
     """``Σ φ_ab x_a x_b`` of several operands, in at most one product for each.
 
     An operand meets, once, the sum of all that it is yet to meet: for ``x / y`` that is
     ``y_i (φ_yx x_j + ½ φ_yy y_j)``, and the same with i and j swapped.
     """
-    bent = []
-    while bends:
-        # Those that bend in themselves first: they need a product in any case.
-        operands = {operand for pair in bends for operand in pair}
-        a = max(operands, key=lambda operand: ((operand, operand) in bends, operand))
-        met = {pair: bends.pop(pair) for pair in list(bends) if a in pair}
+    curved_terms = []
+    while second_derivatives:
+        # Those with a second derivative of their own first: they need a product anyway.
+        operands = {operand for pair in second_derivatives for operand in pair}
+        a = max(operands, key=lambda i: ((i, i) in second_derivatives, i))
+        pairs = [pair for pair in second_derivatives if a in pair]
+        met = {pair: second_derivatives.pop(pair) for pair in pairs}
         if list(met) == [(a, a)]:
             product = form.product(tangents[a], tangents[a])
-            bent.append(form.scale_seconds(met[a, a], product))
+            curved_terms.append(form.scale_seconds(met[a, a], product))
             continue
         others = []
-        for (i, j), bend in met.items():
+        for (i, j), second in met.items():
             half = 0.5 if i == j else 1
             along = tangents[j if i == a else i]
-            others.append(half * bend * along)
-        bent.append(form.cross(tangents[a], sum(others, ZERO)))
-    return bent
+            others.append(half * second * along)
+        curved_terms.append(form.cross(tangents[a], sum(others, ZERO)))
+    return curved_terms
 
 
 @rule("max", "min", "abs", "rem")

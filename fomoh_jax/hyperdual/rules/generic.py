@@ -106,8 +106,8 @@ def generic(
             still = [lax.full_like(x, 0) for x in u]
             return forward(both, (*primals, *u), (*v, *still), effects=False)[1]
 
-        bent = form.quadratic(second_derivative, tangents_in, axes)
-        seconds = [s + b for s, b in zip(seconds, bent)]
+        curved_terms = form.quadratic(second_derivative, tangents_in, axes)
+        seconds = [s + b for s, b in zip(seconds, curved_terms)]
 
     inexact = iter(map(HyperDual, outs, tangents, seconds))
     others = iter(map(HyperDual, rest))

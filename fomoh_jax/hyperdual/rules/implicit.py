@@ -7,7 +7,7 @@ With ``x = A⁻¹ b``, order by order,
 
 so every coefficient is one more solve with the same matrix. A factorisation is alike,
 ``L U = A`` gives ``(L, U)_s`` as it gives ``(L, U)_t``: with ``A_s - form(L_t, U_t)``
-in the place of ``A_t``.
+instead of ``A_t``.
 """
 
 from collections.abc import Callable, Sequence
@@ -58,12 +58,13 @@ def _implicit(
     form: Form,
     op: Operation,
     args: Sequence[HyperDual],
-    bend: Callable[..., Channel],
+    curved_terms: Callable[..., Channel],
 ) -> list[HyperDual]:
     """``y`` with ``product(args[:-1], y) = args[-1]``, where JAX knows its derivative.
 
     Args:
-      bend: the second-order terms of the product in first-order coefficients, from
+      curved_terms: the terms of the product that are quadratic in first-order
+        coefficients, from
         those of ``y`` and the other results of the operation.
     """
     primals = [arg.primal for arg in args]
@@ -78,15 +79,15 @@ def _implicit(
     ]
     tangents = push([arg.tangents for arg in args])
     *others, last = (arg.seconds for arg in args)
-    seconds = push([*others, last - bend(tangents, *rest)])
+    seconds = push([*others, last - curved_terms(tangents, *rest)])
     return [HyperDual(y, tangents, seconds), *map(HyperDual, rest)]
 
 
 @rule("triangular_solve")
 def _triangular_solve(form: Form, op: Operation, args: Sequence[HyperDual]):
     product = partial(_triangular_product, **op.params)
-    bend = lambda x: form.bilinear(product, args[0].tangents, x, 0)
-    return _implicit(form, op, args, bend)
+    curved_terms = lambda x: form.bilinear(product, args[0].tangents, x, 0)
+    return _implicit(form, op, args, curved_terms)
 
 
 def _triangular_product(
@@ -103,14 +104,14 @@ def _triangular_product(
 @rule("tridiagonal_solve")
 def _tridiagonal_solve(form: Form, op: Operation, args: Sequence[HyperDual]):
     # The three diagonals act on the rows above, at, and below.
-    def bend(x: Channel) -> Channel:
+    def curved_terms(x: Channel) -> Channel:
         terms = [
             form.bilinear(partial(_diagonal_product, by), diagonal.tangents, x, 0)
             for by, diagonal in zip((1, 0, -1), args)
         ]
         return sum(terms, ZERO)
 
-    return _implicit(form, op, args, bend)
+    return _implicit(form, op, args, curved_terms)
 
 
 def _diagonal_product(by, diagonal, x):
@@ -128,7 +129,7 @@ def _shifted(x, by):
 
 @rule("lu")
 def _lu(form: Form, op: Operation, args: Sequence[HyperDual]):
-    def bend(x: Channel, pivots, permutation) -> Channel:
+    def curved_terms(x: Channel, pivots, permutation) -> Channel:
         back = jnp.argsort(permutation)[..., None]
 
         def product(x, y):
@@ -138,4 +139,4 @@ def _lu(form: Form, op: Operation, args: Sequence[HyperDual]):
 
         return form.bilinear(product, x, x, 0)
 
-    return _implicit(form, op, args, bend)
+    return _implicit(form, op, args, curved_terms)

@@ -36,9 +36,9 @@ def test_every_layout_agrees_with_nested_jvp():
     operands = [tuple(normal(*shape(dims)) for dims in pair) for pair in LAYOUTS]
 
     def products(operands):
-        bent = lambda x: x + x**2 / 8
+        curved = lambda x: x + x**2 / 8
         return [
-            product(bent(a), jnp.tanh(b), *pair)
+            product(curved(a), jnp.tanh(b), *pair)
             for (a, b), pair in zip(operands, LAYOUTS)
         ]
 

@@ -126,12 +126,12 @@ def test_ill_conditioned_matrices_lose_no_more_digits_than_in_nested_jvp(name):
     }[name]
     arguments = (matrix, normal(5, 5, seed=1), normal(5, 5, seed=2))
 
-    def bend(jvp, dtype):
+    def second(jvp, dtype):
         x, v, w = (a.astype("float32").astype(dtype) for a in arguments)
         return jax.jit(lambda *a: jvp(fun, *a)[3])((x,), (v,), (w,))
 
-    truth = bend(second_jvp, "float64")
-    error = lambda jvp: jnp.max(jnp.abs(bend(jvp, "float32") - truth))
+    truth = second(second_jvp, "float64")
+    error = lambda jvp: jnp.max(jnp.abs(second(jvp, "float32") - truth))
     assert error(fomoh_jax.hyper_jvp) <= 5 * error(second_jvp)
 
 

@@ -165,10 +165,10 @@ def test_random_compositions_agree_with_nested_jvp(steps, shapes, varied, seed):
     ]
     along = [tuple(v[i] for v in dense) for i in range(2)]
     for i, j in ((0, 1), (0, 0), (1, 1)):
-        value, *slopes, bend = second_jvp(fun, tuple(inputs), along[i], along[j])
+        value, *slopes, second = second_jvp(fun, tuple(inputs), along[i], along[j])
         at = lambda tree, *index: jax.tree.map(lambda x: x[index], tree)
         ours = (at(model.slope, i), at(model.slope, j), at(model.curvature, i, j))
-        assert_close((model.value, *ours), (value, *slopes, bend))
+        assert_close((model.value, *ours), (value, *slopes, second))
     diagonal = fomoh_jax.directional_curvature(fun, inputs, directions)[2]
     chosen = jax.tree.map(lambda c: c[np.arange(2), np.arange(2)], model.curvature)
     assert_close(diagonal, chosen)
