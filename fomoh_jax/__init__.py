@@ -2,35 +2,33 @@
 
 import jax as _jax
 
-from fomoh_jax.compat import require_sound_jax as _require_sound_jax
+from fomoh_jax._compat import require_sound_jax as _require_sound_jax
 
 _require_sound_jax(_jax.__version__)
 
 # _xla comes first: it sets a flag that XLA reads when a backend starts.
 from fomoh_jax import (  # noqa: E402
+    _serialisation,  # noqa: F401
     _xla,  # noqa: F401
     curvature,
     directions,
     hyperdual,
-    serialisation,  # noqa: F401
+    plans,
     solvers,
 )
-from fomoh_jax.aliases import fgd, fomoh, fomoh_bp, fomoh_kd  # noqa: E402
-from fomoh_jax.hyperdual import (  # noqa: E402
+from fomoh_jax._aliases import fgd, fomoh, fomoh_bp, fomoh_kd  # noqa: E402
+from fomoh_jax._hyperdual import (  # noqa: E402
     Deferred,
     QuadraticModel,
     Stack,
     directional_curvature,
     gauss_newton_model,
-    hessian,
-    hessian_diagonal,
     hyper_jvp,
-    laplacian,
-    plans,
     quadratic_model,
     register_rule,
 )
-from fomoh_jax.transforms import (  # noqa: E402
+from fomoh_jax._operators import hessian, hessian_diagonal, laplacian  # noqa: E402
+from fomoh_jax._transforms import (  # noqa: E402
     ScaleByForwardGradientState,
     ScaleByHyperplaneState,
     scale_by_forward_gradient,

@@ -29,7 +29,7 @@ settings.register_profile(
 settings.load_profile("default")
 
 OPTIMISED = pytest.StashKey[bool]()
-# What fomoh_jax.compat is for, and what is compiled, sharded or installed.
+# What fomoh_jax._compat is for, and what is compiled, sharded or installed.
 OF_VERSIONS = (
     *("tests/hyperdual/rules/", "test_interpreter.py", "test_split.py", "test_xla.py"),
     *("test_sharding.py", "test_export.py", "test_readme.py"),

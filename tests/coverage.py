@@ -24,7 +24,7 @@ jax.config.update("jax_enable_x64", True)  # before the cases are made
 from jax._src.internal_test_util import test_harnesses  # noqa: E402
 
 import fomoh_jax  # noqa: E402
-from fomoh_jax.hyperdual import interpreter, registry  # noqa: E402
+from fomoh_jax._hyperdual import interpreter, registry  # noqa: E402
 from tests.reference import second_jvp  # noqa: E402
 
 DOZEN = 12

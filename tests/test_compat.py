@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import fomoh_jax
-from fomoh_jax.compat import require_sound_jax
+from fomoh_jax._compat import require_sound_jax
 
 PACKAGE = Path(fomoh_jax.__file__).parent
 
@@ -34,7 +34,7 @@ def test_hyperdual_knows_nothing_of_optimisation():
             or (
                 name.startswith("fomoh_jax.")
                 and not name.startswith(
-                    ("fomoh_jax.hyperdual", "fomoh_jax.compat", "fomoh_jax._xla")
+                    ("fomoh_jax.hyperdual", "fomoh_jax._compat", "fomoh_jax._xla")
                 )
             )
             for name in imports

@@ -8,7 +8,7 @@ import pytest
 
 import fomoh_jax
 from fomoh_jax import Stack, directions, solvers
-from fomoh_jax.hyperdual.channels import is_channel
+from fomoh_jax._hyperdual.channels import is_channel
 from tests.reference import normal
 
 PARAMS = {"w": jnp.zeros((2, 3), "bfloat16"), "b": jnp.zeros(3, "float32")}

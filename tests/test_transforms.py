@@ -9,8 +9,8 @@ import optax
 import pytest
 
 import fomoh_jax
-from fomoh_jax import directions, plans, solvers, vectors
-from fomoh_jax.hyperdual.channels import is_channel
+from fomoh_jax import _hyperplane, directions, plans, solvers
+from fomoh_jax._hyperdual.channels import is_channel
 from tests.programs import mlp, rosenbrock
 from tests.reference import assert_close, normal
 
@@ -163,7 +163,7 @@ def test_the_gram_matrix_is_that_of_the_dense_directions():
         leaves = jax.tree.leaves(samples[1])
         flat = jnp.concatenate([v.reshape(len(v), -1) for v in leaves], 1)
         for sample in samples:
-            assert_close(vectors.gram(sample, jnp.float64), flat @ flat.T)
+            assert_close(_hyperplane.gram(sample, jnp.float64), flat @ flat.T)
 
 
 @pytest.mark.parametrize(

@@ -5,13 +5,16 @@ What varies are the elements of all arguments of real floating-point numbers, ``
 them, in the order of ``jax.flatten_util.ravel_pytree``; data is best closed over.
 """
 
-from fomoh_jax.curvature.conjugate import ConjugateGradients, conjugate_gradients
-from fomoh_jax.curvature.eigenvalues import Eigenpairs, top_eigenvalues
-from fomoh_jax.curvature.hutchinson import hutchinson_diagonal, hutchinson_trace
-from fomoh_jax.curvature.newton import newton_step
-from fomoh_jax.curvature.products import hvp
-from fomoh_jax.curvature.sampled import sampled_diagonal, sampled_hessian
-from fomoh_jax.curvature.sampling import Estimate
+from fomoh_jax.curvature._conjugate_gradients import (
+    ConjugateGradients,
+    conjugate_gradients,
+)
+from fomoh_jax.curvature._eigenvalues import Eigenpairs, top_eigenvalues
+from fomoh_jax.curvature._estimates import Estimate
+from fomoh_jax.curvature._hutchinson import hutchinson_diagonal, hutchinson_trace
+from fomoh_jax.curvature._newton import newton_step
+from fomoh_jax.curvature._products import hvp
+from fomoh_jax.curvature._sampled import sampled_diagonal, sampled_hessian
 
 __all__ = [
     "ConjugateGradients",

@@ -6,16 +6,16 @@ compose by ``+``: ``gaussian(7) + incoming()`` spans seven random directions and
 update that the chain hands in.
 """
 
-from fomoh_jax.directions.random import (
+from fomoh_jax.directions._random import (
     deferred,
     gaussian,
     orthonormal,
     rademacher,
     sparse,
 )
-from fomoh_jax.directions.remembered import HistoryState, history
-from fomoh_jax.directions.source import Directions
-from fomoh_jax.directions.structured import incoming, layerwise, masked
+from fomoh_jax.directions._remembered import HistoryState, history
+from fomoh_jax.directions._source import Directions
+from fomoh_jax.directions._structured import incoming, layerwise, masked
 
 __all__ = [
     "Directions",

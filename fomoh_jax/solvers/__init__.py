@@ -7,12 +7,12 @@ which says how long a step is: ``|Vκ|² = κᵀ G κ``. No solver returns a non
 coefficient.
 """
 
-from fomoh_jax.solvers.flat import ReachState
-from fomoh_jax.solvers.protocol import Solver
-from fomoh_jax.solvers.saddle_free import saddle_free
-from fomoh_jax.solvers.self_tuning import SelfTuningState, self_tuning
-from fomoh_jax.solvers.stateless import damped, newton
-from fomoh_jax.solvers.trust_region import TrustRegionState, trust_region
+from fomoh_jax.solvers._flat import ReachState
+from fomoh_jax.solvers._protocol import Solver
+from fomoh_jax.solvers._saddle_free import saddle_free
+from fomoh_jax.solvers._self_tuning import SelfTuningState, self_tuning
+from fomoh_jax.solvers._stateless import damped, newton
+from fomoh_jax.solvers._trust_region import TrustRegionState, trust_region
 
 __all__ = [
     "ReachState",

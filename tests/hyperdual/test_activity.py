@@ -10,10 +10,11 @@ from jax.sharding import PartitionSpec as P
 
 import fomoh_jax
 from fomoh_jax import Stack, plans
-from fomoh_jax.hyperdual.channels import is_channel
-from fomoh_jax.hyperdual.forms import Diagonal, Pairs
-from fomoh_jax.hyperdual.interpreter import interpret
-from fomoh_jax.hyperdual.number import HyperDual
+from fomoh_jax._hyperdual import directional_derivatives
+from fomoh_jax._hyperdual.channels import is_channel
+from fomoh_jax._hyperdual.forms import Diagonal, Pairs
+from fomoh_jax._hyperdual.interpreter import interpret
+from fomoh_jax._hyperdual.number import HyperDual
 from tests.programs import PROGRAMS, cnn, cnn_arguments, mlp
 from tests.reference import assert_close, assert_symmetric, nested_model, normal
 
@@ -51,7 +52,7 @@ def assert_zeros_change_nothing(fun, primals, v, *, adjoint=True):
         models = [model(fun, primals, v), model(fun, primals, v, plan=plans.forward(1))]
         if adjoint:
             models.append(model(fun, primals, v, plan=plans.adjoint()))
-        slope = fomoh_jax.hyperdual.directional_derivatives(fun, primals, v)
+        slope = directional_derivatives(fun, primals, v)
         return models, fomoh_jax.directional_curvature(fun, primals, v), slope
 
     models, along, slope = ours(primals, v)

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fomoh_jax.hyperdual.channels import ZERO, Deferred, Stack, Zero, apply_linear
-from fomoh_jax.hyperdual.number import HyperDual, spread
+from fomoh_jax._hyperdual.channels import ZERO, Deferred, Stack, Zero, apply_linear
+from fomoh_jax._hyperdual.number import HyperDual, spread
 from tests.reference import normal
 
 

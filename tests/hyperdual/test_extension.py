@@ -9,7 +9,7 @@ from jax.interpreters import ad, batching, mlir
 
 import fomoh_jax
 from fomoh_jax import hyperdual, plans
-from fomoh_jax.hyperdual import registry
+from fomoh_jax._hyperdual import registry
 from tests.reference import assert_agrees_with_nested_jvp, assert_close, normal
 
 

@@ -4,8 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fomoh_jax.hyperdual.channels import ZERO, Stack
-from fomoh_jax.hyperdual.forms import (
+from fomoh_jax._hyperdual.channels import ZERO, Stack
+from fomoh_jax._hyperdual.forms import (
     Bilinear,
     Block,
     Cross,

@@ -12,10 +12,10 @@ from jax.extend.core import Primitive
 from jax.interpreters import batching, mlir
 
 import fomoh_jax
-from fomoh_jax.hyperdual import interpreter
-from fomoh_jax.hyperdual.channels import Stack
-from fomoh_jax.hyperdual.forms import Pairs
-from fomoh_jax.hyperdual.number import HyperDual
+from fomoh_jax._hyperdual import interpreter
+from fomoh_jax._hyperdual.channels import Stack
+from fomoh_jax._hyperdual.forms import Pairs
+from fomoh_jax._hyperdual.number import HyperDual
 from tests.reference import assert_agrees_with_nested_jvp, normal
 
 V = (jnp.ones((2, 3)),)

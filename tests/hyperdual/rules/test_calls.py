@@ -10,8 +10,8 @@ import pytest
 from jax import lax
 
 import fomoh_jax
-from fomoh_jax.hyperdual.forms import Diagonal, Pairs
-from fomoh_jax.hyperdual.rules import custom_jvp
+from fomoh_jax._hyperdual.forms import Diagonal, Pairs
+from fomoh_jax._hyperdual.rules import custom_jvp
 from tests.reference import (
     assert_agrees_with_nested_jvp,
     assert_close,

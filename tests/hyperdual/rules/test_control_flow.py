@@ -10,7 +10,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 import fomoh_jax
-from fomoh_jax.hyperdual import interpreter
+from fomoh_jax._hyperdual import interpreter
 from tests.reference import assert_agrees_with_nested_jvp, assert_close, normal
 
 

@@ -1,0 +1,24 @@
+"""Hyper-dual numbers, their interpreter, and the models computed with them."""
+
+from fomoh_jax._hyperdual.channels import Deferred, Stack
+from fomoh_jax._hyperdual.extension import register_rule
+from fomoh_jax._hyperdual.models import (
+    QuadraticModel,
+    directional_curvature,
+    directional_derivatives,
+    gauss_newton_model,
+    hyper_jvp,
+    quadratic_model,
+)
+
+__all__ = [
+    "Deferred",
+    "QuadraticModel",
+    "Stack",
+    "directional_curvature",
+    "directional_derivatives",
+    "gauss_newton_model",
+    "hyper_jvp",
+    "quadratic_model",
+    "register_rule",
+]

@@ -1,0 +1,504 @@
+"""Channels: the coefficients of one order of a hyper-dual number.
+
+A number has two, its tangents and its second-order coefficients. A channel is zero, or
+a stack of arrays, or deferred until something needs it; which of these is known while
+tracing. Rules do not ask. They are written with the operations below, and the channels
+know by themselves how to carry them out:
+
+- ``a + b``, ``a - b`` and ``c * a``, elementwise;
+- :func:`apply_linear`, a linear function of several operands;
+- ``moved`` and ``broadcast``, which change where the arrays are and not what they hold;
+- ``whole`` and ``coefficient``, which read them.
+"""
+
+import abc
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.ref import AbstractRef
+from jax.tree_util import register_dataclass, register_pytree_node_class
+
+from fomoh_jax._hyperdual.delay import again, delayed
+
+Indices = np.ndarray | jax.Array
+
+
+class Channel(abc.ABC):
+    """Coefficients of one order: arrays of one shape ``s`` and one dtype.
+
+    Attributes:
+      is_zero: whether all of them are known to be zero.
+      axis: where the axis that stacks them is, or would be.
+    """
+
+    is_zero = False
+    axis: int = 0
+    # So that a NumPy array leaves a product with a channel to the channel.
+    __array_ufunc__ = None
+
+    @abc.abstractmethod
+    def stored(self) -> "Zero | Stack":
+        """The channel with nothing left to be made."""
+
+    def not_before(self, array: jax.Array | None) -> "Channel":
+        """The channel, which if deferred is not made before ``array`` is computed."""
+        del array
+        return self
+
+    @property
+    def computed(self) -> jax.Array | None:
+        """An array that is known once the channel is; None if there is none."""
+        return None
+
+    def moved(self, axis: int) -> "Zero | Stack":
+        """The channel with its stacking axis at ``axis``."""
+        return self.stored().moved(axis)
+
+    def declared(self, axis: int) -> "Zero | Stack":
+        """The channel with its stacking axis said, and not made, to be at ``axis``."""
+        return self.stored().declared(axis)
+
+    def broadcast(self, shape: tuple[int, ...]) -> "Zero | Stack":
+        """Each coefficient, a scalar or of as many dimensions, brought to a shape."""
+        return self.stored().broadcast(shape)
+
+    def rotated(self, start: jax.Array, n: int) -> "Channel":
+        """The ``n`` coefficients numbered from ``start`` on, modulo ``n``."""
+        return self.stored().rotated(start, n)
+
+    def scaled(
+        self, coefficient: Any, multiply: Callable = jnp.multiply
+    ) -> "Zero | Stack":
+        """``coefficient * x`` for each ``x`` of the channel, elementwise."""
+        return self.stored().scaled(coefficient, multiply)
+
+    def mapped(self, function: Callable, axis: int) -> "Channel":
+        """A linear function of one array, of each; the results stacked at ``axis``."""
+        return apply_linear(lambda x: [function(x)], [self], [axis])[0]
+
+    def whole(self, n: int) -> "Stack":
+        """All ``n`` coefficients, stored along a leading axis."""
+        return self.stored().whole(n)
+
+    def coefficient(self, index: int) -> jax.Array:
+        """One of the coefficients."""
+        return self.stored().coefficient(index)
+
+    def __add__(self, other: "Channel") -> "Channel":
+        if not isinstance(other, Channel):
+            return NotImplemented
+        stacks = stacks_of(self, other)
+        if stacks is None:
+            return self if other.is_zero else other
+        # The last position wins: it is where a matrix product has left its result. What
+        # is moved to it is the broadcast of a bias, whose transpose XLA folds away.
+        axis = max(stack.axis for stack in stacks)
+        a, b = _padded_alike([stack.moved(axis) for stack in stacks])
+        return dataclasses.replace(a, array=a.array + b.array)
+
+    def __sub__(self, other: "Channel") -> "Channel":
+        if not isinstance(other, Channel):
+            return NotImplemented
+        return self + -1 * other
+
+    def __rmul__(self, coefficient: jax.typing.ArrayLike) -> "Channel":
+        return self.scaled(coefficient)
+
+
+@register_pytree_node_class
+@dataclasses.dataclass(frozen=True, eq=False)
+class Zero(Channel):
+    """A channel that is known to be zero. It costs nothing and is never stored.
+
+    Attributes:
+      like: an array of the type of one coefficient, such as the primal of the number.
+        A number tells it to its channels; in a sum no zero needs it.
+    """
+
+    like: Any = None
+
+    is_zero = True
+
+    def stored(self) -> "Zero":
+        return self
+
+    def moved(self, axis: int) -> "Zero":
+        del axis
+        return self
+
+    def declared(self, axis: int) -> "Zero":
+        del axis
+        return self
+
+    def broadcast(self, shape: tuple[int, ...]) -> "Zero":
+        del shape
+        return ZERO
+
+    def rotated(self, start: jax.Array, n: int) -> "Zero":
+        del start, n
+        return self
+
+    def scaled(self, coefficient: Any, multiply: Callable = jnp.multiply) -> "Zero":
+        del coefficient, multiply
+        return self
+
+    def padded(self, present: tuple[int, ...] | None, n: int) -> "Zero":
+        del present, n
+        return self
+
+    def whole(self, n: int) -> "Stack":
+        # Made from the primal, the zeros have its sharding and its manual axes.
+        return Stack(lax.broadcast(self.coefficient(0), (n,)))
+
+    def coefficient(self, index: int) -> jax.Array:
+        del index
+        return lax.full_like(self.like, 0)
+
+    # As operands of a function that is mapped over the coefficients: the same for all.
+    mapped_axis = None
+
+    def operand(self, places: Indices | None = None) -> jax.Array:
+        del places
+        return self.coefficient(0)
+
+    # Zeros are one node of a tree, whatever they are like.
+
+    def tree_flatten(self) -> tuple[tuple[()], None]:
+        return (), None
+
+    @classmethod
+    def tree_unflatten(cls, aux: None, children: tuple[()]) -> "Zero":
+        del aux, children
+        return ZERO
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Zero)
+
+    def __hash__(self) -> int:
+        return hash(Zero)
+
+    def __repr__(self) -> str:
+        return "ZERO"
+
+
+ZERO = Zero()
+
+
+@register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Stack(Channel):
+    """Arrays of one shape ``s``, stacked along ``axis`` of ``array``.
+
+    Where the axis sits is static, as the batch axis is in ``jax.vmap``: a product whose
+    natural result is ``[batch, k, features]`` leaves it there, and the next product
+    folds ``k`` into its batch without a transpose.
+
+    So is which coefficients are there. A direction that moves one layer alone is zero
+    on the others, and what is known to be zero is neither stored nor computed. For
+    this, a leaf of ``directions`` in :func:`fomoh_jax.quadratic_model` and its like may
+    be a stack instead of an array ``[k, *leaf.shape]`` full of zeros::
+
+      v_{present[n]} = array[n], and every other v_i = 0.
+
+    A pytree with one leaf, so that it passes through ``jit`` and ``vmap``.
+
+    Attributes:
+      array: shape ``[*s[:axis], n, *s[axis:]]``.
+      axis: position of the stacking axis; of directions, 0.
+      present: which coefficients the ``n`` arrays are: Python integers from 0 to ``size
+        - 1``, ascending; all the others are zero. ``None`` if all are there.
+      size: how many coefficients there are, zero or not, where only some are present.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from fomoh_jax import Stack, quadratic_model
+      >>> loss = lambda x: x["a"] ** 2 * x["b"]
+      >>> x = {"a": jnp.array(3.0), "b": jnp.array(2.0)}
+      >>> one = jnp.ones(1)
+      >>> first, second = (Stack(one, present=(i,), size=2) for i in range(2))
+      >>> v = {"a": first, "b": second}
+      >>> print(quadratic_model(loss, (x,), (v,)).curvature)
+      [[4. 6.]
+       [6. 0.]]
+    """
+
+    array: jax.Array
+    axis: int = dataclasses.field(default=0, metadata={"static": True})
+    present: tuple[int, ...] | None = dataclasses.field(
+        default=None, metadata={"static": True}
+    )
+    size: int | None = dataclasses.field(default=None, metadata={"static": True})
+
+    @property
+    def length(self) -> int:
+        """How many arrays are stored."""
+        return self.array.shape[self.axis]
+
+    @property
+    def dtype(self) -> Any:
+        return self.array.dtype
+
+    @property
+    def k(self) -> int:
+        """How many coefficients there are, zero or not."""
+        return self.length if self.size is None else self.size
+
+    @property
+    def indices(self) -> tuple[int, ...]:
+        """Which coefficient each of the arrays is."""
+        return tuple(range(self.length)) if self.present is None else self.present
+
+    def dense(self) -> jax.Array:
+        """All the arrays, stacked along a leading axis."""
+        return self.whole(self.k).array
+
+    @property
+    def computed(self) -> jax.Array | None:
+        is_ref = isinstance(jax.typeof(self.array), AbstractRef)
+        return None if is_ref else self.array
+
+    def stored(self) -> "Stack":
+        return self
+
+    def moved(self, axis: int) -> "Stack":
+        if axis == self.axis:
+            return self
+        array = jnp.moveaxis(self.array, self.axis, axis)
+        return dataclasses.replace(self, array=array, axis=axis)
+
+    def declared(self, axis: int) -> "Stack":
+        return dataclasses.replace(self, axis=axis)
+
+    def broadcast(self, shape: tuple[int, ...]) -> "Stack":
+        array, axis = self.array, self.axis
+        if array.ndim == 1:  # scalars
+            array = lax.expand_dims(array, range(1, len(shape) + 1))
+        full = (*shape[:axis], array.shape[axis], *shape[axis:])
+        array = lax.broadcast_in_dim(array, full, range(len(full)))
+        return dataclasses.replace(self, array=array)
+
+    def rotated(self, start: jax.Array, n: int) -> "Stack":
+        return Stack(jnp.roll(self.whole(n).array, -start, 0))
+
+    def scaled(self, coefficient: Any, multiply: Callable = jnp.multiply) -> "Stack":
+        if jnp.ndim(coefficient):
+            coefficient = jnp.expand_dims(coefficient, self.axis)
+        return dataclasses.replace(self, array=multiply(coefficient, self.array))
+
+    def whole(self, n: int) -> "Stack":
+        return self.padded(None, n).moved(0)
+
+    def coefficient(self, index: int) -> jax.Array:
+        if index not in self.indices:
+            return lax.full_like(self.moved(0).array[0], 0)
+        return self.moved(0).array[self.indices.index(index)]
+
+    @property
+    def mapped_axis(self) -> int:
+        return self.axis
+
+    def operand(self, places: Indices | None = None) -> jax.Array:
+        """The arrays at some places along the axis, by default all."""
+        if places is None or (
+            isinstance(places, np.ndarray)
+            and np.array_equal(places, np.arange(self.length))
+        ):
+            return self.array
+        at = self.array.at[(slice(None),) * self.axis + (places,)]
+        return at.get(mode="promise_in_bounds")
+
+    def padded(self, present: tuple[int, ...] | None, n: int) -> "Stack":
+        """The stack with zeros stored for more of its ``n`` coefficients."""
+        if present == self.present:
+            return self
+        target = range(n) if present is None else present
+        places = {index: place for place, index in enumerate(self.indices)}
+        source = np.array([places.get(index, len(places)) for index in target])
+        held = np.flatnonzero(source < len(places))
+        if len(held) == len(source):
+            array = self.array
+        elif not len(held) or len(held) == held[-1] - held[0] + 1:  # side by side
+            before = int(held[0]) if len(held) else 0
+            config = [(0, 0, 0)] * self.array.ndim
+            config[self.axis] = (before, len(source) - len(held) - before, 0)
+            array = lax.pad(self.array, jnp.zeros((), self.array.dtype), config)
+        else:
+            at = self.array.at[(slice(None),) * self.axis + (source,)]
+            array = at.get(mode="fill", fill_value=0)
+        return Stack(array, self.axis, present, None if present is None else n)
+
+
+@register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Deferred(Channel):
+    """``k`` directions of a leaf, as what they are made from.
+
+    A leaf of ``directions`` in :func:`fomoh_jax.quadratic_model` and its like may be
+    such an object instead of an array. The array is made where an equation takes
+    the leaf, and again where the next one does. A pytree whose leaves are those of
+    ``seed``.
+
+    Attributes:
+      seed: a pytree of PRNG keys, or of whatever else ``make`` takes.
+      make: ``make(seed)``, the array; a function that is the same object each time, so
+        that ``jit`` knows it again.
+      shape: of the array, ``(k, *leaf.shape)``.
+      dtype: of the array, the leaf's.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from fomoh_jax import Deferred, quadratic_model
+      >>> make = lambda key: jax.random.normal(key, (2, 3), "float32")
+      >>> v = Deferred(jax.random.key(0), make, (2, 3), jnp.dtype("float32"))
+      >>> loss = lambda x: jnp.sum(x ** 2)
+      >>> x = jnp.ones(3, "float32")
+      >>> model = quadratic_model(loss, (x,), (v,))
+      >>> print(bool(jnp.allclose(model.slope, 2 * v.dense().sum(1))))
+      True
+    """
+
+    seed: Any
+    make: Callable[[Any], jax.Array] = dataclasses.field(metadata={"static": True})
+    shape: tuple[int, ...] = dataclasses.field(metadata={"static": True})
+    dtype: Any = dataclasses.field(metadata={"static": True})
+
+    @property
+    def k(self) -> int:
+        return self.shape[0]
+
+    def dense(self) -> jax.Array:
+        """The directions, ``[k, *leaf.shape]``."""
+        return self.stored().array
+
+    def stored(self) -> Stack:
+        return self._stack
+
+    @functools.cached_property
+    def _stack(self) -> Stack:
+        # Made once for all that one equation does with it: the next one reads another
+        # channel, which waits for this one's results.
+        return Stack(self.make(jax.tree.map(again, self.seed)))
+
+    def not_before(self, array: jax.Array | None) -> "Deferred":
+        if array is None or not jnp.size(array):
+            return dataclasses.replace(self)
+        return dataclasses.replace(self, seed=delayed(self.seed, array))
+
+    def rotated(self, start: jax.Array, n: int) -> "Deferred":
+        del n
+        return dataclasses.replace(
+            self, seed=(self.seed, start), make=_Rotated(self.make)
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Rotated:
+    """Makes directions numbered from another one on; equal to another that does."""
+
+    make: Callable[[Any], jax.Array]
+
+    def __call__(self, seed: tuple[Any, jax.Array]) -> jax.Array:
+        inner, start = seed
+        return jnp.roll(self.make(inner), -start, 0)
+
+
+def is_channel(x: Any) -> bool:
+    """Whether ``x`` is a leaf of directions that is no array: a tree would look in."""
+    return isinstance(x, Channel)
+
+
+def as_stack(leaf: Any, after: jax.Array | None = None) -> Stack:
+    """A leaf of directions as a stack; one that is deferred is made after an array."""
+    if not isinstance(leaf, Channel):
+        return Stack(leaf)
+    (stack,) = stacks_of(leaf.not_before(after)) or [None]
+    assert stack is not None, "a leaf of directions is no zero"
+    return stack
+
+
+def stacks_of(*channels: Channel) -> list[Stack] | None:
+    """The channels as stacks; None if one of them is zero."""
+    stored = [channel.stored() for channel in channels]
+    stacks = [channel for channel in stored if isinstance(channel, Stack)]
+    return stacks if len(stacks) == len(channels) else None
+
+
+def alike(channels: Sequence[Channel]) -> list[Zero | Stack]:
+    """The channels, with zeros stored wherever one of them has a coefficient.
+
+    Those that are zero altogether stay so.
+    """
+    stored = [channel.stored() for channel in channels]
+    stacks = iter(_padded_alike([x for x in stored if isinstance(x, Stack)]))
+    return [x if x.is_zero else next(stacks) for x in stored]
+
+
+def _padded_alike(stacks: Sequence[Stack]) -> list[Stack]:
+    if len({stack.present for stack in stacks}) < 2:
+        return list(stacks)
+    union = tuple(sorted(set().union(*(stack.indices for stack in stacks))))
+    complete = any(stack.present is None for stack in stacks)
+    n, present = max(stack.k for stack in stacks), None if complete else union
+    return [stack.padded(present, n) for stack in stacks]
+
+
+def apply_linear(
+    function: Callable[..., list[jax.Array]],
+    channels: Sequence[Channel],
+    out_axes: Sequence[int],
+) -> list[Channel]:
+    """Map a jointly linear function of several operands over their channels.
+
+    Args:
+      function: takes one array for each channel, and returns a list of arrays, one for
+        each of ``out_axes``.
+      channels: the operands.
+      out_axes: where the stacking axis goes in each result.
+
+    Returns:
+      One channel for each result.
+    """
+    operands = alike(channels)
+    stack = next((x for x in operands if isinstance(x, Stack)), None)
+    if stack is None:
+        return [ZERO] * len(out_axes)
+    mapped = vectorise(function, [x.mapped_axis for x in operands], list(out_axes))
+    arrays = mapped(*(x.operand() for x in operands))
+    return [
+        Stack(array, axis, stack.present, stack.size)
+        for array, axis in zip(arrays, out_axes)
+    ]
+
+
+def vectorise(fn: Callable, in_axes: Any, out_axes: Any) -> Callable:
+    """``jax.vmap``, or a loop where JAX has no batching rule for what is inside."""
+
+    def vectorised(*operands):
+        try:
+            return jax.vmap(fn, in_axes, out_axes)(*operands)
+        except NotImplementedError:
+            return _one_by_one(fn, in_axes, out_axes, operands)
+
+    return vectorised
+
+
+def _one_by_one(fn: Callable, in_axes: Any, out_axes: Any, operands: Any) -> Any:
+    stacked = [i for i, axis in enumerate(in_axes) if axis is not None]
+    slices = [jnp.moveaxis(operands[i], in_axes[i], 0) for i in stacked]
+
+    def step(slices):
+        full = list(operands)
+        for i, x in zip(stacked, slices):
+            full[i] = x
+        return fn(*full)
+
+    results = lax.map(step, slices)
+    if isinstance(out_axes, int):
+        return jnp.moveaxis(results, 0, out_axes)
+    return [jnp.moveaxis(x, 0, axis) for x, axis in zip(results, out_axes)]

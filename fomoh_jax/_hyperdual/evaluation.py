@@ -1,0 +1,71 @@
+"""A function evaluated on hyper-dual numbers, and what is read off its results."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fomoh_jax._hyperdual import rules  # noqa: F401  (fills the table of rules)
+from fomoh_jax._hyperdual.channels import Channel
+from fomoh_jax._hyperdual.forms import Form
+from fomoh_jax._hyperdual.interpreter import interpret
+from fomoh_jax._hyperdual.number import HyperDual, is_inexact
+from fomoh_jax._xla import warn_if_unsound
+
+
+def evaluate(
+    fun: Callable,
+    form: Form,
+    primals: Sequence[Any],
+    channels: list[Channel],
+    has_aux: bool = False,
+) -> tuple[Any, Any]:
+    """``fun`` on hyper-dual numbers: ``(out, aux)`` with a number for each leaf."""
+    jaxpr, args, structure = to_jaxpr(fun, primals, channels, has_aux)
+    return structure.unflatten(interpret(jaxpr, form, args))
+
+
+def to_jaxpr(
+    fun: Callable, primals: Sequence[Any], channels: list[Channel], has_aux: bool
+) -> tuple[Any, list[HyperDual], Any]:
+    """``fun`` as a jaxpr, its arguments as numbers, and the tree of ``(out, aux)``."""
+    warn_if_unsound()  # all transformations begin here
+    primals = jax.tree.map(jnp.asarray, tuple(primals))
+    jaxpr, shapes = jax.make_jaxpr(fun, return_shape=True)(*primals)
+    args = list(map(HyperDual, jax.tree.leaves(primals), channels))
+    return jaxpr, args, jax.tree.structure(_split(shapes, has_aux))
+
+
+def primals_of(numbers: Any) -> Any:
+    """The value of each number, as an array."""
+    return jax.tree.map(lambda n: jnp.asarray(n.primal), numbers, is_leaf=_is_number)
+
+
+def coefficients_of(numbers: Any, channel: str, size: int) -> Any:
+    """A channel of each number, dense, with the stacking axis in front."""
+
+    def dense(number: HyperDual):
+        if not is_inexact(number.primal):
+            return np.zeros((size, *jnp.shape(number.primal)), jax.dtypes.float0)
+        return getattr(number, channel).whole(size).array
+
+    return jax.tree.map(dense, numbers, is_leaf=_is_number)
+
+
+def _is_number(x: Any) -> bool:
+    return isinstance(x, HyperDual)
+
+
+def _split(outputs: Any, has_aux: bool) -> tuple[Any, Any]:
+    """``(out, aux)``, where ``aux`` is ``None`` without ``has_aux``."""
+    if not has_aux:
+        return outputs, None
+    if not (isinstance(outputs, tuple) and len(outputs) == 2):
+        raise TypeError(
+            "with has_aux=True, fun must return a pair (out, aux); got "
+            f"{jax.tree.structure(outputs)}."
+        )
+    out, aux = outputs
+    return out, aux

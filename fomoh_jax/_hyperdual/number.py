@@ -1,0 +1,98 @@
+"""The hyper-dual number: a value, its tangents, and its second-order coefficients."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.tree_util import register_dataclass
+
+from fomoh_jax._hyperdual.channels import ZERO, Channel, Zero
+
+
+@register_dataclass
+@dataclasses.dataclass(frozen=True)
+class HyperDual:
+    """``primal + tangents · ε + seconds · ε²``, for all directions at once.
+
+    Attributes:
+      primal: the value, shape ``s``.
+      tangents: first-order coefficients, ``k`` arrays of shape ``s``.
+      seconds: second-order coefficients, as many as the form carries (Cobb et al. 2024,
+        section 2: the coefficient of ε1ε2).
+    """
+
+    primal: Any
+    tangents: Channel = ZERO
+    seconds: Channel = ZERO
+
+    def __post_init__(self):
+        # A zero is like the primal, also after a loop or a map has cut that.
+        for name in ("tangents", "seconds"):
+            if isinstance(getattr(self, name), Zero):
+                object.__setattr__(self, name, Zero(self.primal))
+
+    @property
+    def channels(self) -> tuple[Channel, Channel]:
+        return self.tangents, self.seconds
+
+    @property
+    def is_constant(self) -> bool:
+        """Whether the number has no derivative, so that plain evaluation is enough."""
+        return self.tangents.is_zero and self.seconds.is_zero
+
+    def mapped(self, function: Callable[[Channel], Channel]) -> "HyperDual":
+        """The number with another channel for each of its two."""
+        return HyperDual(self.primal, *map(function, self.channels))
+
+    def moved(self, axis: int) -> "HyperDual":
+        """The number with its stacking axes at ``axis``."""
+        return self.mapped(lambda channel: channel.moved(axis))
+
+    def not_before(self, array: jax.Array | None) -> "HyperDual":
+        """The number, with nothing made before ``array`` is computed."""
+        tangents = self.tangents.not_before(array)
+        if tangents is self.tangents:
+            return self
+        return HyperDual(self.primal, tangents, self.seconds)
+
+    def stored(self) -> "HyperDual":
+        """The number with nothing left to be made."""
+        return self.mapped(lambda channel: channel.stored())
+
+
+# For each of several numbers, whether it has tangents and whether it has seconds.
+Pattern = list[tuple[bool, ...]]
+
+
+def pattern_of(numbers: Sequence[HyperDual]) -> Pattern:
+    """Which channels the numbers have."""
+    return [tuple(not c.is_zero for c in number.channels) for number in numbers]
+
+
+def spread(numbers: Sequence[HyperDual], shape: tuple[int, ...]) -> list[HyperDual]:
+    """The operands of an elementwise operation, all that vary brought to its shape.
+
+    Equations may broadcast: a scalar, or a dimension of size one. Beside a stacking
+    axis a scalar would meet the wrong dimension, and a result must have its full shape.
+    """
+
+    def brought(number: HyperDual) -> HyperDual:
+        if number.is_constant or jnp.shape(number.primal) == shape:
+            return number
+        primal = jnp.broadcast_to(number.primal, shape)
+        return HyperDual(primal, *(c.broadcast(shape) for c in number.channels))
+
+    return list(map(brought, numbers))
+
+
+def is_inexact(x: Any) -> bool:
+    """Whether an array or an abstract value can carry a derivative."""
+    dtype = x.dtype if hasattr(x, "dtype") else jax.typeof(x).dtype
+    return jnp.issubdtype(dtype, jnp.inexact)
+
+
+def in_dtype(x: jax.Array, dtype: Any) -> jax.Array:
+    """``x`` in a dtype. (``astype`` its own would make a weak type strong.)"""
+    return x if x.dtype == dtype else x.astype(dtype)

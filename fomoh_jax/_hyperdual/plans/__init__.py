@@ -1,0 +1,1 @@
+"""The plans, one file each; :mod:`fomoh_jax.plans` has those that are public."""

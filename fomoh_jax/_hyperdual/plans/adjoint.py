@@ -1,0 +1,317 @@
+"""The curvature of few outputs by one reverse pass.
+
+Second-order coefficients obey ``y_s = L x_s + source``, where the source is made of
+tangents and ``L`` is the derivative of the program itself. So
+
+    v_iᵀ H v_j = Σ over the sources of ⟨λ, source_ij⟩
+
+with the cotangents ``λ`` of an ordinary backward pass: one, whatever ``k``. Nothing of
+the size ``k²`` is carried. A source ``φ'' x_i x_j`` meets ``λ`` in one matrix product
+of the tangents with themselves, a bilinear one in ``k`` transposed products. Beside the
+``2k`` products of the tangents that is all, where forward over reverse takes ``6k`` and
+a forward pass ``k²``. The price is that of reverse mode: the tangents of every layer
+are kept until ``λ`` comes, and there is no reverse pass through a ``while`` loop.
+
+A source is a function of the wanted table, ``[k, k]``, which is linear in it (its value
+is never looked at) and whose transpose maps ``λ`` to ``⟨λ, source_ij⟩``. The backward
+pass with respect to the table then adds all of them up, also those inside of loops.
+"""
+
+import dataclasses
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
+from jax.tree_util import register_dataclass
+
+from fomoh_jax._compat import primitives_of
+from fomoh_jax._hyperdual.channels import ZERO, Channel, Stack, stacks_of
+from fomoh_jax._hyperdual.forms import Bilinear, Form, Pairs
+from fomoh_jax._hyperdual.interpreter import interpret
+from fomoh_jax._hyperdual.mesh_axes import (
+    check_reverse_pass,
+    in_shard_map,
+    varies_along,
+    varying_alike,
+)
+from fomoh_jax._hyperdual.number import HyperDual, is_inexact
+from fomoh_jax._hyperdual.plans.plan import Plan
+
+
+def adjoint() -> Plan:
+    """One forward pass of first order, and one reverse pass for each output element.
+
+    The reverse pass computes the whole curvature of one element of the output, in the
+    place of the ``k²`` coefficients that a forward pass carries: some ``3k``
+    evaluations of the function. It stores the ``k`` tangents of every layer, and cannot
+    differentiate a ``while`` loop whose carry has second-order coefficients. For a
+    scalar function of many variables it is the faster plan. Where reverse mode can take
+    the function, ``jax.hessian`` may be faster still.
+
+    Returns:
+      A plan.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from fomoh_jax import hessian, plans
+      >>> f = lambda x: jnp.sum(x ** 3)
+      >>> print(hessian(f, plan=plans.adjoint())(jnp.array([1.0, 2.0])))
+      [[ 6.  0.]
+       [ 0. 12.]]
+    """
+    return Reverse()
+
+
+@dataclasses.dataclass(frozen=True)
+class Reverse(Plan):
+    """The plan that :func:`adjoint` returns."""
+
+    def curvatures(
+        self, jaxpr: Any, k: int, args: Sequence[HyperDual], wanted: int
+    ) -> tuple[list[HyperDual], list[Any]]:
+        return _curvatures(jaxpr, k, args, wanted)
+
+
+@register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Adjoint(Form):
+    """One second-order coefficient: the sum of what comes from each source.
+
+    Attributes:
+      k: number of directions.
+      ordered: ``[k, k]``, to which the reverse pass leads; of its cotangent the
+        entries with ``i <= j`` belong to the curvature.
+      halves: ``[k, k]`` alike; the sum of its cotangent and the transpose belongs to
+        the curvature.
+      selects: whether the program takes some elements and not others.
+    """
+
+    k: int = dataclasses.field(metadata={"static": True})
+    ordered: jax.Array
+    halves: jax.Array
+    selects: bool = dataclasses.field(metadata={"static": True})
+
+    is_reversed = True
+
+    @property
+    def q(self) -> int:
+        return 1
+
+    # In a branch that is not taken, as vmap of lax.cond has it, derivatives may be
+    # infinite, and tangents NaN. The cotangent there is zero, and zero wins: a sum over
+    # all that the output depends on would not be finite, and the forward pass is.
+
+    def scale_seconds(self, coefficient: Any, channel: Channel) -> Channel:
+        if not self.selects:
+            return channel.scaled(coefficient)
+        return channel.scaled(coefficient, _times_unless_zero)
+
+    def _reached(self, cotangent: jax.Array, stacked: jax.Array) -> jax.Array:
+        """Arrays ``[n, *s]``, zero where the cotangent ``[*s]`` is."""
+        if not self.selects:
+            return stacked
+        return jnp.where(cotangent[None] == 0, 0, stacked)
+
+    def _met(self, cotangent: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
+        """``⟨cotangent, a_i b_j⟩``."""
+        a, b = self._reached(cotangent, a), self._reached(cotangent, b)
+        return _gram(cotangent[None] * a, b)
+
+    def cross(self, a: Channel, b: Channel) -> Channel:
+        if a is b:
+            return 2 * self.product(a, a)
+        stacks = stacks_of(a, b)
+        if stacks is None:
+            return ZERO
+        return self._met_by(self.halves, *stacks)
+
+    def _product(self, a: Stack, b: Stack) -> Channel:
+        return self._met_by(self.ordered, a, b)
+
+    def _met_by(self, table: jax.Array, a: Stack, b: Stack) -> Channel:
+        """The source ``a_i b_j``, elementwise, of one of the tables."""
+        a, b = a.moved(0), b.moved(0)
+
+        def contract(cotangent: jax.Array) -> jax.Array:
+            return self._spread(a, b, self._met(cotangent, a.array, b.array))
+
+        return self._source(table, a.array[0] * b.array[0], contract)
+
+    def _bilinear(self, product: Bilinear, a: Stack, b: Stack, axis: int) -> Channel:
+        a, b = a.moved(0), b.moved(0)
+        # Onto the smaller operand, which the other then meets in a matrix product.
+        if a.array[0].size < b.array[0].size:
+            swapped = Bilinear(lambda y, x: product(x, y))
+            return self._bilinear(swapped, b, a, axis)
+
+        def contract(cotangent: jax.Array) -> jax.Array:
+            def pulled(x: jax.Array) -> jax.Array:
+                along = jax.linear_transpose(lambda y: product(x, y), b.array[0])
+                return along(cotangent)[0]
+
+            return self._spread(a, b, _gram(jax.vmap(pulled)(a.array), b.array))
+
+        return self._source(self.halves, product(a.array[0], b.array[0]), contract)
+
+    def _quadratic(self, function, xs, out_axes) -> list[Channel]:
+        pairs = Pairs(self.k)
+        i, j = pairs.pairs
+
+        def entered(dense: Channel) -> Channel:
+            if dense.is_zero:
+                return ZERO
+            array = dense.whole(pairs.q).array
+
+            def contract(cotangent: jax.Array) -> jax.Array:
+                reached = self._reached(cotangent, array)
+                along = _gram(reached, cotangent[None])[:, 0]
+                return jnp.zeros((self.k, self.k), along.dtype).at[i, j].set(along)
+
+            return self._source(self.ordered, array[0], contract)
+
+        dense = pairs.quadratic(function, xs, [0] * len(out_axes))
+        return list(map(entered, dense))
+
+    def _source(self, table: jax.Array, like: jax.Array, contract: Callable) -> Channel:
+        """Coefficients like ``like``, linear in a table as ``contract`` transposed."""
+        # What contract closes over may belong to a loop's trace, which the reverse
+        # pass must be able to leave: it becomes an argument.
+        closed = jax.make_jaxpr(contract)(like)
+        operands = closed.consts
+        # From jax 0.12 on a jaxpr holds its constants; what outlives a trace must not.
+        program = ClosedJaxpr(closed.jaxpr, [None] * len(operands)).jaxpr
+        # In a shard_map each device meets its own λ, and what the table is made to vary
+        # by here is summed over the devices on the way back.
+        table = table + lax.full_like(like, 0, dtype=table.dtype, shape=())
+        dtype = table.dtype
+
+        def value(table, like, *consts):
+            del table, consts
+            return jnp.zeros_like(like)
+
+        def forward(table, like, *consts):
+            return value(table, like), consts
+
+        def backward(consts, cotangent):
+            (met,) = jaxpr_as_fun(ClosedJaxpr(program, consts))(cotangent)
+            met = met if jnp.issubdtype(dtype, jnp.complexfloating) else jnp.real(met)
+            return met.astype(dtype), None, *[None] * len(consts)
+
+        source = jax.custom_vjp(value)
+        source.defvjp(forward, backward)
+        return Stack(lax.expand_dims(source(table, like, *operands), (0,)))
+
+    def _spread(self, a: Stack, b: Stack, block: jax.Array) -> jax.Array:
+        """``[k, k]`` from what is between the directions that are present."""
+        if a.present is None and b.present is None:
+            return block
+        places = np.ix_(a.indices, b.indices)
+        return jnp.zeros((self.k, self.k), block.dtype).at[places].set(block)
+
+
+@jax.custom_vjp
+def _times_unless_zero(coefficient: Any, x: jax.Array) -> jax.Array:
+    """``coefficient * x``; a cotangent that is zero stays so, whatever it meets."""
+    return coefficient * x
+
+
+_times_unless_zero.defvjp(
+    lambda coefficient, x: (coefficient * x, coefficient),
+    lambda coefficient, cotangent: (
+        None,
+        jnp.where(cotangent == 0, 0, coefficient * cotangent),
+    ),
+)
+
+
+def _gram(a: jax.Array, b: jax.Array) -> jax.Array:
+    """``⟨a_i, b_j⟩`` of two stacks along leading axes, in at least float32."""
+    places = tuple(range(1, a.ndim))
+    return lax.dot_general(
+        a,
+        b,
+        ((places, places), ((), ())),
+        precision=lax.Precision.HIGHEST,
+        preferred_element_type=_wide(a.dtype, b.dtype),
+    )
+
+
+def _wide(*dtypes: Any) -> Any:
+    with jax.numpy_dtype_promotion("standard"):
+        return jnp.result_type(jnp.float32, *dtypes)
+
+
+def _curvatures(
+    jaxpr: Any, k: int, args: Sequence[HyperDual], wanted: int
+) -> tuple[list[HyperDual], list[Any]]:
+    selects = "select_n" in primitives_of(jaxpr)
+    args = [arg.stored() for arg in args]  # the reverse pass keeps the tangents
+    dtypes = [x.primal.dtype for x in args if not x.tangents.is_zero]
+    table = jnp.zeros((k, k), _wide(*dtypes))
+
+    def reverse_pass(axes: Collection[str]):
+        numbers, own = varying_alike(args, axes), varying_alike(table, axes)
+
+        def seconds(ordered, halves):
+            form = Adjoint(k, ordered, halves, selects)
+            outs = interpret(jaxpr, form, numbers)
+            flat = [HyperDual(out.primal, out.tangents) for out in outs]
+            values = [
+                None if out.seconds.is_zero else out.seconds.coefficient(0)
+                for out in outs[:wanted]
+            ]
+            return values, flat
+
+        return jax.vjp(seconds, own, own, has_aux=True)
+
+    # Inside a shard_map the reverse pass to what is the same everywhere sums over the
+    # devices: right for a loss that is a sum over them, and not for one of each.
+    axes = [frozenset()] * wanted
+    if in_shard_map():
+        axes = list(map(varies_along, jax.eval_shape(lambda: reverse_pass(())[0])))
+    check_reverse_pass("under plans.adjoint()", jaxpr, axes)
+    # In the order of the results, which is the same in every process.
+    passes = {over: reverse_pass(over) for over in dict.fromkeys(axes or [frozenset()])}
+    _, _, flat = passes[min(passes, key=len)]
+    flat = [passes[over][2][n] for n, over in enumerate(axes)] + flat[wanted:]
+
+    def of_output(place: int, primal: Any) -> Any:
+        values, pull, _ = passes[axes[place]]
+        value = values[place]
+        if value is None:
+            return _no_curvature(k, primal)
+
+        def part(cotangent: jax.Array) -> jax.Array:
+            zeros = [None if v is None else jnp.zeros_like(v) for v in values]
+            tables = pull([*zeros[:place], cotangent, *zeros[place + 1 :]])
+            # In one kernel with their transposes XLA compiles the sums very slowly.
+            ordered, halves = lax.optimization_barrier(tables)
+            i, j = np.indices((k, k))
+            return jnp.where(i <= j, ordered, ordered.T) + (halves + halves.T)
+
+        def along(cotangent: jax.Array) -> jax.Array:
+            whole = part(cotangent)
+            if jnp.iscomplexobj(value) and not jnp.iscomplexobj(whole):
+                whole = lax.complex(whole, part(-1j * cotangent))
+            return whole.astype(value.dtype)
+
+        if value.shape == ():
+            return along(jnp.ones_like(value))
+        if not value.size:
+            return jnp.zeros((k, k, *value.shape), value.dtype)
+        basis = jnp.eye(value.size, dtype=value.dtype).reshape(-1, *value.shape)
+        tables = jax.vmap(along, out_axes=-1)(varying_alike(basis, axes[place]))
+        return tables.reshape(k, k, *value.shape)
+
+    return flat, [of_output(n, out.primal) for n, out in enumerate(flat[:wanted])]
+
+
+def _no_curvature(k: int, primal: Any) -> Any:
+    shape = (k, k, *jnp.shape(primal))
+    if not is_inexact(primal):
+        return np.zeros(shape, jax.dtypes.float0)
+    return jnp.zeros(shape, primal.dtype)

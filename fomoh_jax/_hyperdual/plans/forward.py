@@ -1,0 +1,115 @@
+"""The curvature by forward passes, which carry its entries through the program."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from fomoh_jax._hyperdual.arguments import check_size
+from fomoh_jax._hyperdual.channels import Stack
+from fomoh_jax._hyperdual.evaluation import coefficients_of
+from fomoh_jax._hyperdual.forms import FirstOrder, Offsets, Pairs
+from fomoh_jax._hyperdual.interpreter import interpret
+from fomoh_jax._hyperdual.loops import map_slices
+from fomoh_jax._hyperdual.number import HyperDual
+from fomoh_jax._hyperdual.plans.plan import Plan
+
+
+def forward(chunk_size: int | None = None) -> Plan:
+    """One forward pass, which carries every pair of directions.
+
+    It takes every function that ``jax.jvp`` can differentiate twice. Its temporary
+    memory does not grow with the number of layers.
+
+    Args:
+      chunk_size: bound on memory. The rows of the curvature are computed that many at a
+        time, one after the other, so that at most ``chunk_size * k`` second-order
+        coefficients of an intermediate exist at once. By default all of them.
+
+    Returns:
+      A plan.
+
+    Raises:
+      TypeError: if ``chunk_size`` is not a Python integer.
+      ValueError: if it is not positive.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from fomoh_jax import hessian, plans
+      >>> f = lambda x: jnp.sum(x ** 3)
+      >>> print(hessian(f, plan=plans.forward(chunk_size=1))(jnp.array([1.0, 2.0])))
+      [[ 6.  0.]
+       [ 0. 12.]]
+    """
+    return Forward(None if chunk_size is None else check_size("chunk_size", chunk_size))
+
+
+@dataclasses.dataclass(frozen=True)
+class Forward(Plan):
+    """The plan that :func:`forward` returns."""
+
+    chunk_size: int | None = None
+
+    def curvatures(
+        self, jaxpr: Any, k: int, args: Sequence[HyperDual], wanted: int
+    ) -> tuple[list[HyperDual], list[Any]]:
+        if self.chunk_size is None or self.chunk_size >= k:
+            return _at_once(jaxpr, k, args, wanted)
+        return _in_chunks(jaxpr, k, args, wanted, self.chunk_size)
+
+
+def _at_once(
+    jaxpr: Any, k: int, args: Sequence[HyperDual], wanted: int
+) -> tuple[list[HyperDual], list[Any]]:
+    pairs = Pairs(k)
+    numbers = interpret(jaxpr, pairs, args)
+    places = np.zeros((k, k), np.int32)
+    i, j = pairs.pairs
+    places[i, j] = places[j, i] = np.arange(pairs.q)
+    seconds = coefficients_of(numbers[:wanted], "seconds", pairs.q)
+    return numbers, [x[places] for x in seconds]
+
+
+def _in_chunks(
+    jaxpr: Any, k: int, args: Sequence[HyperDual], wanted: int, chunk_size: int
+) -> tuple[list[HyperDual], list[Any]]:
+    needed = k // 2 + 1
+    count = -(-needed // chunk_size)
+    size = -(-needed // count)
+    # The last chunk overlaps the one before it where the size does not divide.
+    starts = np.minimum(np.arange(count) * size, needed - size)
+
+    def chunk(start):
+        form = Offsets(k, size, start)
+        # Each chunk finds its own tangents: kept for the next, they would be those of
+        # every layer.
+        again, _ = lax.optimization_barrier((args, start))
+        numbers = interpret(jaxpr, form, again)[:wanted]
+        slopes = coefficients_of(numbers, "tangents", k)
+        return slopes, coefficients_of(numbers, "seconds", form.q)
+
+    slopes, seconds = map_slices(chunk, jnp.asarray(starts))
+    values = interpret(jaxpr, FirstOrder(k), [HyperDual(x.primal) for x in args])
+    outs = [
+        HyperDual(value.primal, Stack(slope[0])) for value, slope in zip(values, slopes)
+    ]
+    places = places_in_chunks(k, size, starts)
+    joined = lambda x: x.reshape(x.shape[0] * x.shape[1], *x.shape[2:])
+    tables = [joined(x)[places] for x in seconds]
+    return [*outs, *values[wanted:]], tables
+
+
+def places_in_chunks(k: int, size: int, starts: np.ndarray) -> np.ndarray:
+    """``[k, k]``, where each pair is: in the first chunk that has its offset."""
+    row, column = np.triu_indices(k)
+    ahead = column - row <= k // 2
+    offset = np.where(ahead, column - row, k - column + row)
+    owner = np.minimum(offset // size, len(starts) - 1)
+    places = np.zeros((k, k), np.int32)
+    places[row, column] = places[column, row] = (
+        owner * size * k + (offset - starts[owner]) * k + np.where(ahead, row, column)
+    )
+    return places

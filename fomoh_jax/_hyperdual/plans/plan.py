@@ -1,0 +1,42 @@
+"""What a plan is."""
+
+import abc
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from fomoh_jax._hyperdual.number import HyperDual
+
+
+class Plan(abc.ABC):
+    """A way to compute the curvature of a function.
+
+    All plans give the same numbers but for rounding. They differ in time, in memory,
+    and in the functions that they can take.
+    """
+
+    @abc.abstractmethod
+    def curvatures(
+        self, jaxpr: Any, k: int, args: Sequence[HyperDual], wanted: int
+    ) -> tuple[list[HyperDual], list[Any]]:
+        """A program at numbers of order one, and ``v_iᵀ H v_j`` of its first outputs.
+
+        Args:
+          jaxpr: closed, as ``jax.make_jaxpr`` returns it.
+          k: number of directions, at least 1.
+          args: its arguments, with tangents.
+          wanted: how many outputs, from the first on, to compute the curvature of.
+
+        Returns:
+          All the outputs with their tangents, and ``[k, k, *out]`` for each of those
+          wanted, symmetric to the last bit, of ``float0`` where the output is of
+          integers.
+        """
+
+    def placed(self, model: Callable, k: int) -> Callable:
+        """``model(primals, directions)`` on the devices that the plan takes."""
+        del k
+        return model
+
+    def check_closure(self) -> None:
+        """Raise if a function must not close over what is traced."""
+        return None

@@ -1,0 +1,257 @@
+"""Control flow: restage the loop or the branch with the extra channels beside it.
+
+Which channels a carry has is static. It starts with those of the initial value and
+grows until one more turn of the body adds none: a fixed point, reached after at most
+two turns per carried value, and usually after one.
+"""
+
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.extend import source_info_util
+
+from fomoh_jax._compat import open_jaxpr, scan_layout
+from fomoh_jax._hyperdual.channels import ZERO, Channel
+from fomoh_jax._hyperdual.forms import Form
+from fomoh_jax._hyperdual.interpreter import interpret, staged
+from fomoh_jax._hyperdual.mesh_axes import varies_along, varying_alike
+from fomoh_jax._hyperdual.number import HyperDual, Pattern, pattern_of
+from fomoh_jax._hyperdual.registry import Operation, rule
+
+
+def _union(*patterns: Pattern) -> Pattern:
+    return [tuple(any(flags) for flags in zip(*numbers)) for numbers in zip(*patterns)]
+
+
+def _widen(
+    form: Form,
+    numbers: Sequence[HyperDual],
+    pattern: Pattern,
+    axes: Collection[str] = (),
+) -> list[HyperDual]:
+    """The same numbers with at least the channels of the pattern, on leading axes.
+
+    They vary along at least those axes of a mesh.
+    """
+
+    def widened(number: HyperDual, flags: tuple[bool, ...]) -> HyperDual:
+        channels = [
+            channel.whole(size) if wanted else channel
+            for channel, size, wanted in zip(number.channels, (form.k, form.q), flags)
+        ]
+        return HyperDual(number.primal, *channels)
+
+    return varying_alike(list(map(widened, numbers, pattern)), axes)
+
+
+def _fixed_point(
+    body: Callable[..., list[HyperDual]],
+    form: Form,
+    init: list[HyperDual],
+    *slices: Any,
+) -> Pattern:
+    """The channels that a carry ends up with.
+
+    Args:
+      body: maps the carry, and what else it takes, to the next carry.
+      form: of the numbers.
+      init: the carry before the first turn.
+      *slices: what else the body takes, abstract.
+    """
+    pattern = pattern_of(init)
+    while True:
+        widened = jax.eval_shape(lambda init: _widen(form, init, pattern), init)
+        union = _union(pattern, pattern_of(jax.eval_shape(body, widened, *slices)))
+        if union == pattern:
+            return pattern
+        pattern = union
+
+
+def _abstract_slice(array: jax.Array) -> jax.ShapeDtypeStruct:
+    """One step of a scanned array."""
+    if not len(array):
+        return jax.ShapeDtypeStruct(array.shape[1:], array.dtype)
+    return jax.eval_shape(lambda x: x[0], array)
+
+
+# Scanned arrays lead with time, and so do the slices that a scan takes of a channel
+# whose directions come second. One whose directions come first, as those of a stack of
+# layers do, would have to be copied for that, all layers at once; it stays outside, and
+# each turn cuts its part out of it.
+
+
+def _leading(number: HyperDual) -> list[Channel]:
+    """The channels of a scanned number whose directions come before time."""
+    return [c if c.axis == 0 else ZERO for c in number.channels]
+
+
+def _scanned(number: HyperDual) -> HyperDual:
+    """A scanned number without those."""
+    return number.mapped(lambda channel: ZERO if channel.axis == 0 else channel)
+
+
+def _at(channels: Sequence[Channel], time: jax.Array) -> list[Channel]:
+    """What they hold at a time."""
+
+    def cut(array: jax.Array) -> jax.Array:
+        if len(array):
+            return lax.dynamic_index_in_dim(array, time, keepdims=False)
+        # No turn will be taken, but its shapes are asked for.
+        return jnp.zeros(array.shape[1:], array.dtype)
+
+    return [channel.mapped(cut, 0) for channel in channels]
+
+
+def _merged(number: HyperDual, channels: Sequence[Channel]) -> HyperDual:
+    """The number with its zero channels replaced."""
+    both = zip(number.channels, channels)
+    return HyperDual(number.primal, *(b if a.is_zero else a for a, b in both))
+
+
+def _declared(number: HyperDual, axis: int) -> HyperDual:
+    """The number with its stacks said, not made, to be along ``axis``."""
+    return number.mapped(lambda channel: channel.declared(axis))
+
+
+@rule("scan")
+def _scan(form: Form, op: Operation, args: Sequence[HyperDual]) -> list[HyperDual]:
+    args = [arg.stored() for arg in args]
+    layout = scan_layout(op.params, len(args), len(op.outputs))
+    interpreted = staged(op.params["jaxpr"], "scan")
+    init = [args[i] for i in layout.carry]
+    times = jnp.arange(op.params["length"])
+    waiting = [_leading(args[i]) for i in layout.xs]
+    xs = [_scanned(args[i]).moved(1) for i in layout.xs]
+
+    def turn(carry, slices):
+        time, xs = slices
+        numbers = list(args)
+        for i, number in zip(layout.carry, carry):
+            numbers[i] = number
+        for i, number, others in zip(layout.xs, xs, waiting):
+            numbers[i] = _merged(_declared(number, 0), _at(others, time))
+        outs = interpreted(form, numbers)
+        ys = [outs[i].moved(0) for i in layout.ys]
+        return [outs[i] for i in layout.carry_out], ys
+
+    slices = jax.tree.map(_abstract_slice, (times, xs))
+    pattern = _fixed_point(lambda *state: turn(*state)[0], form, init, slices)
+    axes = varies_along(args)
+
+    def body(carry, slices):
+        carry, ys = turn(carry, slices)
+        return _widen(form, carry, pattern, axes), ys
+
+    carry, ys = lax.scan(
+        body,
+        _widen(form, init, pattern),
+        (times, xs),
+        length=op.params["length"],
+        reverse=op.params["reverse"],
+        unroll=op.params["unroll"],
+    )
+    outs: dict[int, Any] = dict(zip(layout.carry_out, carry))
+    outs.update(zip(layout.ys, (_declared(y, 1) for y in ys)))
+    return [outs[i] for i in range(len(outs))]
+
+
+@rule("while")
+def _while(form: Form, op: Operation, args: Sequence[HyperDual]) -> list[HyperDual]:
+    args = [arg.stored() for arg in args]
+    num_cond, num_body = op.params["cond_nconsts"], op.params["body_nconsts"]
+    cond_consts = [HyperDual(arg.primal) for arg in args[:num_cond]]
+    body_consts = list(args[num_cond : num_cond + num_body])
+    init = list(args[num_cond + num_body :])
+    interpreted = staged(op.params["body_jaxpr"], "while")
+
+    def turn(carry):
+        return interpreted(form, [*body_consts, *carry])
+
+    def unfinished(carry):
+        numbers = [*cond_consts, *(HyperDual(n.primal) for n in carry)]
+        return interpret(op.params["cond_jaxpr"], form, numbers)[0].primal
+
+    pattern, axes = _fixed_point(turn, form, init), varies_along(args)
+
+    # vmap leaves a while equation with a predicate for each member of the batch.
+    predicate = open_jaxpr(op.params["cond_jaxpr"])[0].outvars[0].aval
+
+    def body(carry):
+        after = _widen(form, turn(carry), pattern, axes)
+        return _where(unfinished(carry), after, carry) if predicate.ndim else after
+
+    outs = lax.while_loop(
+        lambda carry: jnp.any(unfinished(carry)), body, _widen(form, init, pattern)
+    )
+    return _without_reverse(outs) if form.is_reversed else outs
+
+
+def _without_reverse(outs: list[HyperDual]) -> list[HyperDual]:
+    """The results of a while loop, for which a reverse pass raises an error.
+
+    JAX would raise it too, without the line of the program. What no reverse pass
+    reaches, such as an aux, raises none.
+    """
+    line = source_info_util.summarize(source_info_util.current())
+
+    def refuse(residuals: None, cotangents: Any) -> Any:
+        raise ValueError(
+            "plans.adjoint() takes a reverse pass, and there is none through a while "
+            "loop whose carry has second-order terms, nor through a fori_loop of "
+            f"unknown length{line and f': the one at {line}'}. Take plans.forward(), "
+            "which needs none; or write the loop as a lax.scan, or as a fori_loop "
+            "between Python integers."
+        )
+
+    same = jax.custom_vjp(lambda seconds: seconds)
+    same.defvjp(lambda seconds: (seconds, None), refuse)
+    seconds = same([out.seconds for out in outs])
+    return [HyperDual(n.primal, n.tangents, s) for n, s in zip(outs, seconds)]
+
+
+def _where(
+    running: jax.Array, after: list[HyperDual], before: list[HyperDual]
+) -> list[HyperDual]:
+    """Where a batch of loops still runs, its next state; elsewhere the state it had."""
+
+    def choose(new, old):
+        # Primals lead with the batch; behind it come the stacks of a channel's.
+        extra = (1,) * (jnp.ndim(new) - running.ndim)
+        return lax.select(
+            jnp.broadcast_to(running.reshape(*running.shape, *extra), jnp.shape(new)),
+            new,
+            old,
+        )
+
+    place = running.ndim
+    chosen = jax.tree.map(
+        choose,
+        [number.moved(place) for number in after],
+        [number.moved(place) for number in before],
+    )
+    return [number.moved(0) for number in chosen]
+
+
+@rule("cond")
+def _cond(form: Form, op: Operation, args: Sequence[HyperDual]) -> list[HyperDual]:
+    index, *operands = (arg.stored() for arg in args)
+
+    def branch(jaxpr):
+        return lambda operands: staged(jaxpr, "branch")(form, operands)
+
+    branches = [branch(jaxpr) for jaxpr in op.params["branches"]]
+    pattern = _union(*(pattern_of(jax.eval_shape(b, operands)) for b in branches))
+    axes = varies_along(args)
+    alike = [
+        lambda operands, b=b: _widen(form, b(operands), pattern, axes) for b in branches
+    ]
+    platforms = op.params.get("branches_platforms")
+    if platforms is None:
+        return lax.switch(index.primal, alike, operands)
+    # lax.platform_dependent: the compiler picks, and may be unable to lower the others.
+    each = {name: b for names, b in zip(platforms, alike) for name in names or ()}
+    default = [b for names, b in zip(platforms, alike) if names is None]
+    return lax.platform_dependent(operands, default=(*default, None)[0], **each)

@@ -1,0 +1,117 @@
+"""Products of arrays: the directions fold into the rows or the columns of one matrix.
+
+`[batch, rows, columns]` is the natural result of a product. With the directions between
+its rows and its columns, ``a · [b_1 … b_k]``, ``[a_1 … a_k] · b`` and all the cross
+products are one matrix product each, with no transpose of the result.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from functools import partial
+
+import jax
+import numpy as np
+from jax import lax
+from jax.extend.core import primitives
+
+from fomoh_jax._hyperdual.channels import Stack
+from fomoh_jax._hyperdual.forms import Form
+from fomoh_jax._hyperdual.number import HyperDual
+from fomoh_jax._hyperdual.registry import Operation, rule
+from fomoh_jax._hyperdual.rules.bilinear import bilinear
+from fomoh_jax._hyperdual.rules.linear import linear
+
+
+@rule("dot_general")
+def _dot_general(form: Form, op: Operation, args: Sequence[HyperDual]):
+    a, b = args
+    if not _is_better_swapped(op, a.primal, b.primal):
+        return _product(form, op, a, b)
+    swapped, back = _swapped(op, a.primal)
+    return linear(form, back, _product(form, swapped, b, a))
+
+
+def _product(form: Form, op: Operation, a: HyperDual, b: HyperDual) -> list[HyperDual]:
+    (over_a, over_b), (batch_a, batch_b) = op.params["dimension_numbers"]
+    rows = a.primal.ndim - len(over_a) - len(batch_a)
+    out = math.prod(op.outputs[0].shape)
+    second_axis = None
+    if batch_a:
+        a, b = map(_finished, (a, b))
+        if b.primal.size < out:  # moving the axis of b is less than that of the result
+            columns = set(range(b.primal.ndim)) - {*over_b, *batch_b}
+            second_axis = min(columns, default=0)
+    inner = math.prod(a.primal.shape[i] for i in over_a)
+    return bilinear(
+        form,
+        op,
+        [a, b],
+        axis=len(batch_a) + rows,
+        second_axis=second_axis,
+        operations=2.0 * inner * out,
+        contracted=partial(_contracted, op),
+    )
+
+
+def _finished(number: HyperDual) -> HyperDual:
+    """The number, with its seconds computed before a product reads them.
+
+    XLA on the CPU (jax 0.12) takes a whole softmax into the batch of products that
+    follows it, and is slower at both than at one after the other.
+    """
+    seconds = jax.tree.map(lax.optimization_barrier, number.seconds)
+    return HyperDual(number.primal, number.tangents, seconds)
+
+
+def _is_better_swapped(op: Operation, a: jax.Array, b: jax.Array) -> bool:
+    """Whether to compute ``b · a`` and to transpose that, because it is small.
+
+    A matrix product reads its first operand along rows and its second one along
+    columns. Where ``a`` is ``[inner, rows]`` and ``b`` is ``[columns, inner]``, as
+    ``einsum`` writes the second product of attention, both would be transposed.
+    """
+    (over_a, over_b), (batch, _) = op.params["dimension_numbers"]
+    if not over_a or not batch or math.prod(op.outputs[0].shape) >= b.size:
+        return False
+    if op.params.get("out_sharding") is not None:
+        return False
+    if isinstance(op.params["precision"], lax.DotAlgorithm):  # says which is the first
+        return False
+    return max(over_b) == b.ndim - 1 and max(over_a) < a.ndim - 1
+
+
+def _swapped(op: Operation, a: jax.Array) -> tuple[Operation, Operation]:
+    """``b · a``, and the transposition that makes ``a · b`` of it."""
+    over, batch = op.params["dimension_numbers"]
+    (out,), precision = op.outputs, op.params["precision"]
+    params = {
+        **op.params,
+        "dimension_numbers": (over[::-1], batch[::-1]),
+        "precision": precision[::-1] if isinstance(precision, tuple) else precision,
+    }
+    start, stop = len(batch[0]), a.ndim - len(over[0])  # of the rows of `a · b`
+    order = (*range(start), *range(stop, len(out.shape)), *range(start, stop))
+    shape = jax.ShapeDtypeStruct([out.shape[i] for i in order], out.dtype)
+    back = {"permutation": tuple(np.argsort(order).tolist())}
+    return (
+        Operation(op.primitive, params, op.inputs[::-1], [shape]),
+        Operation(primitives.transpose_p, back, [shape], op.outputs),
+    )
+
+
+def _contracted(op: Operation, a: Stack, b: Stack) -> jax.Array:
+    """``Σ_i a_i · b_i``: the directions are one more contracted dimension."""
+    contracted, batch = op.params["dimension_numbers"]
+    shifted = lambda dims, axis: tuple(d + (d >= axis) for d in dims)
+    numbers = (
+        tuple((x.axis, *shifted(dims, x.axis)) for dims, x in zip(contracted, (a, b))),
+        tuple(shifted(dims, x.axis) for dims, x in zip(batch, (a, b))),
+    )
+    params = {**op.params, "dimension_numbers": numbers}
+    return dataclasses.replace(op, params=params)(a.array, b.array)[0]
+
+
+@rule("ragged_dot_general")
+def _ragged_dot(form: Form, op: Operation, args: Sequence[HyperDual]):
+    return bilinear(form, op, args)

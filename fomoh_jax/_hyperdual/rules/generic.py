@@ -1,0 +1,114 @@
+"""The generic rule: right for every primitive that JAX can differentiate twice.
+
+It linearizes once for the part that is linear in the channels, and takes the derivative
+of ``jax.jvp`` for the second derivative, over the pairs of the form.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+from jax import lax
+
+from fomoh_jax._hyperdual.channels import Stack, apply_linear
+from fomoh_jax._hyperdual.forms import FirstOrder, Form
+from fomoh_jax._hyperdual.interpreter import interpret
+from fomoh_jax._hyperdual.number import HyperDual, is_inexact
+from fomoh_jax._hyperdual.registry import GENERIC, Operation, rule
+
+
+def forward(
+    function: Callable,
+    primals: Sequence[Any],
+    tangents: Sequence[Any],
+    *,
+    effects: bool = True,
+) -> tuple[Any, Any]:
+    """``jax.jvp`` by this interpreter, which a ``custom_vjp`` inside does not stop.
+
+    Without ``effects``, what the results do not need is left out, callbacks included.
+    """
+    jaxpr, shapes = jax.make_jaxpr(function, return_shape=True)(*primals)
+    one = lambda tangent: Stack(lax.expand_dims(tangent, (0,)))
+    numbers = [HyperDual(x, one(t)) for x, t in zip(primals, tangents)]
+    outs = interpret(jaxpr, FirstOrder(1), numbers, effects=effects)
+    unflatten = jax.tree.structure(shapes).unflatten
+    derivatives = [n.tangents.coefficient(0) for n in outs]
+    return unflatten([n.primal for n in outs]), unflatten(derivatives)
+
+
+def differentiable_part(
+    op: Operation, args: Sequence[HyperDual]
+) -> tuple[list[HyperDual], Callable]:
+    """The operation as a function of its active operands alone.
+
+    Returns:
+      The operands that carry a channel, and a function of their primals that returns
+      ``(outs, rest)``: the results that can carry a derivative, and the others.
+    """
+    active = [i for i, arg in enumerate(args) if not arg.is_constant]
+
+    def function(*xs):
+        primals = [arg.primal for arg in args]
+        for i, x in zip(active, xs):
+            primals[i] = x
+        outs = op(*primals)
+        inexact = [is_inexact(aval) for aval in op.outputs]
+        return (
+            [out for out, keep in zip(outs, inexact) if keep],
+            [out for out, keep in zip(outs, inexact) if not keep],
+        )
+
+    return [args[i] for i in active], function
+
+
+def _axes(op: Operation, args: Sequence[HyperDual], channel: str) -> list[int]:
+    """Where the results' stacking axis goes: where it was, if the rank allows it."""
+    axis = max(getattr(arg, channel).axis for arg in args)
+    return [min(axis, out.ndim) for out in op.outputs if is_inexact(out)]
+
+
+@rule(GENERIC)
+def generic(
+    form: Form, op: Operation, args: Sequence[HyperDual], *, curved: bool = True
+) -> list[HyperDual]:
+    """``y_t = f'(x) x_t`` and ``y_s = f'(x) x_s + f''(x)[x_t, x_t]``.
+
+    With ``curved=False`` the second derivative is known to be zero.
+    """
+    active, function = differentiable_part(op, args)
+    primals = [arg.primal for arg in active]
+    values = lambda *xs: function(*xs)[0]
+    along = lambda u: lambda *xs: jax.jvp(values, xs, tuple(u))[1]
+    try:
+        outs, pushforward, rest = jax.linearize(function, *primals, has_aux=True)
+        in_halves = True
+    except ValueError:
+        # JAX makes value and tangents of some primitives in one operation, which has no
+        # two halves (reduce_window); jax.jvp needs none.
+        outs, rest = function(*primals)
+        pushforward = lambda *u: along(u)(*primals)
+        in_halves = False
+
+    tangents_in = [arg.tangents for arg in active]
+    seconds_in = [arg.seconds for arg in active]
+    axes = _axes(op, active, "tangents")
+    tangents = apply_linear(pushforward, tangents_in, axes)
+    seconds = apply_linear(pushforward, seconds_in, _axes(op, active, "seconds"))
+    if curved:
+
+        def second_derivative(*directions):
+            u, v = directions[: len(primals)], directions[len(primals) :]
+            if in_halves:
+                return forward(along(u), primals, v, effects=False)[1]
+            # And that operation wants to know that its tangents may vary too.
+            both = lambda *xs: along(xs[len(primals) :])(*xs[: len(primals)])
+            still = [lax.full_like(x, 0) for x in u]
+            return forward(both, (*primals, *u), (*v, *still), effects=False)[1]
+
+        curved_terms = form.quadratic(second_derivative, tangents_in, axes)
+        seconds = [s + b for s, b in zip(seconds, curved_terms)]
+
+    inexact = iter(map(HyperDual, outs, tangents, seconds))
+    others = iter(map(HyperDual, rest))
+    return [next(inexact if is_inexact(out) else others) for out in op.outputs]

@@ -1,0 +1,91 @@
+"""Linear primitives: map the primitive itself over the channels."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from fomoh_jax._hyperdual.channels import ZERO, Channel, apply_linear
+from fomoh_jax._hyperdual.forms import Form
+from fomoh_jax._hyperdual.number import HyperDual, is_inexact, spread
+from fomoh_jax._hyperdual.registry import Operation, rule
+
+
+@rule(
+    *("add_jaxvals", "broadcast_in_dim", "complex", "concatenate", "conj"),
+    *("convert_element_type", "copy", "copy_p", "cumsum", "device_put"),
+    *("dynamic_slice", "dynamic_update_slice", "fft", "imag", "layout_constraint"),
+    *("name", "neg", "optimization_barrier", "pad", "real", "reduce_precision"),
+    *("reduce_sum", "reduce_window_sum", "reshape", "reshard", "rev", "scatter-sub"),
+    *("scatter_add", "select_n", "sharding_constraint", "slice", "split", "squeeze"),
+    *("stack", "sub", "tile", "transpose", "unstack", "xla_metadata_value"),
+    # Between the devices of a shard_map, or the members of a vmap with an axis name.
+    *("all_gather", "all_gather_invariant", "all_gather_reduced", "all_to_all"),
+    *("pbroadcast", "ppermute", "preduced", "psum", "psum_invariant"),
+    *("reduce_scatter", "reduced_vary_cast", "reduced_vary_cast_p", "unreduced_psum"),
+    *("unreduced_reduce_scatter", "vary_unreduced_cast", "vary_unreduced_cast_p"),
+)
+def linear(form: Form, op: Operation, args: Sequence[HyperDual]) -> list[HyperDual]:
+    """``y_t = L(x_t)`` and ``y_s = L(x_s)``, jointly in all the operands that vary.
+
+    An operand that cannot vary (an index, a predicate) keeps its primal; one that could
+    but does not contributes zero.
+    """
+    outs = op(*(arg.primal for arg in args))
+    carried = [i for i, out in enumerate(outs) if is_inexact(out)]
+    places = [i for i, arg in enumerate(args) if is_inexact(arg.primal)]
+
+    def function(*xs):
+        operands = [arg.primal for arg in args]
+        for i, x in zip(places, xs):
+            operands[i] = x
+        results = op(*operands)
+        return [results[i] for i in carried]
+
+    def mapped(channels: Sequence[Channel]) -> dict[int, Channel]:
+        axes = [_out_axis(op, channels, outs[i].ndim) for i in carried]
+        return dict(zip(carried, apply_linear(function, channels, axes)))
+
+    tangents = mapped([args[i].tangents for i in places])
+    seconds = mapped([args[i].seconds for i in places])
+    return [
+        HyperDual(out, tangents.get(i, ZERO), seconds.get(i, ZERO))
+        for i, out in enumerate(outs)
+    ]
+
+
+@rule("add")
+def _add(form: Form, op: Operation, args: Sequence[HyperDual]) -> list[HyperDual]:
+    a, b = spread(args, op.outputs[0].shape)
+    (primal,) = op(a.primal, b.primal)
+    return [HyperDual(primal, a.tangents + b.tangents, a.seconds + b.seconds)]
+
+
+def _out_axis(op: Operation, channels: Sequence[Channel], ndim: int) -> int:
+    """Where the stacking axis of the result goes, so that no transpose is needed."""
+    axis = max((channel.axis for channel in channels), default=0)
+    follow = _FOLLOW.get(op.primitive.name)
+    return min(int(follow(axis, op.params)) if follow else axis, ndim)
+
+
+def _follow_broadcast(axis: int, params: dict[str, Any]) -> int:
+    places = params["broadcast_dimensions"]
+    if axis < len(places):
+        return places[axis]
+    return places[-1] + 1 if places else len(params["shape"])
+
+
+def _follow_transpose(axis: int, params: dict[str, Any]) -> int:
+    permutation = params["permutation"]
+    return permutation.index(axis) if axis < len(permutation) else axis
+
+
+def _follow_removal(name: str) -> Callable[[int, dict[str, Any]], int]:
+    return lambda axis, params: axis - sum(d < axis for d in params[name])
+
+
+# Operations that move the dimension before which the stacking axis sits.
+_FOLLOW = {
+    "broadcast_in_dim": _follow_broadcast,
+    "transpose": _follow_transpose,
+    "reduce_sum": _follow_removal("axes"),
+    "squeeze": _follow_removal("dimensions"),
+}

@@ -1,0 +1,122 @@
+"""Traces: the sum of second-order coefficients, itself propagated, never its terms.
+
+Along a basis ``Σ_i v_iᵀ H v_i`` is the Laplacian; with weights ``Σ_ij C_ij v_iᵀ H v_j``
+is the trace of ``C H``. Each product of tangents is summed as it is made, and what the
+rules do to seconds they do to one array.
+"""
+
+import abc
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.tree_util import register_dataclass, register_static
+
+from fomoh_jax._hyperdual.channels import Channel, Stack, vectorise
+from fomoh_jax._hyperdual.forms import Bilinear, Form
+from fomoh_jax._hyperdual.number import in_dtype
+
+
+class _Sum(Form):
+    """``Σ_ij C_ij v_iᵀ H v_j``: a single second-order coefficient."""
+
+    @property
+    def q(self) -> int:
+        return 1
+
+    @abc.abstractmethod
+    def weighted(self, x: Stack) -> Stack:
+        """``Σ_j C_ij x_j``: summed over one index here, over the other in products."""
+
+    def cross(self, a: Channel, b: Channel) -> Channel:
+        return 2 * self.product(a, b)
+
+    def _product(self, a: Stack, b: Stack) -> Channel:
+        return _inner(self.weighted(self._full(a)), self._full(b))
+
+    def _bilinear(self, product: Bilinear, a: Stack, b: Stack, axis: int) -> Channel:
+        a, b = self.weighted(self._full(a)), self._full(b)
+        if product.contracted is not None:
+            total = product.contracted(a, b)
+        else:
+            terms = product.pairwise(a.moved(0).array, b.moved(0).array)
+            total = jnp.sum(terms, axis=0)
+        return 2 * Stack(jnp.expand_dims(total, axis), axis)
+
+    def _quadratic(self, function, xs, out_axes) -> list[Channel]:
+        full = [x.padded(None, self.k) for x in xs]
+        mixed = [self.weighted(x) if isinstance(x, Stack) else x for x in full]
+        axes = [x.mapped_axis for x in full]
+        operands = [x.operand() for x in (*mixed, *full)]
+        arrays = vectorise(function, axes + axes, list(out_axes))(*operands)
+        return [
+            Stack(jnp.sum(array, axis, keepdims=True), axis)
+            for array, axis in zip(arrays, out_axes)
+        ]
+
+    def _full(self, x: Stack) -> Stack:
+        return x.padded(None, self.k)
+
+
+@register_static
+@dataclasses.dataclass(frozen=True)
+class Trace(_Sum):
+    """``Σ_i v_iᵀ H v_i``: the forward Laplacian (Li et al. 2024, arXiv:2307.08214)."""
+
+    k: int
+
+    def weighted(self, x: Stack) -> Stack:
+        return x
+
+
+@register_dataclass
+@dataclasses.dataclass(frozen=True)
+class WeightedTrace(_Sum):
+    """``Σ_ij C_ij v_iᵀ H v_j`` for a symmetric ``C``.
+
+    Attributes:
+      weights: ``C``, shape ``[k, k]``.
+    """
+
+    weights: jax.Array
+
+    @property
+    def k(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return len(self.weights)
+
+    def weighted(self, x: Stack) -> Stack:
+        # What this stands for is a sum of products, and as exact as one.
+        mixed = jnp.tensordot(
+            self.weights.astype(x.array.dtype),
+            x.array,
+            (1, x.axis),
+            precision=lax.Precision.HIGHEST,
+        )
+        return Stack(mixed).moved(x.axis)
+
+
+def _inner(a: Stack, b: Stack) -> Stack:
+    """``Σ_i a_i b_i``, elementwise, as a stack of one; the stacks share an axis.
+
+    Written out, as a sum over some √k slices and then over what is left: XLA makes that
+    one fused loop with the ``φ''`` that it is multiplied with, where on the CPU a
+    reduction stores the products (jax 0.10) or draws the matrix products around it into
+    one slow kernel, though one without temporaries (jax 0.12).
+    """
+    axis, size = a.axis, a.array.shape[a.axis]
+    dtype = jnp.result_type(a.array, b.array)
+    # As jnp.sum does, half precision is summed in single.
+    wide = jnp.float32 if jnp.finfo(dtype).bits < 32 else dtype
+    width = max(math.isqrt(size), 1)
+    slices, rest = divmod(size, width)
+    cut = lambda stack: lax.split(
+        in_dtype(stack.array, wide), [width] * slices + [rest], axis
+    )
+    *products, last = (x * y for x, y in zip(cut(a), cut(b)))
+    ones = lambda x: lax.split(x, [1] * x.shape[axis], axis)
+    terms = [*(ones(sum(products)) if products else ()), *ones(last)]
+    if not terms:
+        return Stack(jnp.sum(last, axis, keepdims=True), axis)
+    return Stack(in_dtype(sum(terms[1:], terms[0]), dtype), axis)

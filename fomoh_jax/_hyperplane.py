@@ -1,0 +1,94 @@
+"""Linear algebra on stacks of vectors that are trees: Gram matrices, combinations."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import PartitionSpec
+
+from fomoh_jax._hyperdual.channels import as_stack, is_channel
+
+
+def gram(vectors: Any, dtype: Any = None, after: jax.Array | None = None) -> jax.Array:
+    """``VᵀV``, accumulated in ``dtype``: by default that of the leaves, or float32.
+
+    Vectors that are deferred are made leaf after leaf, once ``after`` is known.
+    """
+    if dtype is None:
+        leaves = jax.tree.leaves(vectors, is_leaf=is_channel)
+        with jax.numpy_dtype_promotion("standard"):
+            dtype = jnp.result_type(jnp.float32, *(leaf.dtype for leaf in leaves))
+
+    def of_leaf(leaf, after):
+        v = as_stack(leaf, after)
+        every = tuple(range(1, v.array.ndim))
+        block = lax.dot_general(
+            v.array,
+            v.array,
+            ((every, every), ((), ())),
+            preferred_element_type=dtype,
+            out_sharding=_everywhere(v.array),
+        )
+        if len(v.indices) == v.k:
+            return block
+        places = np.ix_(v.indices, v.indices)
+        return jnp.zeros((v.k, v.k), dtype).at[places].set(block)
+
+    blocks = []
+    for leaf in jax.tree.leaves(vectors, is_leaf=is_channel):
+        blocks.append(of_leaf(leaf, blocks[-1] if blocks else after))
+    return jnp.sum(jnp.stack(blocks), axis=0)
+
+
+def combination(coefficients: jax.Array, vectors: Any, dtype: Any) -> Any:
+    """``Σ_i coefficients_i v_i`` in each leaf's dtype; zero if that is not finite.
+
+    Vectors that are deferred are made leaf after leaf.
+    """
+
+    def of_leaf(leaf, after):
+        v = as_stack(leaf, after)
+        own = coefficients
+        if len(v.indices) < v.k:
+            own = coefficients[np.array(v.indices, int)]
+        total = jnp.einsum("i,i...->...", own, v.array, preferred_element_type=dtype)
+        return total.astype(v.array.dtype)
+
+    leaves, structure = jax.tree.flatten(vectors, is_leaf=is_channel)
+    step = []
+    for leaf in leaves:
+        step.append(of_leaf(leaf, step[-1] if step else coefficients))
+    finite = jnp.all(jnp.array([jnp.all(jnp.isfinite(leaf)) for leaf in step]))
+    return structure.unflatten([jnp.where(finite, leaf, 0) for leaf in step])
+
+
+def mixed(matrix: jax.Array, vectors: Any) -> Any:
+    """``Σ_j matrix_ij v_j``, other vectors of the same span, in each leaf's dtype."""
+
+    def of_leaf(leaf):
+        array = as_stack(leaf).dense()
+        total = jnp.einsum(
+            "ij,j...->i...", matrix, array, preferred_element_type=matrix.dtype
+        )
+        return total.astype(array.dtype)
+
+    return jax.tree.map(of_leaf, vectors, is_leaf=is_channel)
+
+
+def sharded_like(leaf: Any, vectors: jax.Array) -> jax.Array:
+    """Vectors ``[k, *leaf.shape]``, sharded as a leaf that is sharded explicitly.
+
+    (Where the compiler decides, it lets them be born where they are used.)
+    """
+    spec = jax.typeof(leaf).sharding.spec
+    if all(axis is None for axis in spec):
+        return vectors
+    return jax.sharding.reshard(vectors, PartitionSpec(None, *spec))
+
+
+def _everywhere(array: jax.Array) -> PartitionSpec | None:
+    """The sharding of a sum over an array that is sharded explicitly."""
+    explicit = any(axis is not None for axis in jax.typeof(array).sharding.spec)
+    return PartitionSpec() if explicit else None

@@ -1,0 +1,31 @@
+"""The names under which ``jax.export`` keeps what the library returns.
+
+An exported function can be serialised if each node of its arguments and results is of
+a type that has a name. These are part of what is written, and stay as they are.
+"""
+
+from jax import export
+
+from fomoh_jax._hyperdual import QuadraticModel
+from fomoh_jax._transforms import ScaleByForwardGradientState, ScaleByHyperplaneState
+from fomoh_jax.curvature import ConjugateGradients, Eigenpairs, Estimate
+from fomoh_jax.directions import HistoryState
+from fomoh_jax.solvers import ReachState, SelfTuningState, TrustRegionState
+
+NAMED = (
+    QuadraticModel,
+    ScaleByForwardGradientState,
+    ScaleByHyperplaneState,
+    HistoryState,
+    ReachState,
+    SelfTuningState,
+    TrustRegionState,
+    Estimate,
+    Eigenpairs,
+    ConjugateGradients,
+)
+
+for named in NAMED:
+    export.register_namedtuple_serialization(
+        named, serialized_name=f"fomoh_jax.{named.__name__}"
+    )

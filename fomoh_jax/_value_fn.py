@@ -1,0 +1,156 @@
+"""The user's loss as a function of the parameters alone, and what it must be."""
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from fomoh_jax._hyperdual.arguments import check_devices, dtype_of, signature
+
+
+def check_call(
+    params: Any, value_fn: Callable | None, extra_args: dict[str, Any]
+) -> Callable:
+    """``value_fn``, if ``update`` was given what it cannot do without."""
+    if params is None:
+        raise ValueError(
+            "update needs the current params to evaluate the loss at: call "
+            "tx.update(updates, state, params, value_fn=...)."
+        )
+    if value_fn is None:
+        raise ValueError(
+            "update needs the loss as value_fn, as optax's line searches do: call "
+            "tx.update(updates, state, params, value_fn=loss, batch=batch), with "
+            "everything that the loss takes beside params by keyword."
+        )
+    if not jax.tree.leaves(params):
+        raise ValueError(f"params holds no array to optimise; got {params!r}.")
+    check_devices({"params": params, **extra_args})
+    return value_fn
+
+
+# What optax's own transformations take by these names, in the same call of a chain.
+_OF_OTHER_LINKS = {"value", "grad"}
+
+
+def check_keywords(functions: Sequence[Callable], extra_args: dict[str, Any]) -> None:
+    """Refuse extra arguments that no function takes, as optax's line searches do.
+
+    Raises:
+      TypeError: naming them.
+    """
+    taken = _OF_OTHER_LINKS.union(*(_keywords(f, extra_args) for f in functions))
+    unused = sorted(extra_args.keys() - taken)
+    if unused:
+        raise TypeError(
+            "every keyword argument of update must be one that value_fn takes; got "
+            f"{', '.join(unused)}, which it does not take. Give value_fn a parameter "
+            "of that name, or leave it out."
+        )
+
+
+def outputs_in_use(curvature: str, outputs_fn: Callable | None) -> list[Callable]:
+    """``outputs_fn``, if there is one and it is asked for.
+
+    Raises:
+      TypeError: if it is there, and not asked for.
+    """
+    if outputs_fn is not None and curvature != "gauss_newton":
+        raise TypeError(
+            'outputs_fn is for curvature="gauss_newton"; got it with '
+            f"curvature={curvature!r}."
+        )
+    return [] if outputs_fn is None else [outputs_fn]
+
+
+def scalar_loss(
+    value_fn: Callable, extra_args: dict[str, Any], has_aux: bool
+) -> Callable:
+    """``value_fn`` as a function of its first argument that returns a pair."""
+    keywords = _keywords(value_fn, extra_args)
+
+    def loss(params):
+        out = value_fn(params, **keywords)
+        if not has_aux:
+            _check_scalar(out, " If it returns (value, aux), set has_aux=True.")
+            return out, None
+        if not (isinstance(out, tuple) and len(out) == 2):
+            raise TypeError(
+                "with has_aux=True, value_fn must return a pair (value, aux); got "
+                f"{jax.tree.structure(out)}."
+            )
+        _check_scalar(out[0], "")
+        return out
+
+    return loss
+
+
+def outputs_of(outputs_fn: Callable | None, extra_args: dict[str, Any]) -> Callable:
+    """``outputs_fn`` as a function of the parameters alone."""
+    if outputs_fn is None:
+        raise ValueError(
+            'curvature="gauss_newton" needs the loss in two parts: call '
+            "tx.update(updates, state, params, value_fn=loss, outputs_fn=model, "
+            "batch=batch), where the loss is value_fn(outputs_fn(params))."
+        )
+    keywords = _keywords(outputs_fn, extra_args)
+    return lambda params: outputs_fn(params, **keywords)
+
+
+def _keywords(value_fn: Callable, extra_args: dict[str, Any]) -> dict[str, Any]:
+    """Those of a chain's extra arguments that ``value_fn`` has a parameter for."""
+    own = signature(value_fn)
+    if own is None:  # some builtins do not say
+        return extra_args
+    if any(p.kind is p.VAR_KEYWORD for p in own.parameters.values()):
+        own = inspect.signature(value_fn)  # a wrapper that passes everything on
+    parameters = list(own.parameters.values())[1:]
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return extra_args
+    names = [p.name for p in parameters if p.kind is not p.POSITIONAL_ONLY]
+    return {name: extra_args[name] for name in names if name in extra_args}
+
+
+def _check_scalar(value: Any, hint: str) -> None:
+    leaves = jax.tree.leaves(value)
+    if len(leaves) != 1 or leaves[0] is not value:
+        raise TypeError(
+            "value_fn must return a scalar array; got a tree of structure "
+            f"{jax.tree.structure(value)}.{hint}"
+        )
+    shape, dtype = jnp.shape(value), jnp.result_type(value)
+    if shape != () or not jnp.issubdtype(dtype, jnp.floating):
+        raise TypeError(
+            "value_fn must return a real floating-point scalar; got shape "
+            f"{list(shape)} and dtype {dtype}."
+        )
+
+
+def solve_dtype(params: Any) -> Any:
+    """At least float32, and the precision of the parameters if that is higher."""
+    dtype = jnp.dtype(jnp.float32)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(
+        params, is_leaf=lambda x: isinstance(x, optax.MaskedNode)
+    ):
+        name = f"params{jax.tree_util.keystr(path)}"
+        if isinstance(leaf, optax.MaskedNode):
+            raise TypeError(
+                f"{name} is masked out, but the loss can only be evaluated at all of "
+                "the parameters. To move some of them alone, look along "
+                "directions.masked(source, mask), as in scale_by_hyperplane(directions."
+                "masked(directions.gaussian(8), mask)), instead of optax.masked "
+                "or optax.partition; other links of the chain may stay masked."
+            )
+        if not jnp.issubdtype(dtype_of(name, leaf), jnp.floating):
+            raise TypeError(
+                "parameters must be real floating-point arrays; "
+                f"{name} has dtype {jnp.result_type(leaf)}. Hand integers and complex "
+                "numbers to value_fn by keyword instead."
+            )
+        # As always, also where JAX is told to promote nothing that it is not asked to.
+        with jax.numpy_dtype_promotion("standard"):
+            dtype = jnp.promote_types(dtype, jnp.result_type(leaf))
+    return dtype

@@ -1,0 +1,164 @@
+"""Linear systems with the Hessian, by conjugate gradients."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fomoh_jax._hyperdual.arguments import check_size
+from fomoh_jax._hyperdual.loops import while_loop
+from fomoh_jax.curvature._checks import read_tolerance
+from fomoh_jax.curvature._coordinates import along
+from fomoh_jax.curvature._products import block_product
+from fomoh_jax.curvature._scaling import norm
+
+
+class ConjugateGradients(NamedTuple):
+    """How far conjugate gradients came, and what stopped them.
+
+    Attributes:
+      solution: tuple like the arguments of the function.
+      residual_norm: ``|b - H x|``, as the recurrence has it; a scalar.
+      iterations: their number, an integer.
+      negative_curvature: whether a direction of negative curvature was met.
+      direction: it, of length 1, a tuple like the arguments; zero if there was none.
+    """
+
+    solution: Any
+    residual_norm: jax.Array
+    iterations: jax.Array
+    negative_curvature: jax.Array
+    direction: Any
+
+
+class _State(NamedTuple):
+    """Of the loop; the right-hand side is scaled to ``max |b_i| = 1``.
+
+    ``largest`` is of the products with directions of length 1.
+    """
+
+    solution: jax.Array
+    residual: jax.Array
+    search: jax.Array
+    largest: jax.Array
+    negative: jax.Array
+    positive: jax.Array
+    iterations: jax.Array
+
+
+def conjugate_gradients(
+    fun: Callable,
+    primals: Sequence[Any],
+    rhs: Any,
+    *,
+    tolerance: float = 1e-5,
+    max_iterations: int | None = None,
+    chunk_size: int | None = None,
+) -> ConjugateGradients:
+    r"""Solves :math:`H x = b` with products by forward passes alone.
+
+    From :math:`x = 0`, conjugate gradients end when :math:`|b - H x|` is at most
+    ``tolerance`` times :math:`|b|`, or at a search direction :math:`p` whose curvature
+    :math:`p^\top H p` is not positive to rounding. With :math:`b = -\nabla f` this is
+    Newton's step, and each iterate on the way goes downhill. Where the curvature is
+    negative, ``solution`` is what was reached before, zero in the first iteration, and
+    ``direction`` says where the model has no minimum.
+
+    An iteration is a forward pass with ``2 D`` coefficients. That pays, beside the
+    whole Hessian with its ``D (D + 1) / 2``, where few are needed or ``D²`` numbers are
+    too many.
+
+    Args:
+      fun: a function of pytrees of arrays that returns one real number.
+      primals: tuple of its arguments.
+      rhs: ``b``, a tuple like ``primals``; ``None`` for an argument, or a part of one,
+        that is held fixed.
+      tolerance: of the residual, relative to the right-hand side; at least 0.
+      max_iterations: by default ``D``, after which the exact solution is there but for
+        rounding.
+      chunk_size: bound on memory, as in :func:`hvp`.
+
+    Returns:
+      A :class:`ConjugateGradients`; its solution is always finite.
+
+    Raises:
+      TypeError: if ``fun`` does not return one real number, if a structure or a dtype
+        does not match the primals, if a size is no Python integer, or if ``tolerance``
+        is no real number.
+      ValueError: if a shape does not match, a size is less than 1, ``tolerance`` is
+        negative or NaN, or nothing varies.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from fomoh_jax.curvature import conjugate_gradients
+      >>> f, x = lambda x: x[0] ** 2 - x[1] ** 2, jnp.array([1.0, 1.0])
+      >>> result = conjugate_gradients(f, (x,), (jnp.array([4.0, 0.0]),))
+      >>> print(result.solution[0], result.negative_curvature)
+      [2. 0.] False
+      >>> result = conjugate_gradients(f, (x,), (jnp.array([0.0, 4.0]),))
+      >>> print(result.direction[0], result.negative_curvature)
+      [0. 1.] True
+
+    References:
+      Steihaug, *The conjugate gradient method and trust regions in large scale
+      optimization*, 1983.
+    """
+    name = "conjugate_gradients"
+    coordinates, b = along("rhs", name, fun, primals, rhs)
+    limit = coordinates.size
+    if max_iterations is not None:
+        limit = check_size("max_iterations", max_iterations)
+    relative = read_tolerance(tolerance, b.dtype)
+    # Squares of what is tiny or huge leave the range of the numbers.
+    largest = jnp.max(jnp.abs(b))
+    scale = jnp.where(largest > 0, largest, 1)
+    b = b / scale
+    target = relative * jnp.linalg.norm(b)
+
+    def unfinished(state):
+        small = jnp.linalg.norm(state.residual) <= target
+        return state.positive & ~small & (state.iterations < limit)
+
+    def iterate(state):
+        x, r = state.solution, state.residual
+        unit = state.search / jnp.linalg.norm(state.search)
+        (product,) = block_product(
+            name, fun, primals, coordinates, unit[None], chunk_size
+        )
+        curvature = unit @ product
+        largest = jnp.maximum(state.largest, norm(product, 0))
+        # Rounding gives a direction of no curvature some, of either sign. That grows
+        # with the Hessian, and in a sum of D terms hardly with D.
+        hidden = 10 * jnp.finfo(b.dtype).eps * largest
+        rate = (unit @ r) / jnp.where(curvature > hidden, curvature, 1)
+        further = x + rate * unit
+        positive = (curvature > hidden) & jnp.all(jnp.isfinite(further))
+        rest = r - rate * product
+        search = rest + (rest @ rest) / (r @ r) * state.search
+        keep = lambda new, old: jnp.where(positive, new, old)
+        return _State(
+            keep(further, x),
+            keep(rest, r),
+            keep(search, state.search),
+            largest,
+            curvature < -hidden,
+            positive,
+            state.iterations + 1,
+        )
+
+    no, yes = jnp.zeros_like(b, bool, shape=()), jnp.ones_like(b, bool, shape=())
+    none, count = jnp.zeros_like(b, shape=()), jnp.zeros_like(b, int, shape=())
+    start = _State(jnp.zeros_like(b), b, b, none, no, yes, count)
+    end = while_loop(unfinished, iterate, start)
+    solution = scale * end.solution
+    solution = jnp.where(jnp.all(jnp.isfinite(solution)), solution, 0)
+    length = jnp.linalg.norm(end.search)
+    direction = end.search / jnp.where(length > 0, length, 1)
+    return ConjugateGradients(
+        coordinates.tree(solution),
+        scale * jnp.linalg.norm(end.residual),
+        end.iterations,
+        end.negative,
+        coordinates.tree(jnp.where(end.negative, direction, 0)),
+    )

@@ -1,0 +1,123 @@
+"""The elements that vary of a function's arguments, as those of one vector."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fomoh_jax._hyperdual.arguments import check_primals, read_vector
+
+
+@dataclasses.dataclass(frozen=True)
+class Coordinates:
+    """What varies, in the order of ``jax.flatten_util.ravel_pytree``.
+
+    Attributes:
+      leaves: of the arguments, with ``None`` for those that are held fixed.
+      structure: the tree of the arguments.
+    """
+
+    leaves: tuple[Any, ...]
+    structure: Any
+
+    @property
+    def size(self) -> int:
+        """``D``, the number of elements."""
+        return sum(jnp.size(x) for x in self.leaves if x is not None)
+
+    @property
+    def dtype(self) -> Any:
+        """That of the leaves, or float32."""
+        varied = [jnp.result_type(x) for x in self.leaves if x is not None]
+        with jax.numpy_dtype_promotion("standard"):
+            return jnp.result_type(jnp.float32, *varied)
+
+    def tree(self, vectors: jax.Array) -> Any:
+        """``[*lead, D]`` as a tree of ``[*lead, *a]``, ``None`` for what is fixed."""
+        sizes = [0 if x is None else jnp.size(x) for x in self.leaves]
+        pieces = jnp.split(vectors, np.cumsum(sizes)[:-1], axis=-1)
+        return self.structure.unflatten(
+            None
+            if x is None
+            else piece.reshape(*vectors.shape[:-1], *jnp.shape(x)).astype(
+                jnp.result_type(x)
+            )
+            for x, piece in zip(self.leaves, pieces)
+        )
+
+    def vector(self, tree: Any) -> jax.Array:
+        """``[D]`` of a tree of ``[*a]``, with ``None`` for what is fixed."""
+        return jnp.concatenate(
+            [jnp.ravel(x).astype(self.dtype) for x in jax.tree.leaves(tree)]
+        )
+
+
+def all_varied(name: str, fun: Callable, primals: Sequence[Any]) -> Coordinates:
+    """The real floating-point numbers among the arguments; integers are held fixed.
+
+    Raises:
+      TypeError: if ``primals`` is not what ``fun`` takes, or holds complex numbers.
+      ValueError: if nothing varies.
+    """
+    check_primals(fun, primals)
+    leaves, structure = jax.tree.flatten(tuple(primals))
+    return _checked(name, primals, leaves, structure)
+
+
+def along(
+    argument: str, name: str, fun: Callable, primals: Sequence[Any], vector: Any
+) -> tuple[Coordinates, jax.Array]:
+    """What a vector moves, and its elements: ``None`` in it is held fixed.
+
+    Raises:
+      TypeError: as :func:`all_varied`, or if the vector is not like the primals.
+      ValueError: if a shape does not match, or nothing varies.
+    """
+    check_primals(fun, primals)
+    vectors = read_vector(argument, primals, vector)
+    leaves, structure = jax.tree.flatten(tuple(primals))
+    varied = [None if v is None else x for x, v in zip(leaves, vectors)]
+    coordinates = _checked(name, primals, varied, structure)
+    arrays = [v for v in vectors if v is not None]
+    return coordinates, coordinates.vector(arrays)
+
+
+def check_scalar(name: str, value: Any) -> None:
+    """Refuse a function that returns anything but one real number."""
+    leaves = jax.tree.leaves(value)
+    if jax.tree.structure(value) != jax.tree.structure(0):
+        got = f"{jax.tree.structure(value)}"
+    elif jnp.shape(value) or not jnp.issubdtype(leaves[0].dtype, jnp.floating):
+        got = f"shape {list(jnp.shape(value))} and dtype {leaves[0].dtype}"
+    else:
+        return
+    raise TypeError(
+        f"{name} needs a function that returns one real floating-point number; got "
+        f"{got}."
+    )
+
+
+def _checked(
+    name: str, primals: Sequence[Any], leaves: list[Any], structure: Any
+) -> Coordinates:
+    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(tuple(primals))]
+    varied = []
+    for path, leaf in zip(paths, leaves):
+        dtype = None if leaf is None else jnp.result_type(leaf)
+        if dtype is not None and jnp.issubdtype(dtype, jnp.complexfloating):
+            raise TypeError(
+                f"{name} needs real arguments; primals{jax.tree_util.keystr(path)} has "
+                f"dtype {dtype}. Write fun in its real and imaginary parts."
+            )
+        real = dtype is not None and jnp.issubdtype(dtype, jnp.floating)
+        varied.append(leaf if real else None)
+    coordinates = Coordinates(tuple(varied), structure)
+    if not coordinates.size:
+        raise ValueError(
+            f"{name} needs an argument that varies: primals holds no real "
+            "floating-point number that is not held fixed."
+        )
+    return coordinates

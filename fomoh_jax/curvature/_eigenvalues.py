@@ -1,0 +1,140 @@
+"""The largest curvatures, by subspace iteration."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fomoh_jax._hyperdual.arguments import check_key, check_size
+from fomoh_jax._hyperdual.loops import while_loop
+from fomoh_jax.curvature._checks import read_tolerance
+from fomoh_jax.curvature._coordinates import all_varied
+from fomoh_jax.curvature._products import block_product
+from fomoh_jax.curvature._scaling import magnitude
+
+
+class Eigenpairs(NamedTuple):
+    """Approximate eigenvalues of a Hessian, of the largest magnitude first.
+
+    Attributes:
+      values: ``λ``, ``[count]``.
+      vectors: orthonormal ``u``, a tuple like the arguments of the function whose
+        leaves have a leading axis ``count``.
+      residuals: ``|H u - λ u|``, ``[count]``: that near to each of ``values`` the
+        Hessian has an eigenvalue.
+      iterations: their number, an integer.
+    """
+
+    values: jax.Array
+    vectors: Any
+    residuals: jax.Array
+    iterations: jax.Array
+
+
+def top_eigenvalues(
+    fun: Callable,
+    primals: Sequence[Any],
+    key: jax.Array,
+    count: int,
+    *,
+    iterations: int = 100,
+    tolerance: float = 1e-4,
+    oversampling: int = 5,
+    chunk_size: int | None = None,
+) -> Eigenpairs:
+    r"""Eigenvalues of the Hessian of the largest magnitude, by forward passes alone.
+
+    Subspace iteration with Rayleigh–Ritz: an orthonormal block :math:`X` of
+    ``count + oversampling`` vectors is multiplied by the Hessian, one forward pass, and
+
+    .. math:: X^\top H X = U \Theta U^\top, \qquad X \leftarrow \mathrm{orth}(H X U)
+
+    until ``count`` pairs of :math:`\Theta` and :math:`X U` have converged. An error
+    shrinks by :math:`|\lambda_{m + 1} / \lambda_i|` an iteration, with the first
+    eigenvalue that the block of :math:`m` has no room for, so that one or two vectors
+    more may save many.
+
+    Args:
+      fun: a function of pytrees of arrays that returns one real number.
+      primals: tuple of its arguments.
+      key: PRNG key of the first block.
+      count: number of eigenvalues, at most ``D``.
+      iterations: at most so many, each a forward pass.
+      tolerance: it ends when every residual is at most so much of the largest
+        eigenvalue; at least 0. The error of an eigenvalue goes with the square of its
+        residual.
+      oversampling: how many vectors more, at least 0; at most ``D`` in all.
+      chunk_size: bound on memory, as in :func:`hvp`.
+
+    Returns:
+      :class:`Eigenpairs`.
+
+    Raises:
+      TypeError: if ``fun`` does not return one real number, if ``primals`` holds
+        complex numbers, if a size is no Python integer, or if ``key`` is no PRNG key
+        or ``tolerance`` no real number.
+      ValueError: if a size is out of range, ``tolerance`` is negative or NaN, or
+        nothing varies.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from fomoh_jax.curvature import top_eigenvalues
+      >>> f, x = lambda x: x[0] ** 2 - 3 * x[1] ** 2, jnp.array([1.0, 1.0])
+      >>> pairs = top_eigenvalues(f, (x,), jax.random.key(0), 1)
+      >>> print(jnp.round(pairs.values, 4))
+      [-6.]
+
+    References:
+      Saad, *Numerical Methods for Large Eigenvalue Problems*, 2011, chapter 5.
+    """
+    name = "top_eigenvalues"
+    coordinates = all_varied(name, fun, primals)
+    count = check_size("count", count)
+    if count > coordinates.size:
+        raise ValueError(
+            f"count must be at most the number of elements that vary, "
+            f"{coordinates.size}; got {count}."
+        )
+    limit = check_size("iterations", iterations)
+    width = check_size("count + oversampling", count + oversampling)
+    if width < count:
+        raise ValueError(f"oversampling must be at least 0; got {oversampling}.")
+    width = min(width, coordinates.size)
+    check_key(key)
+    relative = read_tolerance(tolerance, coordinates.dtype)
+    orthonormal = lambda rows: jnp.linalg.qr(rows.T)[0].T
+
+    def unconverged(state):
+        _, pairs = state
+        close = pairs.residuals <= relative * jnp.max(jnp.abs(pairs.values))
+        known = jnp.all(close) & (pairs.iterations > 0)
+        return (pairs.iterations < limit) & ~known
+
+    def iterate(state):
+        block, pairs = state
+        product = block_product(name, fun, primals, coordinates, block, chunk_size)
+        # Squares of what is tiny or huge leave the range of the numbers.
+        scale = magnitude(product)
+        product = product / scale
+        projected = block @ product.T
+        values, rotation = jnp.linalg.eigh((projected + projected.T) / 2)
+        order = jnp.argsort(-jnp.abs(values))
+        values, rotation = values[order], rotation[:, order].T
+        vectors, product = rotation @ block, rotation @ product
+        residuals = jnp.linalg.norm(product - values[:, None] * vectors, axis=1)
+        first = lambda x: x[:count]
+        pairs = Eigenpairs(
+            scale * first(values),
+            first(vectors),
+            scale * first(residuals),
+            pairs.iterations + 1,
+        )
+        return orthonormal(product), pairs
+
+    shape, dtype = (width, coordinates.size), coordinates.dtype
+    block = orthonormal(jax.random.normal(key, shape, dtype))
+    unknown = jnp.zeros(count, dtype)
+    start = Eigenpairs(unknown, block[:count], unknown, jnp.array(0))
+    _, pairs = while_loop(unconverged, iterate, (block, start))
+    return pairs._replace(vectors=coordinates.tree(pairs.vectors))

@@ -1,0 +1,99 @@
+"""Many random directions in one pass, or a chunk of them at a time."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fomoh_jax._hyperdual.arguments import check_size
+from fomoh_jax._hyperdual.loops import map_slices, sum_slices
+from fomoh_jax.curvature._scaling import norm
+
+
+class Estimate(NamedTuple):
+    """The mean of independent samples, and how far it may be off.
+
+    Attributes:
+      value: the mean.
+      standard_error: its standard deviation, estimated from the samples: theirs over
+        the root of their number. Of the same structure and shapes.
+    """
+
+    value: Any
+    standard_error: Any
+
+
+def check_samples(name: str, size: Any) -> int:
+    """A number of samples that has a standard error.
+
+    Raises:
+      TypeError: if it is no Python integer.
+      ValueError: if it is less than 2.
+    """
+    size = check_size(name, size)
+    if size < 2:
+        raise ValueError(
+            f"{name} must be at least 2, because the spread of the samples gives the "
+            f"standard error; got {size}."
+        )
+    return size
+
+
+def gaussian(keys: jax.Array, size: int, dtype: Any) -> jax.Array:
+    """``[n, size]``, a vector a key, so that chunks of any size have the same ones."""
+    return jax.vmap(lambda key: jax.random.normal(key, (size,), dtype))(keys)
+
+
+def rademacher(keys: jax.Array, size: int, dtype: Any) -> jax.Array:
+    """As :func:`gaussian`, of random signs."""
+    return jax.vmap(lambda key: jax.random.rademacher(key, (size,), dtype))(keys)
+
+
+def stacked(function: Callable, xs: jax.Array, chunk_size: int | None) -> jax.Array:
+    """``function(xs)``, ``[n, …]``, at most ``chunk_size`` rows at a time."""
+    chunks = _in_chunks(xs, chunk_size)
+    if chunks is None:
+        return function(xs)
+    parts = map_slices(function, chunks[0])
+    return parts.reshape(-1, *parts.shape[2:])[: len(xs)]
+
+
+def summed(function: Callable, xs: Any, chunk_size: int | None) -> Any:
+    """``function(xs, present)``, a tree of sums over the rows that are present."""
+    n = len(jax.tree.leaves(xs)[0])
+    chunks = _in_chunks(xs, chunk_size)
+    if chunks is None:
+        return function(xs, jnp.ones(n, bool))
+    return sum_slices(lambda chunk: function(*chunk), chunks)
+
+
+def mean_and_error(total: Any, squares: Any, n: int) -> tuple[jax.Array, jax.Array]:
+    """Mean and standard error of ``n`` samples, from their sum and that of squares.
+
+    Of samples whose squares are within the range of the numbers.
+    """
+    mean = total / n
+    variance = jnp.maximum(squares / n - mean**2, 0) / (n - 1)
+    return mean, jnp.sqrt(variance)
+
+
+def estimated(samples: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Mean and standard error of samples ``[n, …]``, of numbers of any size."""
+    n, mean = len(samples), jnp.mean(samples, 0)
+    return mean, norm(samples - mean[None], 0) / (n * (n - 1)) ** 0.5
+
+
+def _in_chunks(xs: Any, chunk_size: int | None) -> tuple[Any, jax.Array] | None:
+    """Chunks of one size, and which of their rows are no padding; None if one is all.
+
+    The padding repeats the first rows, so that it is as finite as they are.
+    """
+    n = len(jax.tree.leaves(xs)[0])
+    if chunk_size is None or check_size("chunk_size", chunk_size) >= n:
+        return None
+    count = -(-n // chunk_size)
+    size = -(-n // count)
+    rows = np.arange(count * size).reshape(count, size)
+    return jax.tree.map(lambda x: x[rows % n], xs), jnp.asarray(rows < n)

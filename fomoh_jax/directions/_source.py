@@ -1,0 +1,126 @@
+"""What a source of directions is, and how two of them make one."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from fomoh_jax._hyperdual.channels import Deferred, Stack, as_stack, is_channel
+
+
+@dataclasses.dataclass(frozen=True)
+class Directions:
+    """A source of directions.
+
+    Attributes:
+      size: how many directions it makes: an integer, or a function of ``params`` that
+        returns one, where that depends on them.
+      sample: ``sample(key, params, updates)``, a tree like ``params`` of leaves
+        ``[k, *leaf.shape]`` in the leaf's dtype, :class:`fomoh_jax.Stack` or
+        :class:`fomoh_jax.Deferred`.
+        ``updates`` are those of the chain, or ``None``. A source that remembers is
+        given its state as a fourth argument.
+      init: ``init(params)``, the state of a source that remembers; ``()`` by default.
+      advance: ``advance(state, params)``, the state that has seen these parameters,
+        before directions are made at them.
+      of_leaf: ``of_leaf(shape, dtype)``, a function of a key that makes the directions
+        ``[k, *shape]`` of one leaf, if they depend on nothing else; ``None``
+        otherwise. The same function for the same leaf, each time.
+      is_random: whether it takes a key. One that takes none is given ``None``.
+    """
+
+    size: int | Callable[[Any], int]
+    sample: Callable[..., Any]
+    init: Callable[[Any], Any] = lambda params: ()
+    advance: Callable[[Any, Any], Any] = lambda state, params: state
+    of_leaf: Callable[..., Callable[[Any], jax.Array]] | None = None
+    is_random: bool = True
+
+    def count(self, params: Any) -> int:
+        """How many directions it makes for these parameters."""
+        return self.size(params) if callable(self.size) else self.size
+
+    @property
+    def k(self) -> int:
+        """How many directions it makes, whatever the parameters.
+
+        Raises:
+          ValueError: if that depends on them.
+        """
+        if callable(self.size):
+            raise ValueError(
+                "how many directions this source makes depends on the parameters; ask "
+                "for count(params)."
+            )
+        return self.size
+
+    def draw(self, key: Any, params: Any, updates: Any, state: Any) -> Any:
+        """The directions, of a source that remembers or of one that does not."""
+        if isinstance(state, tuple) and not state:
+            return self.sample(key, params, updates)
+        return self.sample(key, params, updates, state)
+
+    def __add__(self, other: "Directions") -> "Directions":
+        """The directions of both, those of the left operand first."""
+        if not isinstance(other, Directions):
+            return NotImplemented
+
+        def sample(key, params, updates, state=()):
+            left, right = (None, None) if key is None else jax.random.split(key)
+            of_left, of_right = state or ((), ())
+            return jax.tree.map(
+                _joined,
+                self.draw(left, params, updates, of_left),
+                other.draw(right, params, updates, of_right),
+                is_leaf=is_channel,
+            )
+
+        def init(params):
+            return self.init(params), other.init(params)
+
+        def advance(state, params):
+            left, right = state
+            return self.advance(left, params), other.advance(right, params)
+
+        size = lambda params: self.count(params) + other.count(params)
+        if not (callable(self.size) or callable(other.size)):
+            size = self.size + other.size
+        is_random = self.is_random or other.is_random
+        return Directions(size, sample, init, advance, is_random=is_random)
+
+
+def _joined(a: Any, b: Any) -> Any:
+    """Two leaves of directions as one."""
+    if isinstance(a, Deferred) or isinstance(b, Deferred):
+        a, b = _as_deferred(a), _as_deferred(b)
+        make = _Concatenation(a.make, b.make)
+        return Deferred((a.seed, b.seed), make, (a.k + b.k, *a.shape[1:]), a.dtype)
+    if not (is_channel(a) or is_channel(b)):
+        return jnp.concatenate([a, b])
+    a, b = as_stack(a), as_stack(b)
+    present = (*a.indices, *(a.k + i for i in b.indices))
+    return Stack(jnp.concatenate([a.array, b.array]), 0, present, a.k + b.k)
+
+
+def _as_deferred(leaf: Any) -> Deferred:
+    if isinstance(leaf, Deferred):
+        return leaf
+    stack = as_stack(leaf)
+    return Deferred(leaf, _dense, (stack.k, *stack.array.shape[1:]), stack.array.dtype)
+
+
+def _dense(leaf: Any) -> jax.Array:
+    return as_stack(leaf).dense()
+
+
+@dataclasses.dataclass(frozen=True)
+class _Concatenation:
+    """Makes the directions of two sources; equal to another of the same two."""
+
+    left: Callable[[Any], jax.Array]
+    right: Callable[[Any], jax.Array]
+
+    def __call__(self, seed: tuple[Any, Any]) -> jax.Array:
+        return jnp.concatenate([self.left(seed[0]), self.right(seed[1])])

@@ -1,0 +1,14 @@
+"""How a quadratic model is computed: a plan, the same numbers in other time and memory.
+
+:func:`forward` carries the second-order coefficients through one forward pass,
+:func:`adjoint` computes them with one reverse pass, and :func:`split` shares a forward
+pass among devices. ``"auto"``, the default of everything that takes a plan, is a
+forward pass.
+"""
+
+from fomoh_jax._hyperdual.plans.adjoint import adjoint
+from fomoh_jax._hyperdual.plans.forward import forward
+from fomoh_jax._hyperdual.plans.plan import Plan
+from fomoh_jax._hyperdual.plans.split import split
+
+__all__ = ["Plan", "adjoint", "forward", "split"]

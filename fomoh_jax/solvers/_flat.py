@@ -1,0 +1,116 @@
+"""How far to go where the model has slopes and no curvature.
+
+The loss of a median or quantile regression, or a hinge, is piecewise linear. Its model
+has no minimum, and the curvature does not say how far to go. What does is whether the
+steps made so far have lowered the loss as their slopes said.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fomoh_jax._hyperdual import QuadraticModel
+from fomoh_jax.solvers._protocol import predicted_reduction
+
+# The first step is to win this part of the loss, if the slope holds; where the loss is
+# zero, it is this long.
+_FIRST, _FIRST_LENGTH = 0.05, 1e-3
+# After n predictions in a row that came true, or did not, the reach grows or shrinks by
+# 1 + n times this. As many of either leave it as it is, so that noise does.
+_RATE = 0.1
+# A prediction comes true if this part of the best ratio of late is reached.
+_TRUE = 0.5
+# Reductions are summed, each with this part of those before it: over a kink, steps of
+# one length go to and fro, and every other one comes true. The second sum is for the
+# best ratio, which noise must not set, and which is forgotten slowly.
+_RECENT = (0.5, 0.75)
+_FORGET = 0.98
+
+
+class ReachState(NamedTuple):
+    """How far steps without curvature go.
+
+    Attributes:
+      length: of the next one, in the units of the parameters; 0 before the first.
+      run: how many predictions in a row have come true, or minus how many have not,
+        int32.
+      best: the best ratio of actual to predicted reduction of late. A learning rate
+        behind the solver makes it smaller than 1.
+      recent: ``[2, 2]``, two sums over the last steps of the actual and of the
+        predicted reduction.
+      last_value: the loss that the last step started from.
+      predicted: by how much the model fell on the last step; 0 if it was none.
+    """
+
+    length: jax.Array
+    run: jax.Array
+    best: jax.Array
+    recent: jax.Array
+    last_value: jax.Array
+    predicted: jax.Array
+
+
+def no_reach() -> ReachState:
+    """The state before the first step."""
+    zeros = lambda: jnp.zeros((), jnp.result_type(float))
+    none, two = jnp.zeros((), jnp.int32), jnp.zeros((2, 2), jnp.result_type(float))
+    return ReachState(zeros(), none, zeros(), two, zeros(), zeros())
+
+
+def flat_step(
+    reach: ReachState, value: jax.Array, slope: jax.Array, flat: jax.Array
+) -> tuple[jax.Array, ReachState]:
+    """The step ``[k]`` where the model is flat, and what the loss has told of the last.
+
+    Args:
+      reach: the state that :func:`started` has left.
+      value: the loss where the step starts.
+      slope: ``[k]``, in an orthonormal basis.
+      flat: ``[k]``, along which of them there is no curvature.
+
+    Returns:
+      A step as long as the reach, or none if it would win no more than rounding; and
+      the state.
+    """
+    whole, slope = jnp.linalg.norm(slope), jnp.where(flat, slope, 0)
+    size = jnp.linalg.norm(slope)
+    # Where fewer equations than directions make the model flat, what is left of a slope
+    # is rounding.
+    size = jnp.where(size > jnp.finfo(value.dtype).eps ** 0.5 * whole, size, 0)
+    sound = jnp.where(size > 0, size, 1)
+    reach = _judged(reach, value)
+    first = jnp.where(value == 0, _FIRST_LENGTH, _FIRST * jnp.abs(value) / sound)
+    first = jnp.where(size > 0, first, 0)
+    length = jnp.where(reach.length > 0, reach.length, first)
+    hidden = 10 * jnp.finfo(value.dtype).eps * jnp.abs(value)
+    scale = jnp.where(length * size > hidden, length / sound, 0)
+    return scale * slope, reach._replace(length=length)
+
+
+def started(
+    reach: ReachState, model: QuadraticModel, coefficients: jax.Array, along: jax.Array
+) -> ReachState:
+    """The state once a step is made, of which ``along`` is the flat part."""
+    predicted = predicted_reduction(model, coefficients)
+    return reach._replace(
+        last_value=model.value,
+        predicted=jnp.where(jnp.any(along != 0), predicted, 0),
+    )
+
+
+def _judged(reach: ReachState, value: jax.Array) -> ReachState:
+    """The reach after the last flat step, if there was one, has led to this loss."""
+    fell = jnp.stack([reach.last_value - value, reach.predicted])
+    recent = jnp.array(_RECENT, value.dtype)[:, None] * reach.recent + fell[None]
+    made = reach.predicted > 0
+    ratio, longer = recent[:, 0] / jnp.where(made, recent[:, 1], 1)
+    best = jnp.maximum(_FORGET * reach.best, jnp.clip(longer, 0, 1))
+    true = (ratio > 0) & (ratio >= _TRUE * best)
+    run = jnp.where(true, jnp.maximum(reach.run, 0) + 1, jnp.minimum(reach.run, 0) - 1)
+    factor = 1 + _RATE * jnp.abs(run).astype(value.dtype)
+    length = reach.length * jnp.where(true, factor, 1 / factor)
+    # Down a slope without end, its square stays within the range of the numbers.
+    length = jnp.minimum(length, 1e-3 * jnp.finfo(value.dtype).max ** 0.5)
+    after = reach._replace(length=length, run=run, best=best, recent=recent)
+    return jax.tree.map(lambda new, old: jnp.where(made, new, old), after, reach)
