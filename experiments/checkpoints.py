@@ -74,13 +74,16 @@ class Checkpoints:
         if number is None:
             return None
         template = keys_as_data((like.params, like.state))
-        read = self._manager.restore(
-            number,
-            args=ocp.args.Composite(
-                arrays=ocp.args.StandardRestore(template),
-                numbers=ocp.args.JsonRestore(),
-            ),
+        items = ocp.args.Composite(
+            arrays=ocp.args.StandardRestore(template), numbers=ocp.args.JsonRestore()
         )
+        try:
+            read = self._manager.restore(number, args=items)
+        except (ValueError, OSError) as error:
+            raise SystemExit(
+                f"Checkpoint {self._manager.directory / str(number)} cannot be read "
+                f"({error}). Delete it to go on from the one before it."
+            ) from error
         params, state = data_as_keys(read["arrays"], (like.params, like.state))
         epoch = read["numbers"].pop("standing")
         return Checkpoint(standing=Standing(epoch, params, state), **read["numbers"])

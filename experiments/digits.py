@@ -93,7 +93,7 @@ class Config:
     """Which of the processes this one is, from 0 on."""
 
 
-class Plan(NamedTuple):
+class Lengths(NamedTuple):
     """The length of a run in epochs.
 
     Attributes:
@@ -130,7 +130,7 @@ def main(config: Config) -> None:
             data = load(config.data, config.data_dir)
         except RuntimeError as error:  # it says what to do; a traceback would hide it
             raise SystemExit(str(error)) from None
-        plan = make_plan(config, data)
+        plan = lengths_of(config, data)
         writes = config.process_id in (None, 0)
         folder = (config.resume or make_folder(config)) if writes else None
         with interruption.postponed() as asked:
@@ -189,7 +189,7 @@ def flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def make_plan(config: Config, data: Dataset) -> Plan:
+def lengths_of(config: Config, data: Dataset) -> Lengths:
     """Steps in whole epochs; or an end with what is wrong with the options."""
     images = len(data.train.labels)
     steps = images // config.batch_size if config.batch_size > 0 else 0
@@ -201,7 +201,7 @@ def make_plan(config: Config, data: Dataset) -> Plan:
             "(--checkpoint-every too)."
         )
     whole = lambda every: max(1, every // steps)
-    return Plan(
+    return Lengths(
         steps,
         -(-config.steps // steps),
         whole(config.evaluate_every),
@@ -277,7 +277,7 @@ def learning_rate(config: Config) -> optax.ScalarOrSchedule | None:
 def run_all(
     config: Config,
     data: Dataset,
-    plan: Plan,
+    plan: Lengths,
     folder: Path | None,
     asked: interruption.Interruption,
 ) -> list[list[Record]]:
@@ -357,7 +357,7 @@ def _run_seed(
     epoch: Callable,
     evaluate: Callable,
     data: Dataset,
-    plan: Plan,
+    plan: Lengths,
     start: Checkpoint,
 ) -> Iterator[tuple[Checkpoint, Record | None]]:
     """After each epoch, where the seed's run stands, and now and then its metrics."""

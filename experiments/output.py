@@ -46,6 +46,7 @@ class Output:
                 "checkpoint. Put it back, or start a new run."
             )
         self._log.truncate(size)  # what came after it will come again
+        self._log.seek(size)
         lines = self._path.read_text().splitlines()
         self.records = [json.loads(line) for line in lines]
         return last

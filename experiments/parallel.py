@@ -40,16 +40,19 @@ def joined(
       options: what all of them must have been started with.
 
     Raises:
-      AssertionError: if another process has other options.
+      SystemExit: if another process has other options; this one ends.
     """
     jax.distributed.initialize(
         coordinator, processes, process_id, cluster_detection_method="deactivate"
     )
     try:
         digest = np.frombuffer(hashlib.sha256(options.encode()).digest(), np.uint8)
-        multihost_utils.assert_equal(
-            digest, f"Start all processes with the same options; got {options} in one."
-        )
+        digests = multihost_utils.process_allgather(digest)
+        if np.any(digests != digest):
+            raise SystemExit(
+                f"Start all processes with the same options; process {process_id} has "
+                f"{options}."
+            )
         yield
     except Stopped:  # all of them, after the same epoch
         jax.distributed.shutdown()

@@ -83,7 +83,7 @@ def make_contenders(dimension: int, config: Config) -> dict[str, Contender]:
 
 def trust_region(dimension: int) -> Contender:
     """The minimum of the whole quadratic model, within a radius."""
-    solver = fomoh_jax.solvers._trust_region()
+    solver = fomoh_jax.solvers.trust_region()
     return Contender(
         lambda rate, key: fomoh_jax.fomoh_kd(dimension, solver=solver, key=key)
     )

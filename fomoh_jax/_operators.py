@@ -15,6 +15,7 @@ from fomoh_jax._hyperdual.evaluation import coefficients_of, evaluate, primals_o
 from fomoh_jax._hyperdual.forms import Diagonal, Form
 from fomoh_jax._hyperdual.models import quadratic_model
 from fomoh_jax._hyperdual.number import in_dtype
+from fomoh_jax._hyperdual.plans.auto import chosen
 from fomoh_jax._hyperdual.plans.plan import Plan
 from fomoh_jax._hyperdual.trace_forms import Trace, WeightedTrace
 
@@ -52,6 +53,8 @@ def hessian(
       [[4. 6.]
        [6. 0.]]
     """
+
+    plan = chosen(plan)
 
     @wraps(fun)
     def hessian_fun(*args, **kwargs):

@@ -13,7 +13,7 @@ from jax import export
 
 import fomoh_jax
 from experiments.benchmarks.workloads import digits, transformer
-from fomoh_jax import curvature, serialisation
+from fomoh_jax import _serialisation, curvature
 from tests.reference import random_directions
 
 pytestmark = pytest.mark.optimised
@@ -123,7 +123,7 @@ def test_every_state_and_result_of_the_library_has_a_name():
         if isinstance(value, type) and hasattr(value, "_fields")
     }
     # It holds functions.
-    assert tuples - {fomoh_jax.solvers.Solver} == set(serialisation.NAMED)
+    assert tuples - {fomoh_jax.solvers.Solver} == set(_serialisation.NAMED)
 
 
 def test_results_of_curvature_are_read_back_as_what_they_are():

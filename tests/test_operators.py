@@ -1,4 +1,4 @@
-"""``hessian`` against JAX's own; the diagonal and the Laplacian are in test_traces."""
+"""``hessian`` against JAX's own. (``laplacian`` is in hyperdual/test_trace_forms.)"""
 
 import jax
 import jax.numpy as jnp

@@ -105,7 +105,7 @@ def test_a_sharded_batch_takes_one_exchange_of_value_slopes_and_curvatures(
 
 
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
-def test_regenerated_directions_of_sharded_parameters_are_never_sent(kind):
+def test_deferred_directions_of_sharded_parameters_are_never_sent(kind):
     compiled, args = compiled_step(kd("deferred"), kind, P("data"))
     forward = jax.jit(loss).lower(args[0], **args[2]).compile()
     shapes = lambda program: sorted(

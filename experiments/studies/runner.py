@@ -38,6 +38,7 @@ def run_all(runs: Iterable[Run], file: Path, data: Dataset) -> int:
                 continue
             result = execute(run, model, method, epoch, evaluate, data)
             save(file, result)
+            kept.add(run)
             done += 1
             print(f"[{number}/{len(runs)}] {describe(result)}", flush=True)
     print(f"{done} of {len(runs)} runs done, the others were kept.", flush=True)

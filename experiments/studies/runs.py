@@ -78,7 +78,8 @@ def load_all(file: Path) -> list[Result]:
     # A line without an end was being written when the study was stopped.
     kept = [json.loads(line) for line in lines if line.endswith("\n")]
     results = [Result(**fields | {"run": Run(**fields["run"])}) for fields in kept]
-    return sorted(results, key=lambda result: result.run.slug)
+    each = {result.run: result for result in results}  # of two studies at once
+    return sorted(each.values(), key=lambda result: result.run.slug)
 
 
 def save(file: Path, result: Result) -> None:

@@ -90,6 +90,10 @@ class Channel(abc.ABC):
         """One of the coefficients."""
         return self.stored().coefficient(index)
 
+    def zero(self) -> "Zero":
+        """A zero of the type of this channel's coefficients."""
+        return self.stored().zero()
+
     def __add__(self, other: "Channel") -> "Channel":
         if not isinstance(other, Channel):
             return NotImplemented
@@ -102,13 +106,29 @@ class Channel(abc.ABC):
         a, b = _padded_alike([stack.moved(axis) for stack in stacks])
         return dataclasses.replace(a, array=a.array + b.array)
 
+    def __radd__(self, other: Any) -> "Channel":
+        # What Python's sum begins with.
+        return self if isinstance(other, int) and other == 0 else NotImplemented
+
     def __sub__(self, other: "Channel") -> "Channel":
         if not isinstance(other, Channel):
             return NotImplemented
         return self + -1 * other
 
-    def __rmul__(self, coefficient: jax.typing.ArrayLike) -> "Channel":
+    def __neg__(self) -> "Channel":
+        return -1 * self
+
+    def __mul__(self, coefficient: jax.typing.ArrayLike) -> "Channel":
+        if isinstance(coefficient, Channel):
+            return NotImplemented
         return self.scaled(coefficient)
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, divisor: jax.typing.ArrayLike) -> "Channel":
+        if isinstance(divisor, Channel):
+            return NotImplemented
+        return self.scaled(divisor, lambda c, x: x / c)
 
 
 @register_pytree_node_class
@@ -117,8 +137,8 @@ class Zero(Channel):
     """A channel that is known to be zero. It costs nothing and is never stored.
 
     Attributes:
-      like: an array of the type of one coefficient, such as the primal of the number.
-        A number tells it to its channels; in a sum no zero needs it.
+      like: an array of the type of one coefficient. The channels of a number have its
+        primal. ``ZERO``, the zero of no type in particular, has none: it is for sums.
     """
 
     like: Any = None
@@ -158,7 +178,15 @@ class Zero(Channel):
 
     def coefficient(self, index: int) -> jax.Array:
         del index
+        if self.like is None:
+            raise TypeError(
+                "a zero must have a type where its value is needed; got ZERO, which "
+                "has none. Take that of a number instead: HyperDual(primal).tangents."
+            )
         return lax.full_like(self.like, 0)
+
+    def zero(self) -> "Zero":
+        return self
 
     # As operands of a function that is mapped over the coefficients: the same for all.
     mapped_axis = None
@@ -191,7 +219,7 @@ ZERO = Zero()
 
 
 @register_dataclass
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Stack(Channel):
     """Arrays of one shape ``s``, stacked along ``axis`` of ``array``.
 
@@ -299,6 +327,10 @@ class Stack(Channel):
             return lax.full_like(self.moved(0).array[0], 0)
         return self.moved(0).array[self.indices.index(index)]
 
+    def zero(self) -> "Zero":
+        shape = [n for i, n in enumerate(self.array.shape) if i != self.axis]
+        return Zero(jax.ShapeDtypeStruct(shape, self.dtype))
+
     @property
     def mapped_axis(self) -> int:
         return self.axis
@@ -335,7 +367,7 @@ class Stack(Channel):
 
 
 @register_dataclass
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Deferred(Channel):
     """``k`` directions of a leaf, as what they are made from.
 
@@ -377,24 +409,35 @@ class Deferred(Channel):
         return self.stored().array
 
     def stored(self) -> Stack:
-        return self._stack
-
-    @functools.cached_property
-    def _stack(self) -> Stack:
-        # Made once for all that one equation does with it: the next one reads another
-        # channel, which waits for this one's results.
         return Stack(self.make(jax.tree.map(again, self.seed)))
 
     def not_before(self, array: jax.Array | None) -> "Deferred":
-        if array is None or not jnp.size(array):
-            return dataclasses.replace(self)
-        return dataclasses.replace(self, seed=delayed(self.seed, array))
+        seed = self.seed
+        if array is not None and jnp.size(array):
+            seed = delayed(seed, array)
+        return _Once(seed, self.make, self.shape, self.dtype)
 
     def rotated(self, start: jax.Array, n: int) -> "Deferred":
         del n
         return dataclasses.replace(
             self, seed=(self.seed, start), make=_Rotated(self.make)
         )
+
+
+@register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Once(Deferred):
+    """A deferred channel that one equation reads, made once for all that it does.
+
+    The next equation reads another one, which waits for the results of this one.
+    """
+
+    def stored(self) -> Stack:
+        return self._stored
+
+    @functools.cached_property
+    def _stored(self) -> Stack:
+        return super().stored()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -410,7 +453,7 @@ class _Rotated:
 
 def is_channel(x: Any) -> bool:
     """Whether ``x`` is a leaf of directions that is no array: a tree would look in."""
-    return isinstance(x, Channel)
+    return isinstance(x, (Stack, Deferred))
 
 
 def as_stack(leaf: Any, after: jax.Array | None = None) -> Stack:

@@ -94,7 +94,7 @@ class Form(abc.ABC):
         """``a_i b_j``, elementwise."""
         stacks = stacks_of(a, b)
         if not self.q or stacks is None:
-            return ZERO
+            return (a if a.is_zero else b).zero()
         axis = max(stack.axis for stack in stacks)
         a, b = (stack.moved(axis) for stack in stacks)
         return self._product(a, b)
@@ -165,7 +165,7 @@ class IndexPairs(Form):
     def _product(self, a: Stack, b: Stack) -> Channel:
         present, i, j = self._places(a, b)
         if present == ():
-            return ZERO
+            return a.zero()
         return self._stack(a.operand(i) * b.operand(j), a.axis, present)
 
     def _bilinear(self, product: Bilinear, a: Stack, b: Stack, axis: int) -> Channel:

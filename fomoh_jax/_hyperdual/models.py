@@ -153,7 +153,8 @@ def quadratic_model(
     check_primals(fun, primals)
     k, _ = read_directions(primals, directions)
     # Along no direction there is nothing to compute, and nothing to split.
-    way = chosen(plan) if k else Forward()
+    way = chosen(plan)
+    way = way if k else Forward()
 
     def model(primals, directions):
         _, channels = read_directions(primals, directions)

@@ -42,13 +42,13 @@ class HyperDual:
         """Whether the number has no derivative, so that plain evaluation is enough."""
         return self.tangents.is_zero and self.seconds.is_zero
 
-    def mapped(self, function: Callable[[Channel], Channel]) -> "HyperDual":
+    def map_channels(self, function: Callable[[Channel], Channel]) -> "HyperDual":
         """The number with another channel for each of its two."""
         return HyperDual(self.primal, *map(function, self.channels))
 
     def moved(self, axis: int) -> "HyperDual":
         """The number with its stacking axes at ``axis``."""
-        return self.mapped(lambda channel: channel.moved(axis))
+        return self.map_channels(lambda channel: channel.moved(axis))
 
     def not_before(self, array: jax.Array | None) -> "HyperDual":
         """The number, with nothing made before ``array`` is computed."""
@@ -59,7 +59,7 @@ class HyperDual:
 
     def stored(self) -> "HyperDual":
         """The number with nothing left to be made."""
-        return self.mapped(lambda channel: channel.stored())
+        return self.map_channels(lambda channel: channel.stored())
 
 
 # For each of several numbers, whether it has tangents and whether it has seconds.

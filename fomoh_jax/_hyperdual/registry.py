@@ -2,7 +2,7 @@
 
 A rule is ``rule(form, op, args) -> list of HyperDual``. ``op`` is the operation to
 differentiate, callable on primals; ``args`` are its operands, of which at least one is
-not constant.
+not constant (but for the few rules that say otherwise).
 """
 
 import dataclasses
@@ -14,6 +14,7 @@ from jax.extend.core import JaxprEqn, Primitive, primitives
 from jax.interpreters import ad
 from jax.ref import AbstractRef
 
+from fomoh_jax._hyperdual.channels import Channel
 from fomoh_jax._hyperdual.forms import Form
 from fomoh_jax._hyperdual.mesh_axes import varying_as_traced
 from fomoh_jax._hyperdual.number import HyperDual
@@ -85,7 +86,8 @@ def apply_rule(
     form: Form, op: Operation, args: Sequence[HyperDual]
 ) -> Sequence[HyperDual]:
     """The results of an operation on numbers."""
-    args, function = varying_as_traced(op.inputs, args), find_rule(op.primitive)
+    args = varying_as_traced(op.inputs, args)
+    function = find_rule(op.primitive)
     # What is kept in a mutable array may begin to vary after it was made.
     mutable = any(isinstance(out, AbstractRef) for out in op.outputs)
     constant = all(arg.is_constant for arg in args)
@@ -93,7 +95,23 @@ def apply_rule(
         return [HyperDual(out) for out in op(*(arg.primal for arg in args))]
     if not takes_any_axis(op.primitive):
         args = [arg.moved(0) for arg in args]
-    return function(form, op, args)
+    return _checked(op, function(form, op, args))
+
+
+def _checked(op: Operation, outs: Any) -> Sequence[HyperDual]:
+    """What a rule returns, if it is what it should be."""
+    if op.primitive in _OF_USERS:
+        count, each = len(op.outputs), isinstance(outs, (list, tuple)) and outs
+        if not each or len(each) != count or not all(map(_is_number, each)):
+            raise TypeError(
+                f"the rule of {op.primitive} must return a list of one HyperDual for "
+                f"each of its {count} results, with channels; got {outs!r}."
+            )
+    return outs
+
+
+def _is_number(x: Any) -> bool:
+    return isinstance(x, HyperDual) and all(isinstance(c, Channel) for c in x.channels)
 
 
 def rule_for(primitive: Primitive, function: Rule) -> None:

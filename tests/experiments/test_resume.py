@@ -12,9 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments import data, digits, output
+from experiments import data, digits, methods, output
 from experiments.checkpoints import load_params
 from experiments.data import Dataset
+from experiments.models import MODELS
+from experiments.training import begin
 
 # Other processes are compared with this one, bit for bit.
 pytestmark = pytest.mark.optimised
@@ -148,6 +150,20 @@ def test_without_its_metrics_it_says_so(unfinished):
     (unfinished / "metrics.jsonl").unlink()
     with pytest.raises(SystemExit, match="has fewer than the"):
         resume(unfinished)
+
+
+def test_it_goes_on_though_it_was_killed_and_then_stopped_before_a_record(
+    unfinished, small_set
+):
+    config = digits.read_config(unfinished)
+    method = methods.make_method("fomoh_kd", digits.learning_rate(config), config.k)
+    fresh = begin(MODELS["softmax"], method, small_set.train, seed=0)
+    with (unfinished / "metrics.jsonl").open("ab") as log:
+        log.write(b'{"seed": 1}\n')  # on which no checkpoint counts
+    for number in (11, 12):
+        with output.Output(unfinished) as run:
+            run.save(number, run.restore(fresh))
+            assert {"seed": 1} not in run.records
 
 
 def test_a_finished_run_is_only_drawn_again(whole, tmp_path, capsys):

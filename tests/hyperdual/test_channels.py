@@ -7,7 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from fomoh_jax import plans, quadratic_model
 from fomoh_jax._hyperdual.channels import ZERO, Deferred, Stack, Zero, apply_linear
+from fomoh_jax._hyperdual.forms import Diagonal
 from fomoh_jax._hyperdual.number import HyperDual, spread
 from tests.reference import normal
 
@@ -86,7 +88,7 @@ def test_a_deferred_channel_is_made_once_for_all_that_one_equation_does():
         return seed * jnp.ones((2, 3))
 
     channel = Deferred(jnp.array(2.0), make, (2, 3), jnp.dtype("float64"))
-    number = HyperDual(jnp.ones(3), channel)
+    number = HyperDual(jnp.ones(3), channel).not_before(None)
     total = 3 * number.tangents + number.tangents
     np.testing.assert_array_equal(total.array, np.full((2, 3), 8.0))
     assert len(made) == 1
@@ -94,6 +96,48 @@ def test_a_deferred_channel_is_made_once_for_all_that_one_equation_does():
     later = number.not_before(total.array)
     np.testing.assert_array_equal(later.tangents.coefficient(1), np.full(3, 2.0))
     assert len(made) == 2
+
+
+def test_a_deferred_leaf_keeps_nothing_that_was_made_of_it():
+    leaf = Deferred(
+        jax.random.key(0),
+        lambda key: jax.random.normal(key, (2, 3)),
+        (2, 3),
+        jnp.dtype("float64"),
+    )
+    cube, x = lambda x: jnp.sum(x**3), jnp.ones(3)
+    for use in (
+        lambda x: x[0] * leaf.dense().sum(),
+        lambda x: quadratic_model(cube, (x,), (leaf,), plan=plans.adjoint()).slope,
+    ):
+        # A tracer that it kept would be met by the second call.
+        np.testing.assert_allclose(jax.jit(use)(x), use(x))
+
+
+def test_channels_take_the_arithmetic_of_arrays():
+    a, c = normal(4, 3), normal(3, seed=1)
+    for left, right in (
+        (Stack(a) * c, a * c),
+        (Stack(a) / c, a / c),
+        (-Stack(a), -a),
+        (sum([Stack(a), Stack(a)]), 2 * a),
+    ):
+        np.testing.assert_allclose(left.array, right)
+    assert (ZERO / c).is_zero and (-ZERO).is_zero
+    with pytest.raises(TypeError, match="unsupported operand"):
+        Stack(a) * Stack(a)
+
+
+def test_a_zero_without_a_type_is_named_where_it_would_be_needed():
+    function = lambda a, b: [a + b]
+    with pytest.raises(TypeError, match=r"a zero must have a type.*got ZERO"):
+        apply_linear(function, [Stack(normal(4, 2)), ZERO], [0])
+
+
+def test_products_that_are_zero_have_a_type():
+    x, y = Stack(normal(1, 3), 0, (0,), 2), Stack(normal(1, 3), 0, (1,), 2)
+    for zero in (Diagonal(2).product(x, y), Diagonal(2).product(x, Zero(normal(3)))):
+        np.testing.assert_array_equal(zero.coefficient(0), jnp.zeros(3))
 
 
 def test_channels_of_different_kinds_are_different_trees():

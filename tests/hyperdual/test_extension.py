@@ -84,3 +84,11 @@ def test_a_rule_takes_the_place_of_one_of_jax_s_also_where_it_was_interpreted_be
 def test_what_is_no_primitive_is_refused():
     with pytest.raises(TypeError, match=r"primitive must be a jax\.extend.*got 'sin'"):
         fomoh_jax.register_rule("sin")
+
+
+def test_what_a_rule_must_not_return_is_named():
+    square = primitive("square", lambda x: x**2)
+    for wrong in (lambda x: x.primal, lambda x: [], lambda x: [x.primal]):
+        fomoh_jax.register_rule(square)(lambda form, op, args, f=wrong: f(args[0]))
+        with pytest.raises(TypeError, match="square must return a list of one HyperD"):
+            fomoh_jax.hessian(square.bind)(jnp.array(2.0))

@@ -107,7 +107,7 @@ def test_empty_results_and_no_directions_are_split():
         assert model.curvature.shape == (0, 0, 3)
 
 
-def test_regenerated_and_active_directions_are_numbered_from_each_device_s_own():
+def test_deferred_and_partly_present_directions_are_numbered_from_each_device_s_own():
     loss, (params, x) = mlp(jnp.tanh)
     source = directions.deferred(directions.gaussian(K))
     vectors = source.sample(jax.random.key(0), params, None)

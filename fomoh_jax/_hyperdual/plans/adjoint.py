@@ -63,11 +63,11 @@ def adjoint() -> Plan:
       [[ 6.  0.]
        [ 0. 12.]]
     """
-    return Reverse()
+    return Adjoint()
 
 
 @dataclasses.dataclass(frozen=True)
-class Reverse(Plan):
+class Adjoint(Plan):
     """The plan that :func:`adjoint` returns."""
 
     def curvatures(
@@ -78,7 +78,7 @@ class Reverse(Plan):
 
 @register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Adjoint(Form):
+class Sources(Form):
     """One second-order coefficient: the sum of what comes from each source.
 
     Attributes:
@@ -257,7 +257,7 @@ def _curvatures(
         numbers, own = varying_alike(args, axes), varying_alike(table, axes)
 
         def seconds(ordered, halves):
-            form = Adjoint(k, ordered, halves, selects)
+            form = Sources(k, ordered, halves, selects)
             outs = interpret(jaxpr, form, numbers)
             flat = [HyperDual(out.primal, out.tangents) for out in outs]
             values = [

@@ -14,7 +14,7 @@ def chosen(plan: Plan | Literal["auto"]) -> Plan:
     """
     if isinstance(plan, Plan):
         return plan
-    if plan == "auto":
+    if isinstance(plan, str) and plan == "auto":
         return Forward()
     hint = " Did you forget to call it?" if callable(plan) else ""
     raise TypeError(

@@ -90,7 +90,7 @@ def _leading(number: HyperDual) -> list[Channel]:
 
 def _scanned(number: HyperDual) -> HyperDual:
     """A scanned number without those."""
-    return number.mapped(lambda channel: ZERO if channel.axis == 0 else channel)
+    return number.map_channels(lambda channel: ZERO if channel.axis == 0 else channel)
 
 
 def _at(channels: Sequence[Channel], time: jax.Array) -> list[Channel]:
@@ -113,7 +113,7 @@ def _merged(number: HyperDual, channels: Sequence[Channel]) -> HyperDual:
 
 def _declared(number: HyperDual, axis: int) -> HyperDual:
     """The number with its stacks said, not made, to be along ``axis``."""
-    return number.mapped(lambda channel: channel.declared(axis))
+    return number.map_channels(lambda channel: channel.declared(axis))
 
 
 @rule("scan")

@@ -74,9 +74,10 @@ def _implicit(
         return first, rest
 
     y, pushforward, rest = jax.linearize(function, *primals, has_aux=True)
-    push = lambda channels: apply_linear(lambda *ts: [pushforward(*ts)], channels, [0])[
-        0
-    ]
+
+    def push(channels: Sequence[Channel]) -> Channel:
+        return apply_linear(lambda *ts: [pushforward(*ts)], channels, [0])[0]
+
     tangents = push([arg.tangents for arg in args])
     *others, last = (arg.seconds for arg in args)
     seconds = push([*others, last - curved_terms(tangents, *rest)])
