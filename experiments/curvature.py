@@ -321,7 +321,7 @@ def checks(problem: Problem) -> str:
     def solve(params, growth):
         turned = lambda p: loss(p) - growth / 2 * jnp.sum(ravel_pytree(p)[0] ** 2)
         return curvature.conjugate_gradients(
-            turned, (params,), (unravel(gradient),), tolerance=1e-10
+            turned, (params,), (unravel(gradient),), tol=1e-10
         )
 
     convex, saddle = solve(params, 0.0), solve(params, 2 * DECAY)

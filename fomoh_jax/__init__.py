@@ -19,6 +19,7 @@ from fomoh_jax import (  # noqa: E402
 from fomoh_jax._aliases import fgd, fomoh, fomoh_bp, fomoh_kd  # noqa: E402
 from fomoh_jax._hyperdual import (  # noqa: E402
     Deferred,
+    DirectionalCurvature,
     QuadraticModel,
     Stack,
     directional_curvature,
@@ -39,6 +40,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Deferred",
+    "DirectionalCurvature",
     "QuadraticModel",
     "ScaleByForwardGradientState",
     "ScaleByHyperplaneState",

@@ -11,8 +11,8 @@ from fomoh_jax._transforms import scale_by_forward_gradient, scale_by_hyperplane
 
 def fgd(
     learning_rate: optax.ScalarOrSchedule,
-    k: int = 1,
     *,
+    k: int = 1,
     key: chex.PRNGKey | int | None = None,
     has_aux: bool = False,
     aux_struct: Any = None,

@@ -6,7 +6,7 @@ a type that has a name. These are part of what is written, and stay as they are.
 
 from jax import export
 
-from fomoh_jax._hyperdual import QuadraticModel
+from fomoh_jax._hyperdual import DirectionalCurvature, QuadraticModel
 from fomoh_jax._transforms import ScaleByForwardGradientState, ScaleByHyperplaneState
 from fomoh_jax.curvature import ConjugateGradients, Eigenpairs, Estimate
 from fomoh_jax.directions import HistoryState
@@ -14,6 +14,7 @@ from fomoh_jax.solvers import ReachState, SelfTuningState, TrustRegionState
 
 NAMED = (
     QuadraticModel,
+    DirectionalCurvature,
     ScaleByForwardGradientState,
     ScaleByHyperplaneState,
     HistoryState,

@@ -3,6 +3,7 @@
 from fomoh_jax._hyperdual.channels import Deferred, Stack
 from fomoh_jax._hyperdual.extension import register_rule
 from fomoh_jax._hyperdual.models import (
+    DirectionalCurvature,
     QuadraticModel,
     directional_curvature,
     directional_derivatives,
@@ -13,6 +14,7 @@ from fomoh_jax._hyperdual.models import (
 
 __all__ = [
     "Deferred",
+    "DirectionalCurvature",
     "QuadraticModel",
     "Stack",
     "directional_curvature",

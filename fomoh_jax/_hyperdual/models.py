@@ -39,6 +39,20 @@ class QuadraticModel(NamedTuple):
     curvature: Any
 
 
+class DirectionalCurvature(NamedTuple):
+    """A function and its first two derivatives along each of several directions.
+
+    Attributes:
+      value: ``f(x)``, a pytree as ``f`` returns it.
+      slope: ``v_i · ∇f``, leaves of shape ``[k, *out]``.
+      curvature: ``v_iᵀ H v_i``, leaves of shape ``[k, *out]``.
+    """
+
+    value: Any
+    slope: Any
+    curvature: Any
+
+
 def hyper_jvp(
     fun: Callable, primals: Sequence[Any], tangents1: Any, tangents2: Any
 ) -> tuple[Any, Any, Any, Any]:
@@ -230,7 +244,7 @@ def gauss_newton_model(
 
 def directional_curvature(
     fun: Callable, primals: Sequence[Any], directions: Any
-) -> tuple[Any, Any, Any]:
+) -> DirectionalCurvature:
     r"""Slope and curvature along each of several directions.
 
     .. math:: f(x), \quad v_i \cdot \nabla f, \quad v_i^\top H v_i
@@ -246,8 +260,8 @@ def directional_curvature(
         argument, or a part of one, that is held fixed.
 
     Returns:
-      ``(value, slope, curvature)`` with leaves of shape ``out``, ``[k, *out]`` and
-      ``[k, *out]``, in the dtype of the output.
+      A :class:`DirectionalCurvature` with ``value`` (shape ``out``), ``slope`` and
+      ``curvature`` (both ``[k, *out]``), in the dtype of the output.
 
     Raises:
       TypeError: if a structure or a dtype does not match the primals.
@@ -259,8 +273,8 @@ def directional_curvature(
       >>> from fomoh_jax import directional_curvature
       >>> f = lambda x: jnp.sum(x ** 3)
       >>> x = jnp.array([1.0, 2.0])
-      >>> value, slope, curvature = directional_curvature(f, (x,), (jnp.eye(2),))
-      >>> print(value, slope, curvature)
+      >>> curve = directional_curvature(f, (x,), (jnp.eye(2),))
+      >>> print(curve.value, curve.slope, curve.curvature)
       9.0 [ 3. 12.] [ 6. 12.]
 
     References:
@@ -269,7 +283,7 @@ def directional_curvature(
     check_primals(fun, primals)
     k, channels = read_directions(primals, directions)
     out, _ = evaluate(fun, Diagonal(k), primals, channels)
-    return (
+    return DirectionalCurvature(
         primals_of(out),
         coefficients_of(out, "tangents", k),
         coefficients_of(out, "seconds", k),

@@ -30,18 +30,16 @@ def read_real(name: str, value: Any, dtype: Any) -> jax.Array:
     return array.astype(dtype)
 
 
-def read_tolerance(tolerance: Any, dtype: Any) -> jax.Array:
+def read_tolerance(tol: Any, dtype: Any) -> jax.Array:
     """One number of at least 0, in a dtype. What is traced is not known to be that.
 
     Raises:
       TypeError: if it is no real number.
       ValueError: if it is negative, NaN, or an array with axes.
     """
-    array = read_real("tolerance", tolerance, dtype)
+    array = read_real("tol", tol, dtype)
     if array.ndim:
-        raise ValueError(
-            f"tolerance must be one number; got shape {list(array.shape)}."
-        )
-    if not isinstance(tolerance, Tracer) and not np.asarray(tolerance) >= 0:
-        raise ValueError(f"tolerance must be at least 0; got {tolerance}.")
+        raise ValueError(f"tol must be one number; got shape {list(array.shape)}.")
+    if not isinstance(tol, Tracer) and not np.asarray(tol) >= 0:
+        raise ValueError(f"tol must be at least 0; got {tol}.")
     return array

@@ -52,14 +52,14 @@ def conjugate_gradients(
     primals: Sequence[Any],
     rhs: Any,
     *,
-    tolerance: float = 1e-5,
-    max_iterations: int | None = None,
+    tol: float = 1e-5,
+    maxiter: int | None = None,
     chunk_size: int | None = None,
 ) -> ConjugateGradients:
     r"""Solves :math:`H x = b` with products by forward passes alone.
 
     From :math:`x = 0`, conjugate gradients end when :math:`|b - H x|` is at most
-    ``tolerance`` times :math:`|b|`, or at a search direction :math:`p` whose curvature
+    ``tol`` times :math:`|b|`, or at a search direction :math:`p` whose curvature
     :math:`p^\top H p` is not positive to rounding. With :math:`b = -\nabla f` this is
     Newton's step, and each iterate on the way goes downhill. Where the curvature is
     negative, ``solution`` is what was reached before, zero in the first iteration, and
@@ -74,8 +74,8 @@ def conjugate_gradients(
       primals: tuple of its arguments.
       rhs: ``b``, a tuple like ``primals``; ``None`` for an argument, or a part of one,
         that is held fixed.
-      tolerance: of the residual, relative to the right-hand side; at least 0.
-      max_iterations: by default ``D``, after which the exact solution is there but for
+      tol: of the residual, relative to the right-hand side; at least 0.
+      maxiter: by default ``D``, after which the exact solution is there but for
         rounding.
       chunk_size: bound on memory, as in :func:`hvp`.
 
@@ -84,9 +84,9 @@ def conjugate_gradients(
 
     Raises:
       TypeError: if ``fun`` does not return one real number, if a structure or a dtype
-        does not match the primals, if a size is no Python integer, or if ``tolerance``
+        does not match the primals, if a size is no Python integer, or if ``tol``
         is no real number.
-      ValueError: if a shape does not match, a size is less than 1, ``tolerance`` is
+      ValueError: if a shape does not match, a size is less than 1, ``tol`` is
         negative or NaN, or nothing varies.
 
     Example:
@@ -107,9 +107,9 @@ def conjugate_gradients(
     name = "conjugate_gradients"
     coordinates, b = along("rhs", name, fun, primals, rhs)
     limit = coordinates.size
-    if max_iterations is not None:
-        limit = check_size("max_iterations", max_iterations)
-    relative = read_tolerance(tolerance, b.dtype)
+    if maxiter is not None:
+        limit = check_size("maxiter", maxiter)
+    relative = read_tolerance(tol, b.dtype)
     # Squares of what is tiny or huge leave the range of the numbers.
     largest = jnp.max(jnp.abs(b))
     scale = jnp.where(largest > 0, largest, 1)

@@ -18,10 +18,10 @@ class Eigenpairs(NamedTuple):
     """Approximate eigenvalues of a Hessian, of the largest magnitude first.
 
     Attributes:
-      values: ``λ``, ``[count]``.
+      values: ``λ``, ``[k]``.
       vectors: orthonormal ``u``, a tuple like the arguments of the function whose
-        leaves have a leading axis ``count``.
-      residuals: ``|H u - λ u|``, ``[count]``: that near to each of ``values`` the
+        leaves have a leading axis ``k``.
+      residuals: ``|H u - λ u|``, ``[k]``: that near to each of ``values`` the
         Hessian has an eigenvalue.
       iterations: their number, an integer.
     """
@@ -36,21 +36,21 @@ def top_eigenvalues(
     fun: Callable,
     primals: Sequence[Any],
     key: jax.Array,
-    count: int,
+    k: int,
     *,
-    iterations: int = 100,
-    tolerance: float = 1e-4,
+    maxiter: int = 100,
+    tol: float = 1e-4,
     oversampling: int = 5,
     chunk_size: int | None = None,
 ) -> Eigenpairs:
     r"""Eigenvalues of the Hessian of the largest magnitude, by forward passes alone.
 
     Subspace iteration with Rayleigh–Ritz: an orthonormal block :math:`X` of
-    ``count + oversampling`` vectors is multiplied by the Hessian, one forward pass, and
+    ``k + oversampling`` vectors is multiplied by the Hessian, one forward pass, and
 
     .. math:: X^\top H X = U \Theta U^\top, \qquad X \leftarrow \mathrm{orth}(H X U)
 
-    until ``count`` pairs of :math:`\Theta` and :math:`X U` have converged. An error
+    until ``k`` pairs of :math:`\Theta` and :math:`X U` have converged. An error
     shrinks by :math:`|\lambda_{m + 1} / \lambda_i|` an iteration, with the first
     eigenvalue that the block of :math:`m` has no room for, so that one or two vectors
     more may save many.
@@ -59,9 +59,9 @@ def top_eigenvalues(
       fun: a function of pytrees of arrays that returns one real number.
       primals: tuple of its arguments.
       key: PRNG key of the first block.
-      count: number of eigenvalues, at most ``D``.
-      iterations: at most so many, each a forward pass.
-      tolerance: it ends when every residual is at most so much of the largest
+      k: number of eigenvalues, at most ``D``.
+      maxiter: the largest number of iterations, each a forward pass.
+      tol: it ends when every residual is at most so much of the largest
         eigenvalue; at least 0. The error of an eigenvalue goes with the square of its
         residual.
       oversampling: how many vectors more, at least 0; at most ``D`` in all.
@@ -73,8 +73,8 @@ def top_eigenvalues(
     Raises:
       TypeError: if ``fun`` does not return one real number, if ``primals`` holds
         complex numbers, if a size is no Python integer, or if ``key`` is no PRNG key
-        or ``tolerance`` no real number.
-      ValueError: if a size is out of range, ``tolerance`` is negative or NaN, or
+        or ``tol`` no real number.
+      ValueError: if a size is out of range, ``tol`` is negative or NaN, or
         nothing varies.
 
     Example:
@@ -90,19 +90,19 @@ def top_eigenvalues(
     """
     name = "top_eigenvalues"
     coordinates = all_varied(name, fun, primals)
-    count = check_size("count", count)
-    if count > coordinates.size:
+    k = check_size("k", k)
+    if k > coordinates.size:
         raise ValueError(
-            f"count must be at most the number of elements that vary, "
-            f"{coordinates.size}; got {count}."
+            f"k must be at most the number of elements that vary, "
+            f"{coordinates.size}; got {k}."
         )
-    limit = check_size("iterations", iterations)
-    width = check_size("count + oversampling", count + oversampling)
-    if width < count:
+    limit = check_size("maxiter", maxiter)
+    width = check_size("k + oversampling", k + oversampling)
+    if width < k:
         raise ValueError(f"oversampling must be at least 0; got {oversampling}.")
     width = min(width, coordinates.size)
     check_key(key)
-    relative = read_tolerance(tolerance, coordinates.dtype)
+    relative = read_tolerance(tol, coordinates.dtype)
     orthonormal = lambda rows: jnp.linalg.qr(rows.T)[0].T
 
     def unconverged(state):
@@ -123,7 +123,7 @@ def top_eigenvalues(
         values, rotation = values[order], rotation[:, order].T
         vectors, product = rotation @ block, rotation @ product
         residuals = jnp.linalg.norm(product - values[:, None] * vectors, axis=1)
-        first = lambda x: x[:count]
+        first = lambda x: x[:k]
         pairs = Eigenpairs(
             scale * first(values),
             first(vectors),
@@ -134,7 +134,7 @@ def top_eigenvalues(
 
     shape, dtype = (width, coordinates.size), coordinates.dtype
     block = orthonormal(jax.random.normal(key, shape, dtype))
-    unknown = jnp.zeros(count, dtype)
-    start = Eigenpairs(unknown, block[:count], unknown, jnp.array(0))
+    unknown = jnp.zeros(k, dtype)
+    start = Eigenpairs(unknown, block[:k], unknown, jnp.array(0))
     _, pairs = while_loop(unconverged, iterate, (block, start))
     return pairs._replace(vectors=coordinates.tree(pairs.vectors))

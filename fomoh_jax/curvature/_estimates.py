@@ -25,20 +25,20 @@ class Estimate(NamedTuple):
     standard_error: Any
 
 
-def check_samples(name: str, size: Any) -> int:
-    """A number of samples that has a standard error.
+def check_probes(probes: Any) -> int:
+    """A number of probes whose spread gives a standard error.
 
     Raises:
       TypeError: if it is no Python integer.
       ValueError: if it is less than 2.
     """
-    size = check_size(name, size)
-    if size < 2:
+    probes = check_size("probes", probes)
+    if probes < 2:
         raise ValueError(
-            f"{name} must be at least 2, because the spread of the samples gives the "
-            f"standard error; got {size}."
+            "probes must be at least 2, because their spread gives the standard error; "
+            f"got {probes}."
         )
-    return size
+    return probes
 
 
 def gaussian(keys: jax.Array, size: int, dtype: Any) -> jax.Array:

@@ -16,7 +16,7 @@ from fomoh_jax._hyperdual.mesh_axes import (
 from fomoh_jax.curvature._coordinates import all_varied, check_scalar
 from fomoh_jax.curvature._estimates import (
     Estimate,
-    check_samples,
+    check_probes,
     estimated,
     rademacher,
     stacked,
@@ -44,7 +44,7 @@ def hutchinson_trace(
       fun: a function of pytrees of arrays that returns one real number.
       primals: tuple of its arguments.
       key: PRNG key.
-      probes: their number ``n``, at least 2.
+      probes: number of directions ``n``, at least 2.
       chunk_size: bound on memory: that many probes at a time. By default all.
 
     Returns:
@@ -68,7 +68,7 @@ def hutchinson_trace(
       Laplacian smoothing splines*, 1990.
     """
     coordinates = all_varied("hutchinson_trace", fun, primals)
-    n = check_samples("probes", probes)
+    n = check_probes(probes)
     check_key(key)
 
     def curvature(keys):
@@ -105,7 +105,7 @@ def hutchinson_diagonal(
       fun: a function of pytrees of arrays that returns one real number.
       primals: tuple of its arguments.
       key: PRNG key.
-      probes: their number ``n``, at least 2.
+      probes: number of directions ``n``, at least 2.
       chunk_size: bound on memory: that many probes at a time. By default all.
 
     Returns:
@@ -130,7 +130,7 @@ def hutchinson_diagonal(
       Bekas, Kokiopoulou and Saad, *An estimator for the diagonal of a matrix*, 2007.
     """
     coordinates = all_varied("hutchinson_diagonal", fun, primals)
-    n = check_samples("probes", probes)
+    n = check_probes(probes)
     check_key(key)
     leaves, structure = jax.tree.flatten(tuple(primals))
 

@@ -18,7 +18,7 @@ from fomoh_jax.curvature._coordinates import (
 )
 from fomoh_jax.curvature._estimates import (
     Estimate,
-    check_samples,
+    check_probes,
     gaussian,
     mean_and_error,
     stacked,
@@ -31,7 +31,7 @@ def sampled_hessian(
     fun: Callable,
     primals: Sequence[Any],
     key: jax.Array,
-    samples: int,
+    probes: int,
     *,
     baseline: jax.typing.ArrayLike | None = None,
     chunk_size: int | None = None,
@@ -42,7 +42,7 @@ def sampled_hessian(
       H \approx H_0 + \frac1{2n} \sum_s (v_s^\top H v_s - v_s^\top H_0 v_s)
         (v_s v_s^\top - I), \qquad v_s \sim N(0, I)
 
-    Each forward pass gives numbers and no vector, ``samples`` of them. The baseline
+    Each forward pass gives numbers and no vector, ``probes`` of them. The baseline
     :math:`H_0` is a control variate: whatever it is, if it does not depend on the
     sample, the estimate is unbiased, and its variance is that of :math:`K = H - H_0`,
 
@@ -59,20 +59,20 @@ def sampled_hessian(
       fun: a function of pytrees of arrays that returns one real number.
       primals: tuple of its arguments.
       key: PRNG key.
-      samples: their number ``n``, at least 2. From ``D (D + 1) / 2`` of them on,
+      probes: number of directions ``n``, at least 2. From ``D (D + 1) / 2`` of them on,
         :func:`fomoh_jax.hessian` is exact for no more.
       baseline: a number :math:`c` for :math:`H_0 = c I`, 0 for none, or a symmetric
         array of shape ``[D, D]``.
-      chunk_size: bound on memory: that many samples at a time. By default all.
+      chunk_size: bound on memory: that many probes at a time. By default all.
 
     Returns:
       An :class:`Estimate` of arrays of shape ``[D, D]``, symmetric.
 
     Raises:
       TypeError: if ``fun`` does not return one real number, if ``primals`` holds
-        complex numbers, if ``samples`` or ``chunk_size`` is no Python integer, if
+        complex numbers, if ``probes`` or ``chunk_size`` is no Python integer, if
         ``key`` is no PRNG key, or if ``baseline`` is not of real numbers.
-      ValueError: if ``samples < 2``, ``chunk_size < 1``, nothing varies, or
+      ValueError: if ``probes < 2``, ``chunk_size < 1``, nothing varies, or
         ``baseline`` has another shape.
 
     Example:
@@ -104,7 +104,7 @@ def sampled_hessian(
             )
         known = (known + known.T) / 2
     value, error = _sampled(
-        name, fun, primals, coordinates, key, samples, known, chunk_size, whole=True
+        name, fun, primals, coordinates, key, probes, known, chunk_size, whole=True
     )
     return Estimate(value, error)
 
@@ -113,7 +113,7 @@ def sampled_diagonal(
     fun: Callable,
     primals: Sequence[Any],
     key: jax.Array,
-    samples: int,
+    probes: int,
     *,
     baseline: Any = None,
     chunk_size: int | None = None,
@@ -137,12 +137,12 @@ def sampled_diagonal(
       fun: a function of pytrees of arrays that returns one real number.
       primals: tuple of its arguments.
       key: PRNG key.
-      samples: their number ``n``, at least 2. From ``D`` of them on,
+      probes: number of directions ``n``, at least 2. From ``D`` of them on,
         :func:`fomoh_jax.hessian_diagonal` is exact for no more.
       baseline: a number for all of :math:`h`, or a tuple like ``primals``, such as the
         value of a former estimate. By default the mean of the diagonal, found from the
         other samples.
-      chunk_size: bound on memory: that many samples at a time. By default all.
+      chunk_size: bound on memory: that many probes at a time. By default all.
 
     Returns:
       An :class:`Estimate` of tuples like ``primals``, with ``None`` for what is not of
@@ -150,10 +150,10 @@ def sampled_diagonal(
 
     Raises:
       TypeError: if ``fun`` does not return one real number, if ``primals`` holds
-        complex numbers, if ``samples`` or ``chunk_size`` is no Python integer, if
+        complex numbers, if ``probes`` or ``chunk_size`` is no Python integer, if
         ``key`` is no PRNG key, or if ``baseline`` is not of real numbers or not like
         ``primals``.
-      ValueError: if ``samples < 2``, ``chunk_size < 1``, nothing varies, or a shape of
+      ValueError: if ``probes < 2``, ``chunk_size < 1``, nothing varies, or a shape of
         ``baseline`` does not match.
 
     Example:
@@ -185,7 +185,7 @@ def sampled_diagonal(
                 f"shape {list(known.shape)}. For a single argument write (baseline,)."
             )
     parts = _sampled(
-        name, fun, primals, coordinates, key, samples, known, chunk_size, whole=False
+        name, fun, primals, coordinates, key, probes, known, chunk_size, whole=False
     )
     return Estimate(*map(coordinates.tree, parts))
 
@@ -196,7 +196,7 @@ def _sampled(
     primals: Sequence[Any],
     coordinates: Coordinates,
     key: jax.Array,
-    samples: int,
+    probes: int,
     baseline: jax.Array | None,
     chunk_size: int | None,
     whole: bool,
@@ -205,7 +205,7 @@ def _sampled(
 
     A baseline is a number, a diagonal ``[D]`` or a matrix ``[D, D]``.
     """
-    n, size = check_samples("samples", samples), coordinates.size
+    n, size = check_probes(probes), coordinates.size
     check_key(key)
     keys = jax.random.split(key, n)
 

@@ -31,8 +31,8 @@ def test_estimates(estimate):
     name = estimate.__name__
     run = lambda f=fun, x=(X,), n=4, **kwargs: lambda: estimate(f, x, KEY, n, **kwargs)
     fails(TypeError, "primals must be a tuple", run(x=X))
-    fails(ValueError, "(probes|samples) must be at least 2.*got 1", run(n=1))
-    fails(TypeError, "(probes|samples) must be a Python integer", run(n=2.5))
+    fails(ValueError, "probes must be at least 2.*got 1", run(n=1))
+    fails(TypeError, "probes must be a Python integer", run(n=2.5))
     fails(ValueError, "chunk_size must be at least 1; got 0", run(chunk_size=0))
     fails(TypeError, rf"{name} needs a function.*shape \[3\]", run(jnp.sin))
     fails(TypeError, f"{name} needs a function.*PyTreeDef", run(lambda x: (x[0],)))
@@ -78,19 +78,19 @@ def test_products_and_systems():
     fails(TypeError, "hvp needs a function that returns one real", hvp((X,), jnp.sin))
     cg = lambda b=(X,), **k: lambda: curvature.conjugate_gradients(fun, (X,), b, **k)
     fails(TypeError, r"rhs\[0\] must have the dtype", cg((X.astype(jnp.float32),)))
-    fails(ValueError, "max_iterations must be at least 1", cg(max_iterations=0))
+    fails(ValueError, "maxiter must be at least 1", cg(maxiter=0))
 
 
 def test_eigenvalues():
     top = lambda count, **k: (
         lambda: curvature.top_eigenvalues(fun, (X,), KEY, count, **k)
     )
-    fails(ValueError, "count must be at most.*3; got 4", top(4))
-    fails(ValueError, "count must be at least 1", top(0))
+    fails(ValueError, "k must be at most.*3; got 4", top(4))
+    fails(ValueError, "k must be at least 1", top(0))
     fails(
         ValueError, "oversampling must be at least 0; got -1", top(2, oversampling=-1)
     )
-    fails(ValueError, "iterations must be at least 1", top(2, iterations=0))
+    fails(ValueError, "maxiter must be at least 1", top(2, maxiter=0))
     fails(
         TypeError,
         r"key must be one PRNG key.*shape \[2\] and dtype key",
@@ -100,11 +100,9 @@ def test_eigenvalues():
 
 SOLVERS = {
     "conjugate_gradients": lambda t: curvature.conjugate_gradients(
-        fun, (X,), (X,), tolerance=t
+        fun, (X,), (X,), tol=t
     ),
-    "top_eigenvalues": lambda t: curvature.top_eigenvalues(
-        fun, (X,), KEY, 1, tolerance=t
-    ),
+    "top_eigenvalues": lambda t: curvature.top_eigenvalues(fun, (X,), KEY, 1, tol=t),
 }
 
 
@@ -112,10 +110,10 @@ SOLVERS = {
 def test_tolerances(name):
     call = lambda t: lambda: SOLVERS[name](t)
     for bad in (-1.0, np.float32(-1), jnp.array(-1.0), float("nan"), np.float64("nan")):
-        fails(ValueError, "tolerance must be at least 0; got (-1|nan)", call(bad))
-    fails(ValueError, r"tolerance must be one number; got shape \[3\]", call(X))
-    fails(TypeError, "tolerance must be of real numbers; got None", call(None))
-    fails(TypeError, "tolerance must be real; got dtype complex", call(1j))
+        fails(ValueError, "tol must be at least 0; got (-1|nan)", call(bad))
+    fails(ValueError, r"tol must be one number; got shape \[3\]", call(X))
+    fails(TypeError, "tol must be of real numbers; got None", call(None))
+    fails(TypeError, "tol must be real; got dtype complex", call(1j))
 
 
 def test_a_legacy_key_is_one():

@@ -24,16 +24,14 @@ POSITIVE = symmetric([0.1, 1.0, 2.0, 5.0, 8.0])
 B = normal(5, seed=4)
 
 
-@functools.partial(jax.jit, static_argnames=["max_iterations", "chunk_size"])
-def solve(matrix, b=B, tolerance=1e-5, **options):
+@functools.partial(jax.jit, static_argnames=["maxiter", "chunk_size"])
+def solve(matrix, b=B, tol=1e-5, **options):
     x = jnp.zeros_like(b)
-    return conjugate_gradients(
-        quadratic(matrix), (x,), (b,), tolerance=tolerance, **options
-    )
+    return conjugate_gradients(quadratic(matrix), (x,), (b,), tol=tol, **options)
 
 
 def test_it_solves_a_positive_system_in_d_iterations():
-    result = solve(POSITIVE, tolerance=1e-12)
+    result = solve(POSITIVE, tol=1e-12)
     exact = jnp.linalg.solve(POSITIVE, B)
     np.testing.assert_allclose(result.solution[0], exact, rtol=1e-10)
     assert result.iterations <= 5 and not result.negative_curvature
@@ -41,14 +39,14 @@ def test_it_solves_a_positive_system_in_d_iterations():
 
 
 def test_the_residual_norm_is_that_of_the_solution():
-    result = solve(POSITIVE, tolerance=0.0, max_iterations=3)
+    result = solve(POSITIVE, tol=0.0, maxiter=3)
     residual = B - POSITIVE @ result.solution[0]
     np.testing.assert_allclose(result.residual_norm, jnp.linalg.norm(residual))
     assert result.iterations == 3
 
 
 def test_it_stops_at_the_tolerance():
-    result = solve(POSITIVE, tolerance=0.5)
+    result = solve(POSITIVE, tol=0.5)
     assert result.residual_norm <= 0.5 * jnp.linalg.norm(B)
     assert result.iterations < 5
 
@@ -82,11 +80,11 @@ def test_negative_curvature_of_a_tree_with_integers():
 def test_no_curvature_is_not_negative_and_takes_no_step():
     singular = symmetric([0.0, 0.0, 2.0, 5.0, 8.0])
     inside = singular @ normal(5, seed=6)
-    result = solve(singular, inside, tolerance=1e-9)
+    result = solve(singular, inside, tol=1e-9)
     np.testing.assert_allclose(singular @ result.solution[0], inside, atol=1e-7)
     assert not result.negative_curvature
     for matrix in (singular, jnp.zeros((5, 5))):
-        result = solve(matrix, tolerance=1e-12)
+        result = solve(matrix, tol=1e-12)
         assert not result.negative_curvature
         assert jnp.all(jnp.abs(result.solution[0]) < 1e3)
 
@@ -115,7 +113,7 @@ def test_a_large_system_in_single_precision_is_solved_in_its_small_curvatures():
 
 def test_numbers_of_any_size_and_none_give_a_finite_solution():
     for size in (1e-200, 1e200):
-        result = solve(POSITIVE, size * B, tolerance=1e-12)
+        result = solve(POSITIVE, size * B, tol=1e-12)
         exact = size * jnp.linalg.solve(POSITIVE, B)
         np.testing.assert_allclose(result.solution[0], exact, rtol=1e-10)
     for matrix, b in ((POSITIVE, 0 * B), (jnp.nan * POSITIVE, B), (POSITIVE, B / 0)):
@@ -124,7 +122,7 @@ def test_numbers_of_any_size_and_none_give_a_finite_solution():
 
 def test_a_batch_of_systems_is_solved_each_to_its_own_end():
     matrices = jnp.stack([POSITIVE, symmetric([1.0] * 5), -POSITIVE])
-    results = jax.vmap(lambda m: solve(m, tolerance=1e-12, chunk_size=2))(matrices)
+    results = jax.vmap(lambda m: solve(m, tol=1e-12, chunk_size=2))(matrices)
     np.testing.assert_allclose(results.solution[0][1], B, rtol=1e-10)
     assert results.iterations[0] > 1 and results.iterations[1] == 1
     assert results.negative_curvature.tolist() == [False, False, True]

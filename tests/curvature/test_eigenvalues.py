@@ -23,14 +23,14 @@ EIGENVALUES = [9.0, -6.0, 4.0, 1.0, 0.5, -0.2, 0.1, 0.0]
 MATRIX = symmetric(EIGENVALUES)
 
 
-@functools.partial(jax.jit, static_argnames=["count", "iterations", "oversampling"])
-def of(matrix, count, **options):
+@functools.partial(jax.jit, static_argnames=["k", "maxiter", "oversampling"])
+def of(matrix, k, **options):
     x = normal(len(matrix))
-    return top_eigenvalues(quadratic(matrix), (x,), KEY, count, **options)
+    return top_eigenvalues(quadratic(matrix), (x,), KEY, k, **options)
 
 
 def test_the_largest_of_either_sign_are_exact():
-    pairs = of(MATRIX, 3, tolerance=1e-7, oversampling=2)
+    pairs = of(MATRIX, 3, tol=1e-7, oversampling=2)
     np.testing.assert_allclose(pairs.values, EIGENVALUES[:3], rtol=1e-12)
     (vectors,) = pairs.vectors
     np.testing.assert_allclose(vectors @ vectors.T, np.eye(3), atol=1e-12)
@@ -40,7 +40,7 @@ def test_the_largest_of_either_sign_are_exact():
 
 
 def test_the_residual_bounds_the_error_before_it_has_converged():
-    pairs = of(MATRIX, 3, iterations=2, tolerance=0.0, oversampling=0)
+    pairs = of(MATRIX, 3, maxiter=2, tol=0.0, oversampling=0)
     assert pairs.iterations == 2
     nearest = jnp.abs(pairs.values[:, None] - jnp.array(EIGENVALUES)).min(1)
     assert jnp.all(nearest <= pairs.residuals) and jnp.max(pairs.residuals) > 1e-3

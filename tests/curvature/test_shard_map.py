@@ -19,7 +19,7 @@ DATA, X = jnp.abs(normal(2, 3)) + 0.5, normal(3, seed=1)
 CALLS = {
     "conjugate_gradients": lambda fun: conjugate_gradients(fun, (X,), (X,)).solution[0],
     "top_eigenvalues": lambda fun: (
-        top_eigenvalues(fun, (X,), KEY, 1, oversampling=1, tolerance=1e-6).values
+        top_eigenvalues(fun, (X,), KEY, 1, oversampling=1, tol=1e-6).values
     ),
     "hutchinson_diagonal": lambda fun: hutchinson_diagonal(fun, (X,), KEY, 2).value[0],
     "sampled_hessian": lambda fun: sampled_hessian(fun, (X,), KEY, 4, chunk_size=2),
