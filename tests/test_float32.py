@@ -290,7 +290,7 @@ WAYS = {
         lambda d, v, c: d.hessian @ v[0],
     ),
     "hvp in chunks": Way(
-        lambda f, x, v, c: curvature.hvp(f, (x,), (v[0],), chunk_size=3)[0],
+        lambda f, x, v, c: curvature.hvp(f, (x,), (v[0],), plan=plans.forward(3))[0],
         lambda d, v, c: d.hessian @ v[0],
     ),
 }

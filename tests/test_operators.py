@@ -76,7 +76,7 @@ def test_the_weak_type_of_a_python_number_is_kept(operator):
 CHUNKS = plans.forward(chunk_size=2)
 EAGER = {
     "chunks of the Hessian": lambda f, x: fomoh_jax.hessian(f, plan=CHUNKS)(x),
-    "chunks of a product": lambda f, x: curvature.hvp(f, (x,), (x,), chunk_size=2),
+    "chunks of a product": lambda f, x: curvature.hvp(f, (x,), (x,), plan=CHUNKS),
     "conjugate gradients": lambda f, x: curvature.conjugate_gradients(f, (x,), (x,)),
     "eigenvalues": lambda f, x: curvature.top_eigenvalues(f, (x,), KEY, 1),
     "chunks of samples": lambda f, x: curvature.sampled_hessian(

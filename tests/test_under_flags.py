@@ -123,6 +123,10 @@ def gauss_newton(x):
     return tuple(fj.gauss_newton_model(outputs, loss, (x,), (v,)))
 
 
+def product(x, plan):
+    return curvature.hvp(fun, (x,), (like(x, POINT),), plan=plan)[0]
+
+
 def signs(key):
     return jax.random.rademacher(key, (2, 3), jnp.result_type(float))
 
@@ -205,8 +209,12 @@ OPERATORS = {
         lambda x: curvature.hvp(fun, (x,), (like(x, POINT),))[0],
         lambda at: at.hessian @ POINT,
     ),
+    "hvp, adjoint": (
+        lambda x: product(x, fj.plans.adjoint()),
+        lambda at: at.hessian @ POINT,
+    ),
     "hvp by chunks": (
-        lambda x: curvature.hvp(fun, (x,), (like(x, POINT),), chunk_size=2)[0],
+        lambda x: product(x, fj.plans.forward(2)),
         lambda at: at.hessian @ POINT,
     ),
     "hutchinson_trace": (

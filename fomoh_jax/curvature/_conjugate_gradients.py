@@ -1,13 +1,15 @@
 """Linear systems with the Hessian, by conjugate gradients."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from fomoh_jax._hyperdual.arguments import check_size
 from fomoh_jax._hyperdual.loops import while_loop
+from fomoh_jax._hyperdual.plans.auto import chosen
+from fomoh_jax._hyperdual.plans.plan import Plan
 from fomoh_jax.curvature._checks import read_tolerance
 from fomoh_jax.curvature._coordinates import along
 from fomoh_jax.curvature._products import block_product
@@ -54,7 +56,7 @@ def conjugate_gradients(
     *,
     tol: float = 1e-5,
     maxiter: int | None = None,
-    chunk_size: int | None = None,
+    plan: Plan | Literal["auto"] = "auto",
 ) -> ConjugateGradients:
     r"""Solves :math:`H x = b` with products by forward passes alone.
 
@@ -77,7 +79,7 @@ def conjugate_gradients(
       tol: of the residual, relative to the right-hand side; at least 0.
       maxiter: by default ``D``, after which the exact solution is there but for
         rounding.
-      chunk_size: bound on memory, as in :func:`hvp`.
+      plan: how products are computed, as in :func:`hvp`.
 
     Returns:
       A :class:`ConjugateGradients`; its solution is always finite.
@@ -104,7 +106,7 @@ def conjugate_gradients(
       Steihaug, *The conjugate gradient method and trust regions in large scale
       optimization*, 1983.
     """
-    name = "conjugate_gradients"
+    name, way = "conjugate_gradients", chosen(plan)
     coordinates, b = along("rhs", name, fun, primals, rhs)
     limit = coordinates.size
     if maxiter is not None:
@@ -123,9 +125,7 @@ def conjugate_gradients(
     def iterate(state):
         x, r = state.solution, state.residual
         unit = state.search / jnp.linalg.norm(state.search)
-        (product,) = block_product(
-            name, fun, primals, coordinates, unit[None], chunk_size
-        )
+        (product,) = block_product(name, fun, primals, coordinates, unit[None], way)
         curvature = unit @ product
         largest = jnp.maximum(state.largest, norm(product, 0))
         # Rounding gives a direction of no curvature some, of either sign. That grows

@@ -48,6 +48,12 @@ class Coordinates:
             for x, piece in zip(self.leaves, pieces)
         )
 
+    def moved(self, primals: Any, vector: jax.Array) -> Any:
+        """The primals with the elements of a vector ``[D]`` for those that vary."""
+        is_leaf = lambda x: x is None
+        keep = lambda new, old: old if new is None else new
+        return jax.tree.map(keep, self.tree(vector), tuple(primals), is_leaf=is_leaf)
+
     def vector(self, tree: Any) -> jax.Array:
         """``[D]`` of a tree of ``[*a]``, with ``None`` for what is fixed."""
         return jnp.concatenate(

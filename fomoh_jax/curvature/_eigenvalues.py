@@ -1,13 +1,15 @@
 """The largest curvatures, by subspace iteration."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from fomoh_jax._hyperdual.arguments import check_key, check_size
 from fomoh_jax._hyperdual.loops import while_loop
+from fomoh_jax._hyperdual.plans.auto import chosen
+from fomoh_jax._hyperdual.plans.plan import Plan
 from fomoh_jax.curvature._checks import read_tolerance
 from fomoh_jax.curvature._coordinates import all_varied
 from fomoh_jax.curvature._products import block_product
@@ -41,7 +43,7 @@ def top_eigenvalues(
     maxiter: int = 100,
     tol: float = 1e-4,
     oversampling: int = 5,
-    chunk_size: int | None = None,
+    plan: Plan | Literal["auto"] = "auto",
 ) -> Eigenpairs:
     r"""Eigenvalues of the Hessian of the largest magnitude, by forward passes alone.
 
@@ -65,7 +67,7 @@ def top_eigenvalues(
         eigenvalue; at least 0. The error of an eigenvalue goes with the square of its
         residual.
       oversampling: how many vectors more, at least 0; at most ``D`` in all.
-      chunk_size: bound on memory, as in :func:`hvp`.
+      plan: how products are computed, as in :func:`hvp`.
 
     Returns:
       :class:`Eigenpairs`.
@@ -88,7 +90,7 @@ def top_eigenvalues(
     References:
       Saad, *Numerical Methods for Large Eigenvalue Problems*, 2011, chapter 5.
     """
-    name = "top_eigenvalues"
+    name, way = "top_eigenvalues", chosen(plan)
     coordinates = all_varied(name, fun, primals)
     k = check_size("k", k)
     if k > coordinates.size:
@@ -113,7 +115,7 @@ def top_eigenvalues(
 
     def iterate(state):
         block, pairs = state
-        product = block_product(name, fun, primals, coordinates, block, chunk_size)
+        product = block_product(name, fun, primals, coordinates, block, way)
         # Squares of what is tiny or huge leave the range of the numbers.
         scale = magnitude(product)
         product = product / scale

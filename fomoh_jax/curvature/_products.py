@@ -1,17 +1,18 @@
-"""Products with the Hessian, by forward passes alone."""
+"""Products with the Hessian."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from fomoh_jax._hyperdual import directional_derivatives
-from fomoh_jax._hyperdual.arguments import check_size, read_directions
+from fomoh_jax._hyperdual.arguments import read_directions
 from fomoh_jax._hyperdual.evaluation import coefficients_of, evaluate, primals_of
 from fomoh_jax._hyperdual.forms import Block
-from fomoh_jax._hyperdual.loops import map_slices
+from fomoh_jax._hyperdual.plans.auto import chosen
+from fomoh_jax._hyperdual.plans.forward import along_basis
+from fomoh_jax._hyperdual.plans.plan import Plan
 from fomoh_jax.curvature._coordinates import Coordinates, along, check_scalar
 
 
@@ -20,31 +21,32 @@ def hvp(
     primals: Sequence[Any],
     vector: Any,
     *,
-    chunk_size: int | None = None,
+    plan: Plan | Literal["auto"] = "auto",
 ) -> Any:
-    r"""The product of the Hessian with a vector, in one forward pass.
+    r"""The product of the Hessian with a vector.
 
     .. math:: (H v)_i = e_i^\top H v
 
-    exact, for ``D`` second-order coefficients and not ``D²``: the pairs of ``v`` with
-    each direction of the standard basis. Where reverse mode can take the function,
-    ``jax.jvp`` of ``jax.grad`` takes a few evaluations instead of ``D``.
+    exact. By default one forward pass carries ``D`` second-order coefficients and not
+    ``D²``: the pairs of ``v`` with each direction of the standard basis. Where reverse
+    mode can take the function, ``plans.adjoint()`` takes a few evaluations of it.
 
     Args:
       fun: a function of pytrees of arrays that returns one real number.
       primals: tuple of its arguments.
       vector: tuple like ``primals``; ``None`` for an argument, or a part of one, that
         is held fixed.
-      chunk_size: bound on memory: that many elements of the product at a time. By
-        default all.
+      plan: how it is computed, one of :mod:`fomoh_jax.plans`; ``"auto"`` is
+        ``plans.forward()``.
 
     Returns:
       A tuple like ``primals``, with ``None`` for what is held fixed.
 
     Raises:
       TypeError: if ``fun`` does not return one real number, if a structure or a dtype
-        does not match the primals, or if ``chunk_size`` is no Python integer.
-      ValueError: if a shape does not match, ``chunk_size < 1``, or nothing varies.
+        does not match the primals, or if ``plan`` is none.
+      ValueError: if a shape does not match, nothing varies, or the plan cannot take the
+        function.
 
     Example:
       >>> import jax.numpy as jnp
@@ -55,7 +57,7 @@ def hvp(
       [10.  6.]
     """
     coordinates, v = along("vector", "hvp", fun, primals, vector)
-    products = block_product("hvp", fun, primals, coordinates, v[None], chunk_size)
+    products = block_product("hvp", fun, primals, coordinates, v[None], chosen(plan))
     return coordinates.tree(products[0])
 
 
@@ -65,9 +67,9 @@ def block_product(
     primals: Sequence[Any],
     coordinates: Coordinates,
     vectors: jax.Array,
-    chunk_size: int | None = None,
+    plan: Plan,
 ) -> jax.Array:
-    """``[m, D]``, the Hessian times each of the vectors ``[m, D]``, in one pass."""
+    """``[m, D]``, the Hessian times each of the vectors ``[m, D]``."""
     m = len(vectors)
 
     def columns(primals, basis):
@@ -79,7 +81,14 @@ def block_product(
         seconds = coefficients_of(out, "seconds", form.q)
         return seconds.reshape(m, len(basis)).astype(coordinates.dtype)
 
-    return _along_basis(columns, primals, coordinates, chunk_size)
+    def slopes(point):
+        moved = coordinates.moved(primals, point)
+        value, slope = directional_derivatives(fun, moved, coordinates.tree(vectors))
+        check_scalar(name, value)
+        return slope.astype(coordinates.dtype)
+
+    point = coordinates.vector([x for x in coordinates.leaves if x is not None])
+    return plan.products(columns, slopes, tuple(primals), point)
 
 
 def gradient(
@@ -97,29 +106,5 @@ def gradient(
         check_scalar(name, value)
         return slope.astype(coordinates.dtype)
 
-    return _along_basis(slopes, primals, coordinates, chunk_size)
-
-
-def _along_basis(
-    function: Callable,
-    primals: Sequence[Any],
-    coordinates: Coordinates,
-    chunk_size: int | None,
-) -> jax.Array:
-    """``function(primals, basis)``, ``[…, D]``, for a part of the basis at a time."""
-    size, dtype = coordinates.size, coordinates.dtype
-    if chunk_size is None or check_size("chunk_size", chunk_size) >= size:
-        return function(primals, jnp.eye(size, dtype=dtype))
-    count = -(-size // chunk_size)
-    width = -(-size // count)
-
-    def chunk(start):
-        # As in quadratic_model, each chunk finds what depends on the primals anew:
-        # kept for the next, it would be that of every layer.
-        again, start = lax.optimization_barrier((tuple(primals), start))
-        # Past the end the directions are zero.
-        basis = jax.nn.one_hot(start + jnp.arange(width), size, dtype=dtype)
-        return function(again, basis)
-
-    parts = jnp.moveaxis(map_slices(chunk, jnp.arange(count) * width), 0, -2)
-    return parts.reshape(*parts.shape[:-2], count * width)[..., :size]
+    point = coordinates.vector([x for x in coordinates.leaves if x is not None])
+    return along_basis(slopes, tuple(primals), point, chunk_size)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
 
+from fomoh_jax import plans
 from fomoh_jax.curvature import conjugate_gradients
 from tests.curvature.problems import (
     GRADIENT,
@@ -24,7 +25,7 @@ POSITIVE = symmetric([0.1, 1.0, 2.0, 5.0, 8.0])
 B = normal(5, seed=4)
 
 
-@functools.partial(jax.jit, static_argnames=["maxiter", "chunk_size"])
+@functools.partial(jax.jit, static_argnames=["maxiter", "plan"])
 def solve(matrix, b=B, tol=1e-5, **options):
     x = jnp.zeros_like(b)
     return conjugate_gradients(quadratic(matrix), (x,), (b,), tol=tol, **options)
@@ -106,7 +107,9 @@ def test_a_large_system_in_single_precision_is_solved_in_its_small_curvatures():
     b = jnp.ones(d, jnp.float32).at[0].set(1000)
     fun = lambda x: jnp.sum(diagonal * x**2) / 2
     solution = jax.jit(
-        lambda b: conjugate_gradients(fun, (0 * b,), (b,), chunk_size=250).solution[0]
+        lambda b: conjugate_gradients(
+            fun, (0 * b,), (b,), plan=plans.forward(250)
+        ).solution[0]
     )(b)
     np.testing.assert_allclose(solution, b / diagonal, rtol=1e-3)
 
@@ -122,7 +125,7 @@ def test_numbers_of_any_size_and_none_give_a_finite_solution():
 
 def test_a_batch_of_systems_is_solved_each_to_its_own_end():
     matrices = jnp.stack([POSITIVE, symmetric([1.0] * 5), -POSITIVE])
-    results = jax.vmap(lambda m: solve(m, tol=1e-12, chunk_size=2))(matrices)
+    results = jax.vmap(lambda m: solve(m, tol=1e-12, plan=plans.forward(2)))(matrices)
     np.testing.assert_allclose(results.solution[0][1], B, rtol=1e-10)
     assert results.iterations[0] > 1 and results.iterations[1] == 1
     assert results.negative_curvature.tolist() == [False, False, True]

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from fomoh_jax import plans
 from fomoh_jax.curvature import top_eigenvalues
 from tests.curvature.problems import (
     HESSIAN,
@@ -48,7 +49,7 @@ def test_the_residual_bounds_the_error_before_it_has_converged():
 
 def test_a_block_of_all_directions_is_done_in_one_iteration():
     pairs = jax.jit(
-        lambda key: top_eigenvalues(wave, PRIMALS, key, SIZE, chunk_size=4)
+        lambda key: top_eigenvalues(wave, PRIMALS, key, SIZE, plan=plans.forward(4))
     )(KEY)
     exact = sorted(jnp.linalg.eigvalsh(HESSIAN).tolist(), key=lambda x: -abs(x))
     np.testing.assert_allclose(pairs.values, exact, rtol=1e-10)

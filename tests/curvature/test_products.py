@@ -4,8 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, PartitionSpec
 
 import fomoh_jax
+from fomoh_jax import plans
 from fomoh_jax.curvature import hvp
 from tests.curvature.problems import (
     HESSIAN,
@@ -20,10 +22,26 @@ from tests.reference import assert_close, normal
 VECTOR = normal(SIZE, seed=7)
 
 
-@pytest.mark.parametrize("chunk_size", [None, 4, 6])
-def test_a_product_is_exact(chunk_size):
-    product = lambda v: hvp(wave, PRIMALS, (v, None), chunk_size=chunk_size)[0]
+@pytest.mark.parametrize(
+    "plan", ["auto", plans.forward(4), plans.forward(6), plans.adjoint()], ids=str
+)
+def test_a_product_is_exact(plan):
+    product = lambda v: hvp(wave, PRIMALS, (v, None), plan=plan)[0]
     actual = jax.jit(product)(UNRAVEL(VECTOR))
+    assert_close(actual, UNRAVEL(HESSIAN @ VECTOR))
+
+
+@pytest.mark.parametrize("chunk_size", [None, 2])
+@pytest.mark.parametrize("mapped", [False, True])
+def test_a_product_is_split_over_devices_of_any_number(chunk_size, mapped):
+    plan = plans.split("basis", chunk_size)
+    product = lambda v: hvp(wave, PRIMALS, (v, None), plan=plan)[0]
+    mesh = jax.make_mesh((8,), ("basis",), axis_types=(AxisType.Auto,))
+    if mapped:
+        everywhere = {"in_specs": PartitionSpec(), "out_specs": PartitionSpec()}
+        product = jax.shard_map(product, mesh=mesh, **everywhere)
+    with jax.set_mesh(mesh):
+        actual = jax.jit(product)(UNRAVEL(VECTOR))
     assert_close(actual, UNRAVEL(HESSIAN @ VECTOR))
 
 
@@ -58,7 +76,7 @@ def test_mixed_and_half_precision_keep_their_dtypes():
     fun = lambda a, b: jnp.sum(a.astype(b.dtype) ** 3 * b)
     v = jnp.ones_like(x[0]), jnp.ones(2)
     with jax.numpy_dtype_promotion("strict"):
-        product = jax.jit(lambda x: hvp(fun, x, v, chunk_size=3))(x)
+        product = jax.jit(lambda x: hvp(fun, x, v, plan=plans.forward(3)))(x)
     expected = jax.jvp(jax.jacfwd(fun, (0, 1)), x, v)[1]
     assert [p.dtype for p in product] == [jnp.bfloat16, jnp.float64]
     for actual, exact in zip(product, expected):

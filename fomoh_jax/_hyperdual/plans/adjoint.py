@@ -75,6 +75,11 @@ class Adjoint(Plan):
     ) -> tuple[list[HyperDual], list[Any]]:
         return _curvatures(jaxpr, k, args, wanted)
 
+    def products(
+        self, columns: Callable, slopes: Callable, primals: Any, point: jax.Array
+    ) -> jax.Array:
+        return jax.jacrev(slopes)(point)
+
 
 @register_dataclass
 @dataclasses.dataclass(frozen=True)

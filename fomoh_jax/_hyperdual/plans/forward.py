@@ -1,9 +1,10 @@
 """The curvature by forward passes, which carry its entries through the program."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -27,7 +28,8 @@ def forward(chunk_size: int | None = None) -> Plan:
     Args:
       chunk_size: bound on memory. The rows of the curvature are computed that many at a
         time, one after the other, so that at most ``chunk_size * k`` second-order
-        coefficients of an intermediate exist at once. By default all of them.
+        coefficients of an intermediate exist at once; of a product with the Hessian,
+        that many elements at a time. By default all of them.
 
     Returns:
       A plan.
@@ -59,6 +61,46 @@ class Forward(Plan):
         if self.chunk_size is None or self.chunk_size >= k:
             return _at_once(jaxpr, k, args, wanted)
         return _in_chunks(jaxpr, k, args, wanted, self.chunk_size)
+
+    def products(
+        self, columns: Callable, slopes: Callable, primals: Any, point: jax.Array
+    ) -> jax.Array:
+        return along_basis(columns, primals, point, self.chunk_size)
+
+
+def along_basis(
+    function: Callable, primals: Any, point: jax.Array, chunk_size: int | None
+) -> jax.Array:
+    """``function(primals, basis)``, ``[…, D]``, for a part of the basis at a time."""
+    size = point.size
+    if chunk_size is None or check_size("chunk_size", chunk_size) >= size:
+        return function(primals, jnp.eye(size, dtype=point.dtype))
+    return part_of_basis(function, primals, point, 0, size, chunk_size)[..., :size]
+
+
+def part_of_basis(
+    function: Callable,
+    primals: Any,
+    point: jax.Array,
+    first: Any,
+    length: int,
+    chunk_size: int | None,
+) -> jax.Array:
+    """``function(primals, basis)`` of at least ``length`` vectors from ``first`` on."""
+    count = 1 if chunk_size is None else -(-length // chunk_size)
+    width = -(-length // count)
+
+    def chunk(start):
+        # As in a model, each chunk finds what depends on the primals anew: kept for the
+        # next, it would be that of every layer.
+        again, start = lax.optimization_barrier((primals, start))
+        # Past the end the directions are zero.
+        places = start + jnp.arange(width)
+        return function(again, jax.nn.one_hot(places, point.size, dtype=point.dtype))
+
+    parts = map_slices(chunk, first + jnp.arange(count) * width)
+    parts = jnp.moveaxis(parts, 0, -2)
+    return parts.reshape(*parts.shape[:-2], count * width)
 
 
 def _at_once(

@@ -4,6 +4,8 @@ import abc
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
+
 from fomoh_jax._hyperdual.number import HyperDual
 
 
@@ -30,6 +32,20 @@ class Plan(abc.ABC):
           All the outputs with their tangents, and ``[k, k, *out]`` for each of those
           wanted, symmetric to the last bit, of ``float0`` where the output is of
           integers.
+        """
+
+    @abc.abstractmethod
+    def products(
+        self, columns: Callable, slopes: Callable, primals: Any, point: jax.Array
+    ) -> jax.Array:
+        """The Hessian of a scalar function times each of ``m`` vectors, ``[m, D]``.
+
+        Args:
+          columns: ``columns(primals, basis)``, by a forward pass: ``[m, w]``, what the
+            products are along ``w`` vectors ``[w, D]`` of the standard basis.
+          slopes: ``slopes(point)``, the derivatives along the ``m`` vectors, ``[m]``.
+          primals: what ``columns`` takes.
+          point: ``[D]``, what varies of the primals.
         """
 
     def placed(self, model: Callable, k: int) -> Callable:

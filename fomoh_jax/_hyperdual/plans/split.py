@@ -23,7 +23,7 @@ from fomoh_jax._hyperdual.mesh_axes import (
     varying_alike,
 )
 from fomoh_jax._hyperdual.number import HyperDual, is_inexact
-from fomoh_jax._hyperdual.plans.forward import places_in_chunks
+from fomoh_jax._hyperdual.plans.forward import part_of_basis, places_in_chunks
 from fomoh_jax._hyperdual.plans.plan import Plan
 
 
@@ -92,6 +92,24 @@ class Split(Plan):
         seconds = coefficients_of(numbers[:wanted], "seconds", offsets * k)
         places = places_in_chunks(k, offsets, np.zeros(1, int))
         return numbers, [x[places] for x in seconds]
+
+    def products(
+        self, columns: Callable, slopes: Callable, primals: Any, point: jax.Array
+    ) -> jax.Array:
+        axis, size = self.mesh_axis, point.size
+
+        def share(primals: Any, point: jax.Array) -> jax.Array:
+            length = -(-size // lax.axis_size(axis))
+            first = lax.axis_index(axis) * length
+            part = part_of_basis(
+                columns, primals, point, first, length, self.chunk_size
+            )
+            whole = jnp.zeros((len(part), length * lax.axis_size(axis)), part.dtype)
+            whole = lax.dynamic_update_slice_in_dim(whole, part[:, :length], first, 1)
+            return lax.psum(whole, axis)[:, :size]
+
+        # Past the end of the basis there are zeros: any number of devices will do.
+        return self.placed(share, 0)(primals, point)
 
     def check_closure(self) -> None:
         mesh = jax.sharding.get_abstract_mesh()
