@@ -247,7 +247,8 @@ def draw(
             axes.plot(x, spreads[name].measured, "o", color=f"C{i}", label=name)
             axes.plot(x, spreads[name].reported, "x", color=f"C{i}", ms=8)
         axes.set(xscale="log", yscale="log", xlabel="samples", title=panel)
-        axes.legend(fontsize=7.5)
+        if names:
+            axes.legend(fontsize=7.5)
     panels[0].set_ylabel("variance, summed over the elements")
     figure.suptitle(
         "Variance: closed form (line), over the repetitions (dots), as reported (x)"
