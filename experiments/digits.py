@@ -325,7 +325,7 @@ def run_all(
                         output.save(seed * plan.epochs + epochs, last)
                     if stop is not None:
                         bar.close()
-                        _leave(stop, folder)
+                        _leave(stop, folder, several)
                 output.save_params(seed, last.standing.params)
         return [
             [record for record in output.records if record["seed"] == seed]
@@ -399,9 +399,11 @@ def _show(record: Record, bar: tqdm) -> None:
     )
 
 
-def _leave(number: int, folder: Path | None) -> NoReturn:
+def _leave(number: int, folder: Path | None, several: bool) -> NoReturn:
     if folder is not None:
         command = f"python -m experiments.digits --resume {shlex.quote(str(folder))}"
+        if several:
+            command += " --processes 1"
         print(f"Stopped. To go on:\n    {command}", file=sys.stderr)
     # As the shell reports a process that a signal ended.
     raise interruption.Stopped(128 + number)

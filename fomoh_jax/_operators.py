@@ -43,7 +43,7 @@ def hessian(
 
     Raises:
       TypeError: if a differentiated argument or an output is not of real
-        floating-point numbers.
+        floating-point numbers, or if ``plan`` is none.
       ValueError: if ``argnums`` is out of range, or the plan cannot take the function.
 
     Example:
@@ -76,8 +76,8 @@ def hessian_diagonal(fun: Callable, argnums: int | Sequence[int] = 0) -> Callabl
 
     .. math:: H_{ii} = \frac{\partial^2 f}{\partial x_i^2}
 
-    for as many second-order coefficients as the arguments have elements, never for
-    their square.
+    It carries one second-order coefficient for each element of the arguments, not one
+    for each pair.
 
     Args:
       fun: a function of pytrees of arrays that returns a pytree of arrays.

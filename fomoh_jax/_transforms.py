@@ -97,15 +97,16 @@ def scale_by_forward_gradient(
     .. math:: g = \frac1k \sum_i (\nabla f \cdot v_i)\, v_i
 
     an unbiased estimate of the gradient if :math:`E[v v^\top] = I`, from one forward
-    pass that carries ``k`` tangents. (Of ``directions.layerwise()`` each ``v`` moves
-    one of :math:`L` layers, so that it is an estimate of :math:`\nabla f / L`.)
+    pass that carries ``k`` tangents. (With ``directions.layerwise()`` each ``v``
+    moves one of the :math:`L` layers, and the result estimates
+    :math:`\nabla f / L`.)
 
     Args:
       directions: where to look, such as ``directions.gaussian(1)``.
       key: PRNG key, typed or legacy, or seed of the directions. The state holds a key
-        of the same kind (of a seed, a typed one). Without one it is that of seed 0, but
-        the links of a chain, and all optimisers that are made before any of them is
-        initialised, have directions of their own. (Under ``optax.inject_hyperparams``,
+        of the same kind; a seed becomes a typed key. By default seed 0 is used, except
+        that optimisers created before any of them is initialised, such as the links of
+        a chain, get different keys. (Under ``optax.inject_hyperparams``,
         which makes and initialises them one by one, give each link a key.)
       has_aux: whether ``value_fn`` returns ``(value, aux)``. The aux of the evaluated
         point is then in the state.
@@ -186,7 +187,8 @@ def scale_by_hyperplane(
     .. math:: g = V \kappa, \qquad \kappa = (V^\top H V)^{-1}\, V^\top \nabla f
 
     for directions :math:`V = [v_1 \dots v_k]`, with the system solved as ``solver``
-    says. Value, slopes and curvature come from one forward pass. Like a gradient, ``g``
+    says. By default value, slopes and curvature come from one
+    forward pass. Like a gradient, ``g``
     points uphill: a step of learning rate 1 goes to the minimum.
 
     Args:
@@ -194,15 +196,16 @@ def scale_by_hyperplane(
       solver: how the k×k system is solved; ``solvers.newton()`` by default. It is
         solved in float32, or in the parameters' precision if that is higher.
       key: PRNG key, typed or legacy, or seed of the directions. The state holds a key
-        of the same kind (of a seed, a typed one). Without one it is that of seed 0, but
-        the links of a chain, and all optimisers that are made before any of them is
-        initialised, have directions of their own. (Under ``optax.inject_hyperparams``,
+        of the same kind; a seed becomes a typed key. By default seed 0 is used, except
+        that optimisers created before any of them is initialised, such as the links of
+        a chain, get different keys. (Under ``optax.inject_hyperparams``,
         which makes and initialises them one by one, give each link a key.)
       curvature: ``"hessian"``, or ``"gauss_newton"`` for a loss in two parts:
         ``update`` then takes ``outputs_fn`` as well, and the loss is
         ``value_fn(outputs_fn(params))``. See :func:`fomoh_jax.gauss_newton_model`.
       plan: how the model is computed, one of :mod:`fomoh_jax.plans`; ``"auto"`` is a
-        forward pass. ``plans.split(mesh_axis)`` needs a mesh whose axes are all of
+        forward pass. Where ``value_fn`` takes more than the parameters,
+        ``plans.split(mesh_axis)`` needs a mesh whose axes are all of
         ``AxisType.Auto``. (A batch that is sharded needs no plan.)
       has_aux: whether ``value_fn`` returns ``(value, aux)``. The aux of the evaluated
         point is then in the state.

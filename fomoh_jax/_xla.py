@@ -31,7 +31,7 @@ import numpy as np
 from jax import lax
 
 VERSION = jaxlib.version.__version__
-# jaxlib 0.10.2 has the fault as well, and is refused for another one (compat.py).
+# jaxlib 0.10.2 has the fault as well, and is refused for another one (_compat.py).
 SOUND = frozenset({"0.10.0", "0.10.1"})
 FAULTY = frozenset({"0.11.0", "0.11.1", "0.11.2", "0.12.0", "0.12.0.1"})
 

@@ -8,7 +8,7 @@ result. For primitives of a known shape, the rules of the families do:
 """
 
 from fomoh_jax._hyperdual.channels import ZERO, Channel, apply_linear
-from fomoh_jax._hyperdual.forms import Form
+from fomoh_jax._hyperdual.forms import Bilinear, Form
 from fomoh_jax._hyperdual.number import HyperDual
 from fomoh_jax._hyperdual.registry import Operation
 from fomoh_jax._hyperdual.rules.bilinear import bilinear
@@ -19,6 +19,7 @@ from fomoh_jax._hyperdual.rules.linear import linear
 
 __all__ = [
     "ZERO",
+    "Bilinear",
     "Channel",
     "Form",
     "HyperDual",

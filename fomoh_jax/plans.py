@@ -1,7 +1,10 @@
-"""How a quadratic model is computed: a plan, the same numbers in other time and memory.
+"""Plans: how a quadratic model, a Hessian, or a product with one is computed.
+
+All give the same numbers but for rounding, in different time and memory.
 
 :func:`forward` carries the second-order coefficients through one forward pass,
-:func:`adjoint` computes them with one reverse pass, and :func:`split` shares a forward
+:func:`adjoint` computes them with one reverse pass for each element of the output, and
+:func:`split` shares a forward
 pass among devices. ``"auto"``, the default of everything that takes a plan, is a
 forward pass.
 """

@@ -32,7 +32,7 @@ OPTIMISED = pytest.StashKey[bool]()
 # What fomoh_jax._compat is for, and what is compiled, sharded or installed.
 OF_VERSIONS = (
     *("tests/hyperdual/rules/", "test_interpreter.py", "test_split.py", "test_xla.py"),
-    *("test_sharding.py", "test_export.py", "test_readme.py"),
+    *("test_sharding.py", "test_export.py", "test_readme.py", "test_compat.py"),
 )
 
 

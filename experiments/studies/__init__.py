@@ -1,1 +1,1 @@
-"""Comparisons on the digits, every run of which is kept as one small file."""
+"""Comparisons on the digits, every run of which is kept as a line of one file."""

@@ -227,10 +227,10 @@ class Stack(Channel):
     natural result is ``[batch, k, features]`` leaves it there, and the next product
     folds ``k`` into its batch without a transpose.
 
-    So is which coefficients are there. A direction that moves one layer alone is zero
-    on the others, and what is known to be zero is neither stored nor computed. For
-    this, a leaf of ``directions`` in :func:`fomoh_jax.quadratic_model` and its like may
-    be a stack instead of an array ``[k, *leaf.shape]`` full of zeros::
+    Which coefficients are stored is static too. A direction that moves one layer alone
+    is zero on the others, and what is known to be zero is neither stored nor computed.
+    For this, a leaf of ``directions`` in :func:`fomoh_jax.quadratic_model` and its like
+    may be a stack instead of an array ``[k, *leaf.shape]`` full of zeros::
 
       v_{present[n]} = array[n], and every other v_i = 0.
 

@@ -11,9 +11,9 @@ from fomoh_jax._hyperdual.registry import R, rule_for
 def register_rule(primitive: Primitive) -> Callable[[R], R]:
     r"""Gives a primitive a hyper-dual rule.
 
-    Without one a primitive is right as soon as ``jax.jvp`` knows it to second order:
-    the generic rule takes its derivatives from there. A rule of its own makes it fast,
-    or differentiable at all. It says how the primitive :math:`y = f(x)` acts on a
+    A primitive needs no rule if ``jax.jvp`` can differentiate it twice: the generic
+    rule then applies. A rule makes it faster, or makes it differentiable where JAX
+    cannot differentiate it. It says how the primitive :math:`y = f(x)` acts on a
     number with tangents :math:`x_i` and second-order coefficients :math:`x_{ij}`,
 
     .. math::

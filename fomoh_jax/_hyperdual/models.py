@@ -196,7 +196,7 @@ def gauss_newton_model(
 ) -> Any:
     r"""The quadratic model of ``loss(outputs(*primals))`` by Gauss and Newton.
 
-    In the place of the Hessian it has the Gauss–Newton matrix,
+    The Gauss–Newton matrix replaces the Hessian,
 
     .. math:: v_i^\top J^\top\, \nabla^2 \ell\, J v_j, \qquad
       J = \partial\, \mathrm{outputs},

@@ -58,7 +58,7 @@ def conjugate_gradients(
     maxiter: int | None = None,
     plan: Plan | Literal["auto"] = "auto",
 ) -> ConjugateGradients:
-    r"""Solves :math:`H x = b` with products by forward passes alone.
+    r"""Solves :math:`H x = b` by conjugate gradients, without forming the Hessian.
 
     From :math:`x = 0`, conjugate gradients end when :math:`|b - H x|` is at most
     ``tol`` times :math:`|b|`, or at a search direction :math:`p` whose curvature
@@ -67,9 +67,9 @@ def conjugate_gradients(
     negative, ``solution`` is what was reached before, zero in the first iteration, and
     ``direction`` says where the model has no minimum.
 
-    An iteration is a forward pass with ``2 D`` coefficients. That pays, beside the
-    whole Hessian with its ``D (D + 1) / 2``, where few are needed or ``D²`` numbers are
-    too many.
+    By default an iteration is one forward pass with ``2 D`` coefficients. That pays,
+    beside the whole Hessian with its ``D (D + 1) / 2``, where few are needed or ``D²``
+    numbers are too many.
 
     Args:
       fun: a function of pytrees of arrays that returns one real number.
@@ -86,10 +86,10 @@ def conjugate_gradients(
 
     Raises:
       TypeError: if ``fun`` does not return one real number, if a structure or a dtype
-        does not match the primals, if a size is no Python integer, or if ``tol``
-        is no real number.
-      ValueError: if a shape does not match, a size is less than 1, ``tol`` is
-        negative or NaN, or nothing varies.
+        does not match the primals, if a size is no Python integer, if ``tol`` is no
+        real number, or if ``plan`` is none.
+      ValueError: if a shape does not match, a size is less than 1, ``tol`` is negative
+        or NaN, nothing varies, or the plan cannot take the function.
 
     Example:
       >>> import jax.numpy as jnp

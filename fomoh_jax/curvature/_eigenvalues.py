@@ -23,8 +23,8 @@ class Eigenpairs(NamedTuple):
       values: ``λ``, ``[k]``.
       vectors: orthonormal ``u``, a tuple like the arguments of the function whose
         leaves have a leading axis ``k``.
-      residuals: ``|H u - λ u|``, ``[k]``: that near to each of ``values`` the
-        Hessian has an eigenvalue.
+      residuals: ``|H u - λ u|``, ``[k]``: the Hessian has an eigenvalue within this
+        distance of each of ``values``.
       iterations: their number, an integer.
     """
 
@@ -45,10 +45,11 @@ def top_eigenvalues(
     oversampling: int = 5,
     plan: Plan | Literal["auto"] = "auto",
 ) -> Eigenpairs:
-    r"""Eigenvalues of the Hessian of the largest magnitude, by forward passes alone.
+    r"""Eigenvalues of the Hessian of the largest magnitude, by subspace iteration.
 
     Subspace iteration with Rayleigh–Ritz: an orthonormal block :math:`X` of
-    ``k + oversampling`` vectors is multiplied by the Hessian, one forward pass, and
+    ``k + oversampling`` vectors is multiplied by the Hessian, by default in one forward
+    pass, and
 
     .. math:: X^\top H X = U \Theta U^\top, \qquad X \leftarrow \mathrm{orth}(H X U)
 
@@ -62,7 +63,7 @@ def top_eigenvalues(
       primals: tuple of its arguments.
       key: PRNG key of the first block.
       k: number of eigenvalues, at most ``D``.
-      maxiter: the largest number of iterations, each a forward pass.
+      maxiter: the largest number of iterations, each one product of the block.
       tol: it ends when every residual is at most so much of the largest
         eigenvalue; at least 0. The error of an eigenvalue goes with the square of its
         residual.
@@ -74,10 +75,10 @@ def top_eigenvalues(
 
     Raises:
       TypeError: if ``fun`` does not return one real number, if ``primals`` holds
-        complex numbers, if a size is no Python integer, or if ``key`` is no PRNG key
-        or ``tol`` no real number.
-      ValueError: if a size is out of range, ``tol`` is negative or NaN, or
-        nothing varies.
+        complex numbers, if a size is no Python integer, or if ``key`` is no PRNG key,
+        ``tol`` no real number or ``plan`` none.
+      ValueError: if a size is out of range, ``tol`` is negative or NaN, nothing varies,
+        or the plan cannot take the function.
 
     Example:
       >>> import jax, jax.numpy as jnp

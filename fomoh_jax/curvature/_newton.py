@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fomoh_jax._gram import rounding
+from fomoh_jax._metric import rounding
 from fomoh_jax.curvature._checks import read_real
 from fomoh_jax.curvature._coordinates import all_varied
 from fomoh_jax.curvature._estimates import Estimate
@@ -30,9 +30,9 @@ def newton_step(
 
     Along negative curvature it goes downhill, and curvature below the noise of the
     estimate, of standard errors :math:`\sigma`, counts as that noise: :math:`\nu` is
-    the norm of a random symmetric matrix of such elements. Where both are zero the step
-    is zero, and so it is, all of it, if anything is not finite. The gradient is exact,
-    from ``D`` slopes in one forward pass.
+    the norm of a random symmetric matrix of such elements. Along an eigenvector where
+    both are zero the step is zero. If anything is not finite the whole step is zero.
+    The gradient is exact, from ``D`` slopes in one forward pass.
 
     Args:
       fun: a function of pytrees of arrays that returns one real number.

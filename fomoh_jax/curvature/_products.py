@@ -27,9 +27,10 @@ def hvp(
 
     .. math:: (H v)_i = e_i^\top H v
 
-    exact. By default one forward pass carries ``D`` second-order coefficients and not
-    ``D²``: the pairs of ``v`` with each direction of the standard basis. Where reverse
-    mode can take the function, ``plans.adjoint()`` takes a few evaluations of it.
+    The product is exact. By default one forward pass carries ``D`` second-order
+    coefficients and not ``D²``: the pairs of ``v`` with each direction of the standard
+    basis. Where reverse mode can take the function, ``plans.adjoint()`` takes a few
+    evaluations of it.
 
     Args:
       fun: a function of pytrees of arrays that returns one real number.

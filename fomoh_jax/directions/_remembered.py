@@ -5,9 +5,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fomoh_jax._gram import whitening
 from fomoh_jax._hyperdual.arguments import check_size
 from fomoh_jax._hyperplane import gram, mixed
+from fomoh_jax._metric import whitening
 from fomoh_jax.directions._source import Directions
 
 

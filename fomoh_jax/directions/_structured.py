@@ -71,8 +71,8 @@ def layerwise(base: Directions | None = None, *, by: str = "layer") -> Direction
     ``by="leaf"`` for these.
 
     Args:
-      base: the directions to cut; ``gaussian(1)`` by default. Of ``incoming()``, each
-        layer's part of the chain's update.
+      base: the directions to cut; ``gaussian(1)`` by default. ``layerwise(
+        incoming())`` gives each layer's part of the chain's update.
       by: ``"layer"``, or ``"leaf"`` for one direction a leaf.
 
     Returns:

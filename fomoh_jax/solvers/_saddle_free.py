@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 
-from fomoh_jax._gram import in_metric, rounding
+from fomoh_jax._metric import in_metric, rounding
 from fomoh_jax.solvers._flat import flat_step, no_reach, started
 from fomoh_jax.solvers._protocol import Solver, guarded
 

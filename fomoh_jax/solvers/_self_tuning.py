@@ -5,8 +5,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fomoh_jax._gram import in_metric, rounding
 from fomoh_jax._hyperdual import QuadraticModel
+from fomoh_jax._metric import in_metric, rounding
 from fomoh_jax.solvers._flat import ReachState, flat_step, no_reach, started
 from fomoh_jax.solvers._protocol import Solver, guarded, predicted_reduction
 
@@ -70,7 +70,7 @@ class SelfTuningState(NamedTuple):
 
 
 def self_tuning(initial: float = 0.05, growth: float = 0.1) -> Solver:
-    r"""A step size that the next batches set, for nothing.
+    r"""A step size tuned from the losses of later batches, at no extra evaluations.
 
     A step is fitted to its batch, noise and all; the losses of the batches after it are
     not. What part of the reductions that the models predicted has come,
@@ -88,8 +88,8 @@ def self_tuning(initial: float = 0.05, growth: float = 0.1) -> Solver:
     where :math:`\eta^\ast` is the size that lowers the loss most in one step. It is 1
     where the loss is the same at each step. Steps that are larger make more of the
     steps that come after them, so that the step size aimed at is
-    :math:`\min(\eta^{\ast\, 3/5}, \tfrac54 \eta^\ast)`, but at most 0.85. (Were it not
-    for the second, a step size at which nothing is won would not fall.)
+    :math:`\min(\eta^{\ast\, 3/5}, \tfrac54 \eta^\ast)`, but at most 0.85. (The second
+    term makes the step size fall when steps bring no progress.)
 
     The step itself is half damped and half shortened, with eigenvalues
     :math:`\Lambda` and basis :math:`B` of the curvature in the metric

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fomoh_jax._gram import in_metric, rounding, unit_scale
+from fomoh_jax._metric import in_metric, rounding, unit_scale
 from fomoh_jax.solvers._protocol import Solver, guarded
 
 

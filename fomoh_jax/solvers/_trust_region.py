@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fomoh_jax._gram import in_metric, rounding
+from fomoh_jax._metric import in_metric, rounding
 from fomoh_jax.solvers._protocol import Solver, guarded, predicted_reduction
 
 # How a gain ratio moves the radius (Nocedal and Wright, algorithm 4.1).

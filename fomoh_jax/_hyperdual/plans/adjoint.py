@@ -45,12 +45,13 @@ from fomoh_jax._hyperdual.plans.plan import Plan
 def adjoint() -> Plan:
     """One forward pass of first order, and one reverse pass for each output element.
 
-    The reverse pass computes the whole curvature of one element of the output, in the
-    place of the ``k²`` coefficients that a forward pass carries: some ``3k``
-    evaluations of the function. It stores the ``k`` tangents of every layer, and cannot
-    differentiate a ``while`` loop whose carry has second-order coefficients. For a
-    scalar function of many variables it is the faster plan. Where reverse mode can take
-    the function, ``jax.hessian`` may be faster still.
+    Each reverse pass computes the whole curvature of one element of the output, at the
+    cost of about ``3k`` evaluations of the function; a forward pass carries about ``k²
+    / 2`` coefficients instead. It stores the ``k`` tangents of every layer, and cannot
+    differentiate a ``while`` loop whose carry has second-order coefficients; for a
+    product with the Hessian, none that depends on the arguments. For a scalar function
+    of many variables it is the faster plan. Where reverse mode can take the function,
+    ``jax.hessian`` may be faster still.
 
     Returns:
       A plan.
@@ -78,7 +79,10 @@ class Adjoint(Plan):
     def products(
         self, columns: Callable, slopes: Callable, primals: Any, point: jax.Array
     ) -> jax.Array:
-        return jax.jacrev(slopes)(point)
+        along = varies_along(jax.eval_shape(slopes, point))
+        jaxpr = jax.make_jaxpr(slopes)(point)
+        check_reverse_pass("under plans.adjoint()", jaxpr, [along])
+        return jax.jacrev(slopes)(varying_alike(point, along))
 
 
 @register_dataclass

@@ -22,8 +22,8 @@ from fomoh_jax._hyperdual.plans.plan import Plan
 def forward(chunk_size: int | None = None) -> Plan:
     """One forward pass, which carries every pair of directions.
 
-    It takes every function that ``jax.jvp`` can differentiate twice. Its temporary
-    memory does not grow with the number of layers.
+    It takes every function that ``jax.jvp`` can differentiate twice. Through a
+    ``lax.scan`` over layers its temporary memory does not grow with their number.
 
     Args:
       chunk_size: bound on memory. The rows of the curvature are computed that many at a

@@ -33,12 +33,14 @@ def split(mesh_axis: str, chunk_size: int | None = None) -> Plan:
     Each device along an axis of the mesh in use (``jax.set_mesh``, or
     ``jax.shard_map``) carries all the tangents, and its share of the rows of the
     curvature. The devices exchange nothing but the slopes and curvatures of the output.
-    The other axes of the mesh are left as they are, for a batch that is sharded. If an
-    axis is of ``AxisType.Explicit``, data has to be an argument that is held fixed:
-    ``jax.shard_map`` takes no function that closes over it.
+    The other axes of the mesh are left as they are, for a batch that is sharded. With
+    an axis of ``AxisType.Explicit``, data must be an argument that is held fixed,
+    because ``jax.shard_map`` takes no function that closes over it; and products with
+    the Hessian need a mesh whose axes are all of ``AxisType.Auto``.
 
     Args:
-      mesh_axis: the name of the axis. The number of its devices has to divide ``k``.
+      mesh_axis: the name of the axis. The number of its devices must divide ``k`` for a
+        model or a Hessian; for products it may be any.
       chunk_size: bound on memory, for each device, as in :func:`forward`.
 
     Returns:
@@ -47,7 +49,7 @@ def split(mesh_axis: str, chunk_size: int | None = None) -> Plan:
     Raises:
       TypeError: if ``mesh_axis`` is no string, or ``chunk_size`` no Python integer.
       ValueError: if ``chunk_size`` is not positive; where the plan is used, if the mesh
-        has no such axis or the number of its devices does not divide ``k``.
+        has no such axis, or the number of its devices does not fit.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -97,6 +99,12 @@ class Split(Plan):
         self, columns: Callable, slopes: Callable, primals: Any, point: jax.Array
     ) -> jax.Array:
         axis, size = self.mesh_axis, point.size
+        kinds = _axis_types()
+        if AxisType.Explicit in kinds.values():
+            raise ValueError(
+                f"plans.split({axis!r}) of a product with the Hessian needs a mesh "
+                f"whose axes are all of AxisType.Auto; got {kinds}."
+            )
 
         def share(primals: Any, point: jax.Array) -> jax.Array:
             length = -(-size // lax.axis_size(axis))
@@ -112,9 +120,9 @@ class Split(Plan):
         return self.placed(share, 0)(primals, point)
 
     def check_closure(self) -> None:
-        mesh = jax.sharding.get_abstract_mesh()
-        if AxisType.Explicit in mesh.axis_types:
-            kinds = dict(zip(mesh.axis_names, map(str, mesh.axis_types)))
+        kinds = _axis_types()
+        if AxisType.Explicit in kinds.values():
+            kinds = {name: str(kind) for name, kind in kinds.items()}
             raise ValueError(
                 f"plans.split({self.mesh_axis!r}) needs a mesh whose axes are all of "
                 "AxisType.Auto where value_fn takes more than the parameters: inside "
@@ -122,6 +130,11 @@ class Split(Plan):
                 f"shardings; got {kinds}. Make it by jax.make_mesh(shape, names, "
                 "axis_types=(jax.sharding.AxisType.Auto,) * n)."
             )
+
+
+def _axis_types() -> dict[str, AxisType]:
+    mesh = jax.sharding.get_abstract_mesh()
+    return dict(zip(mesh.axis_names, mesh.axis_types))
 
 
 def _over_devices(

@@ -40,7 +40,7 @@ def forward(
 def differentiable_part(
     op: Operation, args: Sequence[HyperDual]
 ) -> tuple[list[HyperDual], Callable]:
-    """The operation as a function of its active operands alone.
+    """The operation as a function of the operands that vary alone.
 
     Returns:
       The operands that carry a channel, and a function of their primals that returns

@@ -24,7 +24,7 @@ SEVERAL_LEAVES = [
 ]
 
 
-def active_directions(primals, subsets):
+def stacked_directions(primals, subsets):
     """Random directions of which each leaf holds a subset."""
     leaves, structure = jax.tree.flatten(primals)
     return structure.unflatten(
@@ -70,14 +70,14 @@ def assert_zeros_change_nothing(fun, primals, v, *, adjoint=True):
 @pytest.mark.parametrize("name", SEVERAL_LEAVES)
 def test_a_random_subset_on_each_leaf_gives_the_dense_model(name):
     fun, primals = PROGRAMS[name]
-    v = active_directions(primals, random_subsets(primals, len(name)))
+    v = stacked_directions(primals, random_subsets(primals, len(name)))
     assert_zeros_change_nothing(fun, primals, v)
 
 
 def test_a_random_subset_on_each_leaf_of_a_cnn_gives_the_dense_model():
     params, images, labels = cnn_arguments()
     loss = lambda params: cnn(params, images, labels)
-    v = active_directions((params,), random_subsets(params, 1))
+    v = stacked_directions((params,), random_subsets(params, 1))
     assert_zeros_change_nothing(loss, (params,), v)
 
 
@@ -107,7 +107,7 @@ def test_control_flow_takes_partly_present_channels(kind):
     }
     primals = (jnp.array([0.5, -0.3, 1.2]), jnp.array([0.7, 0.2, 0.4]))
     for subsets in ([[0], [1, 3]], [[0, 2], []], [[1], [1]]):
-        v = active_directions(primals, subsets)
+        v = stacked_directions(primals, subsets)
         assert_zeros_change_nothing(programs[kind], primals, v, adjoint=kind != "while")
 
 
@@ -118,7 +118,7 @@ subsets = st.lists(st.integers(0, K - 1), unique=True, max_size=K).map(sorted)
 @given(st.lists(subsets, min_size=4, max_size=4))
 def test_any_subsets_give_the_dense_model(each):
     fun, primals = mlp(jnp.tanh)
-    v = active_directions(primals, each)
+    v = stacked_directions(primals, each)
     model = fomoh_jax.quadratic_model(fun, primals, v)
     assert_close(model, fomoh_jax.quadratic_model(fun, primals, dense(v)))
 
@@ -128,7 +128,7 @@ def test_large_products_of_partly_present_stacks():
     a, b = normal(128, 128), normal(128, 128, seed=1)
     for subsets in ([[0, 2], [0, 2]], [[0, 1, 3], [2]], [[1], [1]], [[], [1, 2]]):
         primals, product = (a, b), lambda a, b: jnp.mean(jnp.sin(a @ b / 100))
-        v = active_directions(primals, subsets)
+        v = stacked_directions(primals, subsets)
         model = fomoh_jax.quadratic_model(product, primals, v)
         assert_close(model, nested_model(product, primals, dense(v)))
 
