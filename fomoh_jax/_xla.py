@@ -11,10 +11,10 @@ that have it know the flag, on every platform (an unknown flag would end the pro
 
 Why this remedy (``python -m experiments.benchmarks.soundness``, jaxlib 0.12.0.1): the
 flag, the same flag emptied (no YNNPACK at all), and an ``optimization_barrier`` before
-every sum that a linear rule emits, all cost nothing: 0.98 of the time without any, the
-median over the programs that each changes (0.86 to 1.11 with this one). The barrier
-leaves users' own sums, and JAX's derivative of ``max``, wrong; the emptied flag gives
-up matrix products and convolutions that are not at fault.
+every sum that a linear rule emits, all cost nothing that stands out of the noise: with
+this one the programs that it changes take 0.86 to 1.11 of the time without any. The
+barrier leaves users' own sums, and JAX's derivative of ``max``, wrong; the emptied flag
+gives up matrix products and convolutions that are not at fault.
 """
 
 import concurrent.futures
