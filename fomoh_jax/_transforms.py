@@ -2,7 +2,7 @@
 
 import itertools
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import chex
@@ -105,9 +105,10 @@ def scale_by_forward_gradient(
       directions: where to look, such as ``directions.gaussian(1)``.
       key: PRNG key, typed or legacy, or seed of the directions. The state holds a key
         of the same kind; a seed becomes a typed key. By default seed 0 is used, except
-        that optimisers created before any of them is initialised, such as the links of
-        a chain, get different keys. (Under ``optax.inject_hyperparams``,
-        which makes and initialises them one by one, give each link a key.)
+        that the links of a chain get different keys: a link, when it is first
+        initialised, counts the others that were initialised on the same arrays since
+        it was created. (Under ``optax.inject_hyperparams``, which creates and
+        initialises them one by one, give each link a key.)
       has_aux: whether ``value_fn`` returns ``(value, aux)``. The aux of the evaluated
         point is then in the state.
       aux_struct: with ``has_aux``, the structure, shapes and dtypes of the aux (arrays
@@ -146,7 +147,7 @@ def scale_by_forward_gradient(
     def init_fn(params):
         dtype = solve_dtype(params)
         return ScaleByForwardGradientState(
-            key=first_key(),
+            key=first_key(params),
             value=jnp.zeros((), dtype),
             slope=jnp.zeros((directions.count(params),), dtype),
             directions_state=directions.init(params),
@@ -197,9 +198,10 @@ def scale_by_hyperplane(
         solved in float32, or in the parameters' precision if that is higher.
       key: PRNG key, typed or legacy, or seed of the directions. The state holds a key
         of the same kind; a seed becomes a typed key. By default seed 0 is used, except
-        that optimisers created before any of them is initialised, such as the links of
-        a chain, get different keys. (Under ``optax.inject_hyperparams``,
-        which makes and initialises them one by one, give each link a key.)
+        that the links of a chain get different keys: a link, when it is first
+        initialised, counts the others that were initialised on the same arrays since
+        it was created. (Under ``optax.inject_hyperparams``, which creates and
+        initialises them one by one, give each link a key.)
       curvature: ``"hessian"``, or ``"gauss_newton"`` for a loss in two parts:
         ``update`` then takes ``outputs_fn`` as well, and the loss is
         ``value_fn(outputs_fn(params))``. See :func:`fomoh_jax.gauss_newton_model`.
@@ -259,7 +261,7 @@ def scale_by_hyperplane(
         # Each array is made anew: a buffer that is there twice cannot be donated.
         zeros = lambda *shape: jnp.zeros(shape, dtype)
         return ScaleByHyperplaneState(
-            key=first_key(),
+            key=first_key(params),
             model=QuadraticModel(zeros(), zeros(k), zeros(k, k)),
             coefficients=zeros(k),
             predicted_reduction=zeros(),
@@ -340,33 +342,53 @@ def _check_kind(name: str, value: Any, kind: type, such_as: str) -> None:
 
 def _key_source(
     key: chex.PRNGKey | int | None, directions: Directions
-) -> Callable[[], chex.PRNGKey | None]:
-    """A function that makes the first key of a state, in a buffer of its own."""
+) -> Callable[[Any], chex.PRNGKey | None]:
+    """A function of the parameters that makes the first key of a state, in a buffer of its own."""
     if not directions.is_random:
-        return lambda: None
-    return _OwnKey() if key is None else lambda: _as_key(key)
+        return lambda params: None
+    return _OwnKey() if key is None else lambda params: _as_key(key)
 
 
 class _OwnKey:
     """The first key of an optimiser that was given none: that of seed 0, if it can be.
 
     Two links of a chain know nothing of each other, and with one key for both they
-    would look along the same directions. But both are made before either is
-    initialised, and that tells them apart. An optimiser that is made and initialised
-    again has the same key again.
+    would look along the same directions. What tells them apart is that one link is
+    initialised on the very parameters on which others were initialised after it was
+    made. It is then numbered by how many those were, once and for all. An optimiser
+    that is made and initialised again has the same key again.
     """
 
-    waiting: ClassVar[weakref.WeakSet] = weakref.WeakSet()
+    clock: ClassVar[Iterator[int]] = itertools.count()
+    # The parameters that were last initialised on, and when that was for each link.
+    params: ClassVar[Callable[[], Any]] = staticmethod(lambda: None)
+    times: ClassVar[list[int]] = []
 
     def __init__(self):
-        taken = {other.number for other in self.waiting}
-        self.number = next(n for n in itertools.count() if n not in taken)
-        self.waiting.add(self)
+        self.made = next(self.clock)
+        self.number: int | None = None
 
-    def __call__(self) -> chex.PRNGKey:
-        self.waiting.discard(self)
+    def __call__(self, params: Any) -> chex.PRNGKey:
+        if self.number is None:
+            self.number = self._others(next(iter(jax.tree.leaves(params)), None))
         first = jax.random.key(0)
         return jax.random.fold_in(first, self.number) if self.number else first
+
+    def _others(self, leaf: Any) -> int:
+        """How many links were initialised on these parameters since this was made."""
+        if _OwnKey.params() is not leaf:
+            _OwnKey.params, _OwnKey.times = _weakly(leaf), []
+        others = sum(time > self.made for time in _OwnKey.times)
+        _OwnKey.times.append(next(self.clock))
+        return others
+
+
+def _weakly(leaf: Any) -> Callable[[], Any]:
+    """A reference that does not keep an array or a tracer alive."""
+    try:
+        return weakref.ref(leaf)
+    except TypeError:  # a number, which is small
+        return lambda: leaf
 
 
 def _split(key: chex.PRNGKey | None) -> tuple[Any, Any]:

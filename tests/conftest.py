@@ -16,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 # Imported first, fomoh_jax sets XLA's flags before a test module starts a backend.
-from fomoh_jax._transforms import _OwnKey
+import fomoh_jax  # noqa: F401
 
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_num_cpu_devices", 8)
@@ -73,9 +73,6 @@ def pytest_collection_modifyitems(config, items):
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item):
     """Before the fixtures, of which some compile."""
-    # An optimiser that another test has made, and never initialised, would have a share
-    # in this one's default keys until it is collected.
-    _OwnKey.waiting.clear()
     optimised = is_optimised(item)
     if optimised and not item.config.stash.get(OPTIMISED, True):
         jax.clear_caches()  # jit does not look at the flag before it reuses a program

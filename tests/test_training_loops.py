@@ -334,6 +334,16 @@ def test_optimisers_without_a_key_do_not_share_their_directions():
     assert len(set(keys)) == len(keys)
 
 
+def test_an_optimiser_without_a_key_has_that_of_seed_0_whatever_was_made_before():
+    waiting = [fj.fgd(0.1), fj.fomoh_kd(2)]  # never initialised, and not collected
+    first, again = fj.fomoh_kd(2), fj.fomoh_kd(2, key=0)
+    assert_same(first.init(PARAMS), again.init(PARAMS))
+    later = fj.fomoh_kd(2)  # on the same parameters, but after it
+    assert_same(later.init(PARAMS), again.init(PARAMS))
+    assert_same(first.init(PARAMS), again.init(PARAMS))
+    assert waiting
+
+
 def test_directions_of_two_optimisers_in_a_chain_are_not_parallel():
     step, end = fj.fgd(0.1), fj.fgd(0.1)
     one, other = (
