@@ -39,3 +39,13 @@ def unit_scale(gram: jax.Array) -> jax.Array:
     """
     lengths = jnp.diagonal(gram)
     return jnp.where(lengths > 0, 1 / jnp.sqrt(jnp.where(lengths > 0, lengths, 1)), 0)
+
+
+def length(coefficients: jax.Array, gram: jax.Array) -> jax.Array:
+    """``√(κᵀGκ)``, scaled so that no square overflows."""
+    unit = unit_scale(gram)
+    along = jnp.where(unit > 0, coefficients / jnp.where(unit > 0, unit, 1), 0)
+    info = jnp.finfo(along.dtype)
+    largest = jnp.clip(jnp.max(jnp.abs(along)), info.tiny, info.max)
+    square = (along / largest) @ (unit[:, None] * gram * unit) @ (along / largest)
+    return largest * jnp.sqrt(jnp.maximum(square, 0))

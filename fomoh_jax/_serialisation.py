@@ -10,7 +10,9 @@ from fomoh_jax._hyperdual import DirectionalCurvature, QuadraticModel
 from fomoh_jax._transforms import ScaleByForwardGradientState, ScaleByHyperplaneState
 from fomoh_jax.curvature import ConjugateGradients, Eigenpairs, Estimate
 from fomoh_jax.directions import HistoryState
-from fomoh_jax.solvers import ReachState, SelfTuningState, TrustRegionState
+from fomoh_jax.solvers import SolverState
+from fomoh_jax.solvers.descents import ReachState
+from fomoh_jax.solvers.searches import GainRatioState, SelfTuningState
 
 NAMED = (
     QuadraticModel,
@@ -18,9 +20,10 @@ NAMED = (
     ScaleByForwardGradientState,
     ScaleByHyperplaneState,
     HistoryState,
+    SolverState,
     ReachState,
+    GainRatioState,
     SelfTuningState,
-    TrustRegionState,
     Estimate,
     Eigenpairs,
     ConjugateGradients,

@@ -29,8 +29,8 @@ from fomoh_jax._value_fn import (
     solve_dtype,
 )
 from fomoh_jax.directions import Directions
-from fomoh_jax.solvers import Solver, newton
-from fomoh_jax.solvers._protocol import predicted_reduction
+from fomoh_jax.solvers import Outcome, Solver, newton
+from fomoh_jax.solvers._solver import predicted_reduction
 
 
 class ScaleByForwardGradientState(NamedTuple):
@@ -62,13 +62,14 @@ class ScaleByHyperplaneState(NamedTuple):
         rate.
       predicted_reduction: by how much the model falls on the last step, taken whole.
       actual_reduction: by how much the loss fell: on the last step and the same batch,
-        where the solver judges its steps; otherwise from the last model to this one, on
-        the step before the last and another batch. 0 before it is known.
+        where the search looks ahead; otherwise from the last model to this one, on the
+        step before the last and another batch. 0 before it is known.
       steps: how many updates were made, int32.
       accepted: how many of them moved the parameters, int32: those with a finite loss
-        and a step that is not zero and that the solver did not refuse.
+        and a step that is not zero and that the search did not refuse.
       directions_state: that of the source of directions.
-      solver_state: the solver's, such as its step size or radius.
+      solver_state: that of the descent and of the search, such as the step size or
+        the radius.
       aux: what ``value_fn`` returned beside the value, with ``has_aux``; otherwise
         ``None``.
     """
@@ -269,7 +270,7 @@ def scale_by_hyperplane(
             steps=jnp.zeros((), jnp.int32),
             accepted=jnp.zeros((), jnp.int32),
             directions_state=directions.init(params),
-            solver_state=jax.tree.map(jnp.array, solver.init(k)),
+            solver_state=jax.tree.map(jnp.array, solver.init()),
             aux=_zeros(aux_struct),
         )
 
@@ -298,23 +299,22 @@ def scale_by_hyperplane(
             has_aux=True,
         )
         model = jax.tree.map(lambda x: x.astype(dtype), model)
+        actual = state.actual_reduction
+        if not solver.search.looks_ahead:
+            actual = jnp.where(state.steps > 0, state.model.value - model.value, 0)
+        last = Outcome(state.model.value, state.predicted_reduction, actual)
         coefficients, solver_state = solver.solve(
-            model, gram(vectors, dtype, after=model.value), state.solver_state
+            model, gram(vectors, dtype, after=model.value), state.solver_state, last
         )
         predicted = predicted_reduction(model, coefficients)
-        accepted = jnp.isfinite(model.value) & jnp.any(coefficients != 0)
+        accepted = jnp.any(coefficients != 0)
         step = combination(coefficients, vectors, dtype)
-        actual = jnp.where(state.steps > 0, state.model.value - model.value, 0)
-        if solver.judge is not None:
+        if solver.search.looks_ahead:
             ahead, _ = whole(jax.tree.map(lambda p, s: p - s, params, step))
             actual = model.value - ahead.astype(dtype)
-            taken, judged = solver.judge(predicted, actual, solver_state)
-            # No step was tried where the model is not finite: nothing is learned.
-            tried = jnp.isfinite(predicted) & jnp.any(coefficients != 0)
-            solver_state = jax.tree.map(
-                lambda new, old: jnp.where(tried, new, old), judged, solver_state
-            )
-            accepted &= taken & tried
+            outcome = Outcome(model.value, predicted, actual)
+            taken, solver_state = solver.judge(outcome, solver_state)
+            accepted &= taken
             step = jax.tree.map(lambda s: jnp.where(accepted, s, 0), step)
         return step, ScaleByHyperplaneState(
             key=next_key,
@@ -343,7 +343,7 @@ def _check_kind(name: str, value: Any, kind: type, such_as: str) -> None:
 def _key_source(
     key: chex.PRNGKey | int | None, directions: Directions
 ) -> Callable[[Any], chex.PRNGKey | None]:
-    """A function of the parameters that makes the first key of a state, in a buffer of its own."""
+    """A function of the parameters that makes the first key of a state."""
     if not directions.is_random:
         return lambda params: None
     return _OwnKey() if key is None else lambda params: _as_key(key)
@@ -360,9 +360,8 @@ class _OwnKey:
     """
 
     clock: ClassVar[Iterator[int]] = itertools.count()
-    # The parameters that were last initialised on, and when that was for each link.
-    params: ClassVar[Callable[[], Any]] = staticmethod(lambda: None)
-    times: ClassVar[list[int]] = []
+    # A leaf of the parameters that were last initialised on, and when each link was.
+    last: ClassVar[tuple[Callable[[], Any], list[int]]] = (lambda: None, [])
 
     def __init__(self):
         self.made = next(self.clock)
@@ -376,10 +375,12 @@ class _OwnKey:
 
     def _others(self, leaf: Any) -> int:
         """How many links were initialised on these parameters since this was made."""
-        if _OwnKey.params() is not leaf:
-            _OwnKey.params, _OwnKey.times = _weakly(leaf), []
-        others = sum(time > self.made for time in _OwnKey.times)
-        _OwnKey.times.append(next(self.clock))
+        known, times = _OwnKey.last
+        if known() is not leaf:
+            times = []
+            _OwnKey.last = _weakly(leaf), times
+        others = sum(time > self.made for time in times)
+        times.append(next(self.clock))
         return others
 
 

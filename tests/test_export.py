@@ -115,15 +115,17 @@ def test_a_fresh_process_without_the_model_makes_the_same_steps(tmp_path):
 
 
 def test_every_state_and_result_of_the_library_has_a_name():
-    modules = (fomoh_jax, fomoh_jax.directions, fomoh_jax.solvers, fomoh_jax.curvature)
+    solvers = fomoh_jax.solvers
+    modules = (fomoh_jax, fomoh_jax.directions, fomoh_jax.curvature)
+    modules += (solvers, solvers.descents, solvers.searches)
     tuples = {
         value
         for module in modules
         for value in vars(module).values()
         if isinstance(value, type) and hasattr(value, "_fields")
     }
-    # It holds functions.
-    assert tuples - {fomoh_jax.solvers.Solver} == set(_serialisation.NAMED)
+    # What a descent and a search hand on within a step.
+    assert tuples - {solvers.Outcome, solvers.Step} == set(_serialisation.NAMED)
 
 
 def test_results_of_curvature_are_read_back_as_what_they_are():

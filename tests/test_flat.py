@@ -9,6 +9,7 @@ import scipy.optimize
 
 import fomoh_jax as fj
 from fomoh_jax import QuadraticModel, solvers
+from fomoh_jax.solvers import Outcome
 
 N, D = 64, 3
 X = np.random.default_rng(0).standard_normal((N, D))
@@ -110,30 +111,29 @@ def test_a_step_that_does_not_move_is_not_counted():
     assert int(state[0].accepted) == 0 and int(state[0].steps) == 1
 
 
-def solve(solver, slope, curvature, state=None):
+def solve(solver, slope, curvature):
     model = QuadraticModel(jnp.array(1.0), jnp.asarray(slope), jnp.asarray(curvature))
-    gram = jnp.eye(len(slope))
-    state = solver.init(len(slope)) if state is None else state
-    return solver.solve(model, gram, state)
+    return solver.solve(model, jnp.eye(len(slope)), solver.init())
 
 
 def test_only_what_is_flat_goes_as_far_as_the_reach():
     step, state = solve(solvers.saddle_free(), [3.0, 2.0], np.diag([1.5, 0.0]))
     # The first step is to win a twentieth of the loss.
     np.testing.assert_allclose(step, [2.0, 0.05 / 2])
-    np.testing.assert_allclose(state.predicted, 3.0 * 2.0 - 1.5 * 2.0**2 / 2 + 0.05)
+    np.testing.assert_allclose(state.descent.length, 0.05 / 2)
+    assert state.descent.made
 
 
 @pytest.mark.parametrize(("won", "longer"), [(1.0, True), (0.3, True), (-0.2, False)])
 def test_steps_follow_what_those_before_them_have_won(won, longer):
     # A learning rate of 0.3 behind the solver lets three tenths of the reduction come.
-    solver, state, lengths = jax.jit(solvers.saddle_free().solve), None, []
+    solver, last, lengths = jax.jit(solvers.saddle_free().solve), None, []
     model = QuadraticModel(jnp.array(1.0), jnp.array([1.0]), jnp.zeros((1, 1)))
-    state = solvers.saddle_free().init(1)
+    state = solvers.saddle_free().init()
     for _ in range(5):
-        step, state = solver(model, jnp.eye(1), state)
+        step, state = solver(model, jnp.eye(1), state, last)
         lengths.append(abs(float(step[0])))
-        state = state._replace(last_value=1.0 + won * state.predicted)
+        last = Outcome(jnp.array(1.0), step[0], won * step[0])
     assert lengths == sorted(lengths, reverse=not longer)
     assert len(set(lengths)) == len(lengths)
 
@@ -146,6 +146,4 @@ def test_what_is_left_of_a_slope_by_rounding_is_not_followed():
 def test_where_there_is_curvature_the_reach_learns_nothing():
     solver = solvers.saddle_free()
     _, state = solve(solver, [1.0, 2.0], np.diag([1.0, 2.0]))
-    assert all(
-        not np.any(leaf) for leaf in jax.tree.leaves(state._replace(last_value=0))
-    )
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(state))

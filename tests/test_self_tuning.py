@@ -8,12 +8,17 @@ import pytest
 
 import fomoh_jax
 from fomoh_jax import QuadraticModel, directions, scale_by_hyperplane, solvers
+from fomoh_jax.solvers import Outcome, searches
 from tests.programs import rosenbrock
 from tests.reference import normal
 
 
 def model(value, slope, curvature):
     return QuadraticModel(*map(jnp.asarray, (value, slope, curvature)))
+
+
+def outcome(value, predicted, actual):
+    return Outcome(*map(jnp.asarray, (value, predicted, actual)))
 
 
 def run(tx, loss, x, steps, batches=None):
@@ -23,7 +28,7 @@ def run(tx, loss, x, steps, batches=None):
         x, state = carry
         updates, state = tx.update(None, state, x, value_fn=loss, batch=batch)
         x = optax.apply_updates(x, updates)
-        return (x, state), state[0].solver_state.step_size
+        return (x, state), state[0].solver_state.search.step_size
 
     batches = jnp.zeros(steps) if batches is None else batches
     scan = jax.jit(lambda x: jax.lax.scan(step, (x, tx.init(x)), batches))
@@ -33,14 +38,16 @@ def run(tx, loss, x, steps, batches=None):
 
 def test_the_gain_is_actual_over_predicted_reduction_from_their_running_averages():
     solver = solvers.self_tuning()
-    state = solver.init(1)
+    state, last = solver.init(), None
     losses = 5 - np.sqrt(np.arange(9.0)) + 0.3 * normal(9)
-    predictions, gain = [0.0], []
-    for loss in losses:
+    predictions = [0.0]
+    for loss, following in zip(losses, [*losses[1:], np.nan]):
         bowl = model(loss, 2 * np.ones(1), np.eye(1))
-        _, state = solver.solve(bowl, jnp.eye(1), state)
-        predictions.append(predictions[-1] + state.predicted)
-        gain.append(state.gain)
+        step, state = solver.solve(bowl, jnp.eye(1), state, last)
+        predicted = float(2 * step[0] - step[0] ** 2 / 2)
+        predictions.append(predictions[-1] + predicted)
+        last = outcome(loss, predicted, loss - following)
+    gain = np.divide(*state.search.averaged)
 
     def below_the_running_average(sequence):
         mean, far = 0.0, []
@@ -51,8 +58,8 @@ def test_the_gain_is_actual_over_predicted_reduction_from_their_running_averages
 
     actual = below_the_running_average(losses)
     predicted = below_the_running_average(-np.array(predictions[:-1]))
-    np.testing.assert_allclose(gain[-1], actual / predicted, rtol=1e-10)
-    assert 0.01 < abs(gain[-1]) < 1.99  # not at a bound
+    np.testing.assert_allclose(gain, actual / predicted, rtol=1e-10)
+    assert 0.01 < abs(gain) < 1.99  # not at a bound
 
 
 def test_the_best_step_size_is_known_from_the_gain_where_slopes_are_noisy():
@@ -72,19 +79,18 @@ def test_the_best_step_size_is_known_from_the_gain_where_slopes_are_noisy():
 def test_the_step_size_goes_to_a_power_of_the_best_and_falls_where_none_is_won(
     gain, aim
 ):
-    solver = solvers.self_tuning(initial=0.12)
-    state = solver.init(1)._replace(steps=jnp.array(10_000, jnp.int32))
-    state = state._replace(averaged=jnp.array([gain, 1.0]), last_value=jnp.array(1.0))
-    _, after = solver.solve(model(1.0, np.ones(1), np.eye(1)), jnp.eye(1), state)
+    search = searches.self_tuning(initial=0.12)
+    first = search.init()._replace(steps=jnp.array(10_000, jnp.int32))
+    known = {"averaged": jnp.array([gain, 1.0]), "mean_step_size": jnp.array(0.12)}
+    nothing = outcome(1.0, 0.0, 0.0)
+    _, state = search.learn(nothing, first._replace(**known))
     # One step up by a tenth at most, or down by a fiftieth.
-    np.testing.assert_allclose(after.step_size, np.clip(aim, 0.1176, 0.132), rtol=1e-6)
-    size = after.step_size
+    np.testing.assert_allclose(
+        search.size(state), np.clip(aim, 0.1176, 0.132), rtol=1e-6
+    )
     for _ in range(60):
-        state = after._replace(averaged=jnp.array([gain, 1.0]), recent=state.recent)
-        state = state._replace(mean_step_size=jnp.array(0.12), streak=state.streak * 0)
-        _, after = solver.solve(model(1.0, np.ones(1), np.eye(1)), jnp.eye(1), state)
-        size = after.step_size
-    np.testing.assert_allclose(size, aim, rtol=0.05)
+        _, state = search.learn(nothing, state._replace(**known))
+    np.testing.assert_allclose(search.size(state), aim, rtol=0.05)
 
 
 @pytest.mark.parametrize("size", [1.0, 0.25])
@@ -95,14 +101,15 @@ def test_a_step_is_saddle_free_damped_and_shortened_by_the_root_of_the_size(size
     slope, curvature, gram = v.T @ normal(7, seed=2), v.T @ hessian @ v, v.T @ v
     # Aiming higher, it grows as fast as it may: not at all.
     solver = solvers.self_tuning(initial=size, growth=1e-12)
-    state = solver.init(3)
+    state, last = solver.init(), None
     if size == 1.0:  # which only predictions that have come true allow
-        after = {"last_value": 1.5, "predicted": 0.5, "steps": 9, "streak": 9}
-        state = state._replace(**jax.tree.map(jnp.asarray, after))
-    step, _ = solver.solve(model(1.0, slope, curvature), gram, state)
+        after = {"steps": jnp.array(9), "streak": jnp.array(9)}
+        state = state._replace(search=state.search._replace(**after))
+        last = outcome(1.5, 0.5, 0.5)
+    step, _ = solver.solve(model(1.0, slope, curvature), gram, state, last)
     if size == 1.0:
         free = solvers.saddle_free()
-        expected, _ = free.solve(model(1.0, slope, curvature), gram, free.init(3))
+        expected, _ = free.solve(model(1.0, slope, curvature), gram, free.init())
     else:
         white = np.linalg.inv(np.linalg.cholesky(gram))
         eigenvalues, axes = np.linalg.eigh(white @ curvature @ white.T)
@@ -142,7 +149,7 @@ def test_noise_of_the_batches_makes_steps_small_and_its_absence_large(k):
 def test_a_step_is_at_most_twice_as_long_as_those_before_it():
     solver = solvers.self_tuning(initial=0.85)
     first = model(1.0, np.array([1.0]), np.eye(1))
-    step, state = solver.solve(first, jnp.eye(1), solver.init(1))
+    step, state = solver.solve(first, jnp.eye(1), solver.init())
     np.testing.assert_allclose(jnp.abs(step), 0.85)
     huge = model(1.0, np.array([100.0]), np.eye(1))
     step, _ = solver.solve(huge, jnp.eye(1), state)
@@ -152,7 +159,7 @@ def test_a_step_is_at_most_twice_as_long_as_those_before_it():
 def test_a_loss_that_is_not_finite_leaves_the_state_as_it_was():
     solver = solvers.self_tuning()
     _, before = solver.solve(
-        model(1.0, np.ones(2), np.eye(2)), jnp.eye(2), solver.init(2)
+        model(1.0, np.ones(2), np.eye(2)), jnp.eye(2), solver.init()
     )
     bad = model(np.nan, np.ones(2), np.eye(2))
     step, after = solver.solve(bad, jnp.eye(2), before)
@@ -162,7 +169,7 @@ def test_a_loss_that_is_not_finite_leaves_the_state_as_it_was():
 
 def test_the_alias_needs_no_argument_but_k():
     state = fomoh_jax.fomoh_kd(1).init(jnp.zeros(5))
-    assert isinstance(state[0].solver_state, solvers.SelfTuningState)
+    assert isinstance(state[0].solver_state.search, searches.SelfTuningState)
 
 
 @pytest.mark.optimised

@@ -9,6 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fomoh_jax import QuadraticModel, solvers
+from fomoh_jax.solvers import Outcome, Solver, descents, searches
+from fomoh_jax.solvers._solver import predicted_reduction
 from tests.reference import normal
 
 SOLVERS = {
@@ -16,17 +18,35 @@ SOLVERS = {
     "saddle_free": solvers.saddle_free(),
     "damped": solvers.damped(1e-3),
 }
+DESCENTS = {
+    "newton": descents.newton(),
+    "saddle_free": descents.saddle_free(),
+    "damped": descents.damped(1e-2),
+    "trust": descents.trust(2.0),
+}
+SEARCHES = {
+    "constant": searches.constant(0.5),
+    "gain_ratio": searches.gain_ratio(0.5),
+    "gain_ratio, next": searches.gain_ratio(0.5, measured_on="next"),
+    "self_tuning": searches.self_tuning(),
+}
+COMBINATIONS = {
+    f"{descent}, {search}": Solver(DESCENTS[descent], SEARCHES[search])
+    for descent in DESCENTS
+    for search in SEARCHES
+}
 
 
 @jax.jit
 def newton_step(model, gram):
-    return SOLVERS["newton"].solve(model, gram, ())[0]
+    solver = SOLVERS["newton"]
+    return solver.solve(model, gram, solver.init())[0]
 
 
 def solve(solver, slope, curvature, gram=None, value=0.0):
     model = QuadraticModel(*map(jnp.asarray, (value, slope, curvature)))
     gram = jnp.eye(len(slope)) if gram is None else gram
-    return np.asarray(jax.jit(solver.solve)(model, gram, solver.init(len(slope)))[0])
+    return np.asarray(jax.jit(solver.solve)(model, gram, solver.init())[0])
 
 
 def hyperplane(k, seed=0, indefinite=True):
@@ -131,30 +151,105 @@ def test_dependent_directions_share_the_step_of_one():
         np.testing.assert_allclose(step.sum(), expected, rtol=1e-10)
 
 
+def test_any_descent_and_any_search_minimise_a_bowl():
+    scales = jnp.array([1.0, 3.0, 10.0])
+    loss = lambda x: jnp.sum(scales * (x - 1) ** 2) / 2
+
+    def minimised(solver):
+        def step(carry, _):
+            x, state, last = carry
+            model = QuadraticModel(loss(x), scales * (x - 1), jnp.diag(scales))
+            coefficients, state = solver.solve(model, jnp.eye(3), state, last)
+            predicted = predicted_reduction(model, coefficients)
+            last = Outcome(loss(x), predicted, loss(x) - loss(x - coefficients))
+            taken, judged = solver.judge(last, state)
+            if solver.search.looks_ahead:
+                coefficients, state = jnp.where(taken, coefficients, 0), judged
+            return (x - coefficients, state, last), None
+
+        start = jnp.full(3, 2.0), solver.init(), Outcome(*jnp.zeros(3))
+        return jax.lax.scan(step, start, length=60)[0][0]
+
+    ends = jax.jit(lambda: {n: minimised(s) for n, s in COMBINATIONS.items()})()
+    for name, end in ends.items():
+        np.testing.assert_allclose(end, 1, atol=1e-3, err_msg=name)
+
+
+@pytest.mark.parametrize("name", DESCENTS)
+def test_a_smaller_size_leads_less_far_and_the_length_is_that_of_the_step(name):
+    slope, curvature, gram, v = hyperplane(4)
+    model = QuadraticModel(jnp.zeros(()), jnp.asarray(slope), jnp.asarray(curvature))
+    zero, lengths = jnp.zeros(()), []
+    for size in (1e-6, 0.03, 0.5, 1.0):
+        descent = DESCENTS[name]
+        step, _ = descent.step(
+            model, gram, jnp.array(size), Outcome(zero, zero, zero), descent.init()
+        )
+        np.testing.assert_allclose(step.length, np.linalg.norm(v @ step.coefficients))
+        assert 0 < step.size <= size * (1 + 1e-12)
+        lengths.append(float(step.length))
+    assert lengths == sorted(lengths) and lengths[0] < 1e-4 * lengths[-1]
+
+
+@pytest.mark.parametrize("solver", [COMBINATIONS["damped, gain_ratio"]])
+def test_levenberg_and_marquardt_s_damping_follows_the_gain(solver):
+    model = QuadraticModel(jnp.array(9.0), jnp.ones(1), jnp.ones((1, 1)))
+    _, state = solver.solve(model, jnp.eye(1), solver.init())
+    for actual, size in ((1.0, 1.0), (0.5, 0.5), (0.1, 0.125), (-1.0, 0.125)):
+        outcome = Outcome(*map(jnp.asarray, (9.0, 1.0, actual)))
+        taken, after = solver.judge(outcome, state)
+        assert bool(taken) == (actual > 0)
+        np.testing.assert_allclose(after.search.size, size)
+        # (C + δ / size) κ = s
+        step, _ = solver.solve(model, jnp.eye(1), after)
+        np.testing.assert_allclose(step, 1 / (1 + 1e-2 / size))
+
+
+def test_an_outcome_that_is_not_finite_tells_nothing():
+    model = QuadraticModel(jnp.array(1.0), jnp.ones(2), jnp.eye(2))
+    bad = Outcome(jnp.array(np.nan), jnp.array(np.nan), jnp.array(-np.inf))
+    none = Outcome(*jnp.zeros(3))
+    for solver in COMBINATIONS.values():
+        _, state = solver.solve(model, jnp.eye(2), solver.init())
+        after, same = (solver.solve(model, jnp.eye(2), state, x) for x in (bad, none))
+        jax.tree.map(np.testing.assert_array_equal, after, same)
+        taken, kept = solver.judge(bad, state)
+        assert not taken
+        jax.tree.map(np.testing.assert_array_equal, kept, state)
+
+
 @pytest.mark.optimised
-@pytest.mark.parametrize("name", SOLVERS)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_no_step_is_ever_non_finite(name, dtype):
+def test_no_step_is_ever_non_finite(dtype):
     slope, curvature, gram, _ = hyperplane(3)
     zero, nan, huge = np.zeros((3, 3)), np.full((3, 3), np.nan), np.full((3, 3), 1e38)
     cases = [
-        (slope, zero, gram, 0.0),
-        (np.zeros(3), zero, gram, 0.0),
-        (slope, np.ones((3, 3)), gram, 0.0),
-        (slope, zero, zero, 0.0),
-        (np.full(3, 1e38), 1e-38 * np.eye(3), gram, 0.0),
-        (slope, huge, huge, 0.0),
-        (slope, nan, gram, 0.0),
-        (np.full(3, np.inf), curvature, gram, 0.0),
-        (slope, curvature, gram, np.nan),
-        (slope, curvature, gram, np.inf),
+        (0.0, slope, zero, gram),
+        (0.0, np.zeros(3), zero, gram),
+        (0.0, slope, np.ones((3, 3)), gram),
+        (0.0, slope, zero, zero),
+        (0.0, np.full(3, 1e38), 1e-38 * np.eye(3), gram),
+        (0.0, slope, huge, huge),
+        (0.0, slope, nan, gram),
+        (0.0, np.full(3, np.inf), curvature, gram),
+        (np.nan, slope, curvature, gram),
+        (np.inf, slope, curvature, gram),
     ]
-    for slope_, curvature_, gram_, value in cases:
-        arrays = [jnp.asarray(x, dtype) for x in (slope_, curvature_, gram_)]
-        step = solve(SOLVERS[name], *arrays, value=jnp.asarray(value, dtype))
-        assert np.all(np.isfinite(step)) and step.dtype == dtype
-        if not np.isfinite(value):
-            np.testing.assert_array_equal(step, 0)
+    values, slopes, *matrices = (jnp.asarray(np.stack(x), dtype) for x in zip(*cases))
+
+    def steps(value, slope, curvature, gram):
+        model = QuadraticModel(value, slope, curvature)
+        return {
+            name: solver.solve(model, gram, solver.init())
+            for name, solver in (COMBINATIONS | SOLVERS).items()
+        }
+
+    found = jax.jit(jax.vmap(steps))(values, slopes, *matrices)
+    for name, (step, state) in found.items():
+        assert step.dtype == dtype
+        np.testing.assert_array_equal(step[~np.isfinite(values)], 0, err_msg=name)
+        for leaf in jax.tree.leaves((step, state)):
+            assert np.all(np.isfinite(leaf)), name
 
 
 @given(st.lists(st.floats(-1e3, 1e3), min_size=3, max_size=3), st.integers(0, 20))
@@ -172,3 +267,8 @@ def test_arguments_out_of_range_are_refused():
     for damping in (0, -1.0, np.float32(0)):
         with pytest.raises(ValueError, match="damping must be positive"):
             solvers.damped(damping)
+    for call in (descents.trust, searches.constant):
+        with pytest.raises(ValueError, match="must be positive; got 0"):
+            call(0)
+    with pytest.raises(ValueError, match="gain_ratio needs 0 < initial"):
+        searches.gain_ratio(2.0, largest=1.0)

@@ -14,6 +14,7 @@ from jax.experimental.compilation_cache import compilation_cache
 import fomoh_jax as fj
 from fomoh_jax import curvature, directions, solvers
 from fomoh_jax.curvature import Estimate
+from fomoh_jax.solvers import Solver, descents, searches
 from tests.test_training_loops import OPTIMISERS, made
 
 FLAGS = {
@@ -401,6 +402,8 @@ SOLVERS = {
     "trust_region": solvers.trust_region(),
     "trust_region next": solvers.trust_region(measured_on="next"),
     "self_tuning": solvers.self_tuning(),
+    "damped, gain ratio": Solver(descents.damped(), searches.gain_ratio()),
+    "newton, self-tuning": Solver(descents.newton(), searches.self_tuning()),
 }
 
 

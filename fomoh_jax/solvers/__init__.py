@@ -5,23 +5,41 @@ On ``θ - Vκ`` the quadratic model of the loss is ``f - κ·s + ½ κᵀ C κ``
 on the device and inside ``jit``, from the model and from the Gram matrix ``G = VᵀV``,
 which says how long a step is: ``|Vκ|² = κᵀ G κ``. No solver returns a non-finite
 coefficient.
+
+A :class:`Solver` is a descent (:mod:`fomoh_jax.solvers.descents`: which step, given its
+size) and a search (:mod:`fomoh_jax.solvers.searches`: which size, given how the steps
+before came out). Any two combine; those that have a name are functions of this module.
 """
 
-from fomoh_jax.solvers._flat import ReachState
-from fomoh_jax.solvers._protocol import Solver
-from fomoh_jax.solvers._saddle_free import saddle_free
-from fomoh_jax.solvers._self_tuning import SelfTuningState, self_tuning
-from fomoh_jax.solvers._stateless import damped, newton
-from fomoh_jax.solvers._trust_region import TrustRegionState, trust_region
+from fomoh_jax.solvers import descents, searches
+from fomoh_jax.solvers._combinations import (
+    damped,
+    newton,
+    saddle_free,
+    self_tuning,
+    trust_region,
+)
+from fomoh_jax.solvers._solver import (
+    Descent,
+    Outcome,
+    Search,
+    Solver,
+    SolverState,
+    Step,
+)
 
 __all__ = [
-    "ReachState",
-    "SelfTuningState",
+    "Descent",
+    "Outcome",
+    "Search",
     "Solver",
-    "TrustRegionState",
+    "SolverState",
+    "Step",
     "damped",
+    "descents",
     "newton",
     "saddle_free",
+    "searches",
     "self_tuning",
     "trust_region",
 ]

@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
 
-from fomoh_jax._hyperdual import QuadraticModel
-from fomoh_jax.solvers._protocol import predicted_reduction
+from fomoh_jax.solvers._solver import Outcome
 
 # The first step is to win this part of the loss, if the slope holds; where the loss is
 # zero, it is this long.
@@ -39,35 +39,43 @@ class ReachState(NamedTuple):
         behind the solver makes it smaller than 1.
       recent: ``[2, 2]``, two sums over the last steps of the actual and of the
         predicted reduction.
-      last_value: the loss that the last step started from.
-      predicted: by how much the model fell on the last step; 0 if it was none.
+      made: whether the last step went along what is flat.
     """
 
-    length: jax.Array
-    run: jax.Array
-    best: jax.Array
-    recent: jax.Array
-    last_value: jax.Array
-    predicted: jax.Array
+    length: Float[Array, ""]
+    run: Int[Array, ""]
+    best: Float[Array, ""]
+    recent: Float[Array, "2 2"]
+    made: Bool[Array, ""]
 
 
 def no_reach() -> ReachState:
     """The state before the first step."""
-    zeros = lambda: jnp.zeros((), jnp.result_type(float))
-    none, two = jnp.zeros((), jnp.int32), jnp.zeros((2, 2), jnp.result_type(float))
-    return ReachState(zeros(), none, zeros(), two, zeros(), zeros())
+    dtype = jnp.result_type(float)
+    return ReachState(
+        length=jnp.zeros((), dtype),
+        run=jnp.zeros((), jnp.int32),
+        best=jnp.zeros((), dtype),
+        recent=jnp.zeros((2, 2), dtype),
+        made=jnp.zeros((), bool),
+    )
 
 
 def flat_step(
-    reach: ReachState, value: jax.Array, slope: jax.Array, flat: jax.Array
-) -> tuple[jax.Array, ReachState]:
-    """The step ``[k]`` where the model is flat, and what the loss has told of the last.
+    reach: ReachState,
+    last: Outcome,
+    value: Float[Array, ""],
+    slope: Float[Array, " k"],
+    flat: Bool[Array, " k"],
+) -> tuple[Float[Array, " k"], ReachState]:
+    """The step where the model is flat, once the last one has told what it won.
 
     Args:
-      reach: the state that :func:`started` has left.
+      reach: the state after the last step.
+      last: how that came out.
       value: the loss where the step starts.
-      slope: ``[k]``, in an orthonormal basis.
-      flat: ``[k]``, along which of them there is no curvature.
+      slope: ``V^T grad f`` in an orthonormal basis.
+      flat: along which of its axes there is no curvature.
 
     Returns:
       A step as long as the reach, or none if it would win no more than rounding; and
@@ -79,38 +87,28 @@ def flat_step(
     # is rounding.
     size = jnp.where(size > jnp.finfo(value.dtype).eps ** 0.5 * whole, size, 0)
     sound = jnp.where(size > 0, size, 1)
-    reach = _judged(reach, value)
+    reach = _judged(reach, last)
     first = jnp.where(value == 0, _FIRST_LENGTH, _FIRST * jnp.abs(value) / sound)
     first = jnp.where(size > 0, first, 0)
     length = jnp.where(reach.length > 0, reach.length, first)
     hidden = 10 * jnp.finfo(value.dtype).eps * jnp.abs(value)
     scale = jnp.where(length * size > hidden, length / sound, 0)
-    return scale * slope, reach._replace(length=length)
+    along = scale * slope
+    return along, reach._replace(length=length, made=jnp.any(along != 0))
 
 
-def started(
-    reach: ReachState, model: QuadraticModel, coefficients: jax.Array, along: jax.Array
-) -> ReachState:
-    """The state once a step is made, of which ``along`` is the flat part."""
-    predicted = predicted_reduction(model, coefficients)
-    return reach._replace(
-        last_value=model.value,
-        predicted=jnp.where(jnp.any(along != 0), predicted, 0),
-    )
-
-
-def _judged(reach: ReachState, value: jax.Array) -> ReachState:
-    """The reach after the last flat step, if there was one, has led to this loss."""
-    fell = jnp.stack([reach.last_value - value, reach.predicted])
-    recent = jnp.array(_RECENT, value.dtype)[:, None] * reach.recent + fell[None]
-    made = reach.predicted > 0
+def _judged(reach: ReachState, last: Outcome) -> ReachState:
+    """The reach after the outcome of the last step, if that was flat."""
+    made = reach.made & (last.predicted > 0)
+    fell = jnp.stack([last.actual, jnp.where(made, last.predicted, 0)])
+    recent = jnp.array(_RECENT, fell.dtype)[:, None] * reach.recent + fell[None]
     ratio, longer = recent[:, 0] / jnp.where(made, recent[:, 1], 1)
     best = jnp.maximum(_FORGET * reach.best, jnp.clip(longer, 0, 1))
     true = (ratio > 0) & (ratio >= _TRUE * best)
     run = jnp.where(true, jnp.maximum(reach.run, 0) + 1, jnp.minimum(reach.run, 0) - 1)
-    factor = 1 + _RATE * jnp.abs(run).astype(value.dtype)
+    factor = 1 + _RATE * jnp.abs(run).astype(fell.dtype)
     length = reach.length * jnp.where(true, factor, 1 / factor)
     # Down a slope without end, its square stays within the range of the numbers.
-    length = jnp.minimum(length, 1e-3 * jnp.finfo(value.dtype).max ** 0.5)
+    length = jnp.minimum(length, 1e-3 * jnp.finfo(fell.dtype).max ** 0.5)
     after = reach._replace(length=length, run=run, best=best, recent=recent)
     return jax.tree.map(lambda new, old: jnp.where(made, new, old), after, reach)

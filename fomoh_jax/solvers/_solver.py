@@ -1,0 +1,209 @@
+"""What a solver is: a descent, which says where, and a search, which says how far."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, PyTree
+
+from fomoh_jax._hyperdual import QuadraticModel
+
+
+class Outcome(NamedTuple):
+    """How a step came out. All numbers are 0 where there was no step.
+
+    Attributes:
+      value: the loss that the step started from.
+      predicted: by how much the model fell on the step.
+      actual: by how much the loss fell.
+    """
+
+    value: Float[Array, ""]
+    predicted: Float[Array, ""]
+    actual: Float[Array, ""]
+
+
+class Step(NamedTuple):
+    """A step ``-Vκ`` on the hyperplane.
+
+    Attributes:
+      coefficients: ``κ``.
+      length: ``|Vκ|``, in the units of the parameters.
+      size: the smallest size that leads to this step. It is less than the size that was
+        asked for where a larger one leads no further.
+    """
+
+    coefficients: Float[Array, " k"]
+    length: Float[Array, ""]
+    size: Float[Array, ""]
+
+
+@dataclasses.dataclass(frozen=True)
+class Descent:
+    """Which step to take, given its size.
+
+    Attributes:
+      step: ``step(model, gram, size, last, state) -> (Step, state)``. A larger size
+        leads to a longer step, and a size that goes to zero to none. Size 1 is the
+        descent's own step, or a trust radius of 1. ``last`` is the :class:`Outcome` of
+        the step before.
+      init: ``init() -> state``, for a descent that remembers.
+    """
+
+    step: Callable[
+        [QuadraticModel, jax.Array, jax.Array, Outcome, Any], tuple[Step, Any]
+    ]
+    init: Callable[[], Any] = lambda: ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Search:
+    """How large a step is, given how those before it came out.
+
+    Attributes:
+      size: ``size(state) -> size``, of the next step.
+      learn: ``learn(outcome, state) -> (accepted, state)``: what the outcome of a step
+        tells, and whether the step is to be taken.
+      limit: ``limit(step, state) -> (scale, state)``: the step about to be taken, and
+        by what it is to be scaled first.
+      init: ``init() -> state``.
+      looks_ahead: whether the outcome of a step is measured before it is taken, by the
+        loss of the same batch where the step leads, which is one more evaluation.
+        Otherwise every step is taken, and the outcome follows from the value of the
+        next model, on the next batch.
+    """
+
+    size: Callable[[Any], Float[Array, ""] | float]
+    learn: Callable[[Outcome, Any], tuple[Any, Any]] = lambda last, state: (True, state)
+    limit: Callable[[Step, Any], tuple[Any, Any]] = lambda step, state: (1.0, state)
+    init: Callable[[], Any] = lambda: ()
+    looks_ahead: bool = False
+
+
+class SolverState(NamedTuple):
+    """State of a :class:`Solver`.
+
+    Attributes:
+      descent: that of the descent; ``()`` if it has none.
+      search: that of the search; ``()`` if it has none.
+    """
+
+    descent: Any
+    search: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Solver:
+    """A descent and a search. Any two combine.
+
+    This is where it is seen to that nothing becomes non-finite: where the model, the
+    Gram matrix or the step is not finite, the step is zero and the state stays as it
+    was. Descents and searches need not look.
+
+    Attributes:
+      descent: which step to take, given its size.
+      search: which size, given how the steps before came out.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from fomoh_jax import QuadraticModel, solvers
+      >>> from fomoh_jax.solvers import Solver, descents, searches
+      >>> levenberg_marquardt = Solver(descents.damped(1e-2), searches.gain_ratio())
+      >>> model = QuadraticModel(jnp.array(1.0), jnp.array([2.0]), jnp.array([[2.0]]))
+      >>> state = levenberg_marquardt.init()
+      >>> coefficients, _ = levenberg_marquardt.solve(model, jnp.eye(1), state)
+      >>> print(jnp.round(coefficients, 3))
+      [0.995]
+    """
+
+    descent: Descent
+    search: Search
+
+    def init(self) -> SolverState:
+        """The state before the first step."""
+        return SolverState(self.descent.init(), self.search.init())
+
+    def solve(
+        self,
+        model: QuadraticModel,
+        gram: Float[Array, "k k"],
+        state: SolverState,
+        last: Outcome | None = None,
+    ) -> tuple[Float[Array, " k"], SolverState]:
+        """The coefficients ``κ`` of a step ``-Vκ``, and the state after it.
+
+        Args:
+          model: value, slope ``[k]`` and curvature ``[k, k]``, of one precision.
+          gram: ``VᵀV``, in that precision.
+          state: the state after the step before.
+          last: the outcome of the step before; ``None`` if there was none.
+        """
+        dtype = gram.dtype
+        finite = _is_finite((model, gram))
+        # Nothing below sees what is not finite: a branch not taken spreads it.
+        identity = jnp.eye(len(gram), dtype=dtype)
+        zero = jnp.zeros((), dtype)
+        sound = QuadraticModel(
+            jnp.where(finite, model.value, 0),
+            jnp.where(finite, model.slope, 0),
+            jnp.where(finite, model.curvature, identity),
+        )
+        gram = jnp.where(finite, gram, identity)
+        if last is None:
+            last = Outcome(zero, zero, zero)
+        known = _is_finite(last)
+        last = Outcome(*(jnp.where(known, x, 0).astype(dtype) for x in last))
+
+        descent, search = _in_dtype(dtype, state)
+        if not self.search.looks_ahead:
+            _, search = self.search.learn(last, search)
+        size = jnp.asarray(self.search.size(search), dtype)
+        step, descent = self.descent.step(sound, gram, size, last, descent)
+        scale, search = self.search.limit(step, search)
+        coefficients = scale * step.coefficients
+
+        finite &= _is_finite(coefficients)
+        after = _where(finite, SolverState(descent, search), state)
+        return jnp.where(finite, coefficients, 0).astype(dtype), after
+
+    def judge(
+        self, outcome: Outcome, state: SolverState
+    ) -> tuple[Bool[Array, ""], SolverState]:
+        """Whether to take the step with this outcome, if the search looks ahead."""
+        search = _in_dtype(outcome.predicted.dtype, state.search)
+        accepted, search = self.search.learn(outcome, search)
+        # Where there is no finite model, no step was tried, and nothing is learned.
+        tried = jnp.isfinite(outcome.predicted)
+        after = _where(tried, search, state.search)
+        return jnp.asarray(accepted) & tried, state._replace(search=after)
+
+
+def predicted_reduction(
+    model: QuadraticModel, coefficients: Float[Array, " k"]
+) -> Float[Array, ""]:
+    """``κ·s - ½ κᵀ C κ``, by how much the model falls on a step ``-Vκ``."""
+    slope, curvature = model.slope, model.curvature
+    return coefficients @ slope - coefficients @ curvature @ coefficients / 2
+
+
+def _is_finite(tree: PyTree) -> Bool[Array, ""]:
+    finite = jnp.array(True)
+    for leaf in jax.tree.leaves(tree):
+        finite &= jnp.all(jnp.isfinite(leaf))
+    return finite
+
+
+def _where(finite: Bool[Array, ""], after: PyTree, before: PyTree) -> PyTree:
+    """One of two states, in the dtypes of the first of them, as loops demand."""
+    return jax.tree.map(
+        lambda new, old: jnp.where(finite, new.astype(old.dtype), old), after, before
+    )
+
+
+def _in_dtype(dtype: jnp.dtype, state: PyTree) -> PyTree:
+    """The state with its floating-point numbers in the precision of the model."""
+    return jax.tree.map(
+        lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, state
+    )

@@ -1,0 +1,59 @@
+"""Newton's step as the paper takes it, and the part of it that a size allows."""
+
+import jax.numpy as jnp
+import numpy as np
+
+from fomoh_jax._metric import length, rounding, unit_scale
+from fomoh_jax.solvers._solver import Descent, Step
+
+
+def newton(jitter: float = 1e-3, growth: float = 10.0, attempts: int = 5) -> Descent:
+    r"""Newton's step, shortened.
+
+    .. math:: \kappa = \min(\eta, 1)\, (V^\top H V + \delta I)^{-1}\, V^\top \nabla f
+
+    See :func:`fomoh_jax.solvers.newton`.
+
+    Args:
+      jitter: first value of :math:`\delta` for a singular system; positive.
+      growth: factor between attempts, more than 1.
+      attempts: number of values tried, at least 1.
+
+    Raises:
+      ValueError: if an argument is out of range.
+    """
+    if not (jitter > 0 and growth > 1 and attempts >= 1):
+        raise ValueError(
+            "newton needs jitter > 0, growth > 1 and attempts >= 1; got "
+            f"jitter={jitter}, growth={growth}, attempts={attempts}."
+        )
+    shifts = jitter * growth ** np.arange(attempts)
+
+    def whole(slope, curvature, gram):
+        # Judged for directions of unit length: a short one is not a singular one.
+        unit = unit_scale(gram)
+        # A direction that is zero, as one of a history that has yet to happen, takes
+        # no part and makes nothing singular.
+        scaled = unit[:, None] * curvature * unit[None]
+        mean = jnp.mean(jnp.abs(jnp.diagonal(scaled)))
+        absent = jnp.diag(jnp.where(unit == 0, mean, 0))
+        eigenvalues, vectors = jnp.linalg.eigh(scaled + absent)
+        size = jnp.abs(eigenvalues)
+        regular = jnp.all(size > rounding(size))
+        along = vectors.T @ (unit * slope) / jnp.where(regular, eigenvalues, 1)
+        return jnp.where(regular, unit * (vectors @ along), jittered(slope, curvature))
+
+    def jittered(slope, curvature):
+        eigenvalues, vectors = jnp.linalg.eigh(curvature)
+        shifted = eigenvalues[None] + jnp.asarray(shifts, eigenvalues.dtype)[:, None]
+        size = jnp.abs(shifted)
+        regular = jnp.all(size > rounding(size), axis=1)
+        along = (vectors.T @ slope) / shifted[jnp.argmax(regular)]
+        return jnp.where(jnp.any(regular), vectors @ along, slope)
+
+    def step(model, gram, size, last, state):
+        size = jnp.minimum(size, 1)
+        coefficients = size * whole(model.slope, model.curvature, gram)
+        return Step(coefficients, length(coefficients, gram), size), state
+
+    return Descent(step)

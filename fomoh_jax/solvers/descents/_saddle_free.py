@@ -1,0 +1,43 @@
+"""Newton's step with the absolute value of the curvature."""
+
+import jax.numpy as jnp
+
+from fomoh_jax._metric import in_metric, rounding
+from fomoh_jax.solvers._solver import Descent, Step
+from fomoh_jax.solvers.descents._reach import flat_step, no_reach
+
+
+def saddle_free() -> Descent:
+    r"""Newton's step with the absolute value of the curvature, damped and shortened.
+
+    .. math:: \kappa = \sqrt\eta\; B \left(|\Lambda| + \left(1/\sqrt\eta - 1\right)
+      \overline{|\Lambda|}\right)^{-1} B^\top V^\top \nabla f, \qquad
+      B^\top V^\top V B = I, \quad B^\top V^\top H V B = \Lambda
+
+    This is half a damped step and half a shortened one: all of the step for
+    :math:`\eta = 1`, beyond which no size leads, and :math:`\eta` times that for
+    curvatures that are equal. It goes downhill on the model whatever the curvature.
+    Where the curvature is zero to rounding, the step goes as far as those before it
+    have lowered the loss as predicted; the state is a :class:`ReachState`.
+
+    See :func:`fomoh_jax.solvers.saddle_free`.
+    """
+
+    def step(model, gram, size, last, reach):
+        size = jnp.minimum(size, 1)
+        eigenvalues, basis = in_metric(model.curvature, gram)
+        slope, absolute = basis.T @ model.slope, jnp.abs(eigenvalues)
+        kept = jnp.any(basis != 0, axis=0)
+        mean = jnp.sum(jnp.where(kept, absolute, 0)) / jnp.maximum(
+            jnp.sum(kept, dtype=absolute.dtype), 1
+        )
+        half = jnp.sqrt(size)
+        damped = absolute + (1 / half - 1) * mean
+        hidden = rounding(absolute)
+        flat = (absolute <= hidden) & (damped <= hidden) | (damped == 0)
+        curved = jnp.where(flat, 0, half * slope / jnp.where(flat, 1, damped))
+        along, reach = flat_step(reach, last, model.value, slope, flat)
+        step = curved + along
+        return Step(basis @ step, jnp.linalg.norm(step), size), reach
+
+    return Descent(step, no_reach)

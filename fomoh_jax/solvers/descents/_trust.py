@@ -1,0 +1,89 @@
+"""The minimum of the model within a radius."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from fomoh_jax._metric import in_metric, rounding
+from fomoh_jax.solvers._solver import Descent, Step
+
+# Halvings of the interval of the multiplier: enough for float64.
+_BISECTIONS = 64
+
+
+def trust(radius: float = 1.0) -> Descent:
+    r"""The minimum of the model within a radius, exactly.
+
+    .. math:: \min_\kappa\; -\kappa^\top s + \tfrac12 \kappa^\top C \kappa
+      \quad \text{where} \quad \kappa^\top V^\top V \kappa \le (\eta r)^2
+
+    See :func:`fomoh_jax.solvers.trust_region`.
+
+    Args:
+      radius: :math:`r`, the radius for a step of size 1, in the units of the
+        parameters; positive.
+
+    Raises:
+      ValueError: if ``radius`` is not positive.
+
+    References:
+      Moré and Sorensen, *Computing a trust region step*, 1983.
+    """
+    if not radius > 0:
+        raise ValueError(f"radius must be positive; got {radius}.")
+
+    def step(model, gram, size, last, state):
+        eigenvalues, basis = in_metric(model.curvature, gram)
+        step = _step_within(radius * size, basis.T @ model.slope, eigenvalues)
+        # A column of the basis that is zero is no direction: nothing moves along it.
+        step = jnp.where(jnp.any(basis != 0, axis=0), step, 0)
+        length = jnp.linalg.norm(step)
+        return Step(basis @ step, length, length / radius), state
+
+    return Descent(step)
+
+
+def _step_within(
+    radius: Float[Array, ""], slope: Float[Array, " k"], eigenvalues: Float[Array, " k"]
+) -> Float[Array, " k"]:
+    """The minimum of ``-z·slope + ½ Σ λ z²`` over ``|z| <= radius``."""
+    tiny = jnp.finfo(slope.dtype).tiny
+    lowest = eigenvalues[0]
+    flat = rounding(jnp.abs(eigenvalues))[0]
+
+    # What is four radii long is outside, and as good as what is infinitely long.
+    least = jnp.minimum(jnp.abs(slope) / (4 * radius), jnp.finfo(slope.dtype).max)
+
+    def at(multiplier):
+        shifted = jnp.maximum(eigenvalues + multiplier, jnp.maximum(least, tiny))
+        return slope / shifted
+
+    def length(multiplier):
+        # Scaled, so that the squares of a huge step do not overflow.
+        step = at(multiplier)
+        largest = jnp.maximum(jnp.max(jnp.abs(step)), tiny)
+        return largest * jnp.linalg.norm(step / largest)
+
+    low = jnp.maximum(0, -lowest)
+    # There every component is at most its slope over the rest: within the radius.
+    # (At most √k times the largest: the square of a huge slope would overflow.)
+    high = low + math.sqrt(len(slope)) * jnp.max(jnp.abs(slope)) / radius
+
+    def halve(_, bounds):
+        low, high = bounds
+        middle = (low + high) / 2
+        outside = length(middle) > radius
+        return jnp.where(outside, middle, low), jnp.where(outside, high, middle)
+
+    _, multiplier = jax.lax.fori_loop(0, _BISECTIONS, halve, (low, high))
+    edge = at(multiplier)
+    # With negative curvature the minimum is on the edge. What the other components
+    # leave of the radius belongs to the lowest, whatever its slope is (the hard case).
+    rest = jnp.linalg.norm(edge[1:])
+    remainder = jnp.sqrt(jnp.maximum(radius**2 - rest**2, 0))
+    deepest = jnp.where(slope[0] < 0, -remainder, remainder)
+    edge = jnp.where(lowest < -flat, edge.at[0].set(deepest), edge)
+    inside = (lowest > flat) & (length(0.0) <= radius)
+    return jnp.where(inside, at(jnp.zeros_like(low)), edge)

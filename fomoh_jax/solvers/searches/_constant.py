@@ -1,0 +1,17 @@
+"""One size for all steps."""
+
+from fomoh_jax.solvers._solver import Search
+
+
+def constant(size: float = 1.0) -> Search:
+    """The same size at each step.
+
+    Args:
+      size: positive; 1 is the whole step of the descent.
+
+    Raises:
+      ValueError: if ``size`` is not positive.
+    """
+    if not size > 0:
+        raise ValueError(f"size must be positive; got {size}.")
+    return Search(lambda state: size)

@@ -1,0 +1,94 @@
+"""A size that grows where the loss falls as predicted, and shrinks elsewhere."""
+
+from typing import Literal, NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from fomoh_jax.solvers._solver import Search
+
+# How a gain ratio moves the size (Nocedal and Wright, algorithm 4.1).
+_POOR, _GOOD, _SHRINK, _GROW = 0.25, 0.75, 0.25, 2.0
+
+
+class GainRatioState(NamedTuple):
+    """State of :func:`gain_ratio`.
+
+    Attributes:
+      size: of the next step; with ``descents.trust()`` it is the trust radius, in the
+        units of the parameters.
+      used: how much of its size the last step used; 0 before the first.
+    """
+
+    size: Float[Array, ""]
+    used: Float[Array, ""]
+
+
+def gain_ratio(
+    initial: float = 1.0,
+    *,
+    largest: float = 1e6,
+    measured_on: Literal["same", "next"] = "same",
+) -> Search:
+    r"""A size that follows the gain.
+
+    .. math:: \rho = \frac{f(\theta) - f(\theta - V\kappa)}
+      {\kappa^\top s - \tfrac12 \kappa^\top C \kappa}
+
+    The size is divided by 4 when the gain :math:`\rho` is below 1/4, and doubled when
+    it is above 3/4 and a larger size would have led further. The step has to be taken
+    whole: use a learning rate of 1 after it.
+
+    Args:
+      initial: the first size; positive.
+      largest: no size is larger; at least ``initial``.
+      measured_on: ``"same"`` evaluates the loss at the end of the step, on the same
+        batch, by one more forward pass, and takes no step that raises it by more than
+        rounding: for losses that are the same at each step. ``"next"`` takes every
+        step, and judges it by the value of the next model, on another batch.
+
+    Raises:
+      ValueError: if an argument is out of range.
+
+    References:
+      Nocedal and Wright, *Numerical Optimization*, 2006, algorithm 4.1.
+    """
+    if not 0 < initial <= largest:
+        raise ValueError(
+            "gain_ratio needs 0 < initial <= largest; got "
+            f"initial={initial}, largest={largest}."
+        )
+    if measured_on not in ("same", "next"):
+        raise ValueError(f'measured_on must be "same" or "next"; got {measured_on!r}.')
+
+    def init():
+        dtype = jnp.result_type(float)
+        return GainRatioState(jnp.array(initial, dtype), jnp.zeros((), dtype))
+
+    def learn(outcome, state):
+        value, predicted, actual = outcome
+        # Near the minimum both reductions are rounding.
+        noise = 10 * jnp.finfo(predicted.dtype).eps * jnp.abs(value)
+        agree = (jnp.abs(actual - predicted) <= noise) & (predicted >= -noise)
+        # A model that rises, by rounding, has nothing to be compared with.
+        known = (predicted > 0) & jnp.isfinite(actual)
+        gain = jnp.where(known, actual / jnp.where(predicted > 0, predicted, 1), -1.0)
+        gain = jnp.where(agree, 1.0, gain)
+        whole = state.used >= 0.99 * state.size
+        after = jnp.where(
+            gain < _POOR,
+            _SHRINK * jnp.minimum(state.used, state.size),
+            jnp.where(
+                (gain > _GOOD) & whole,
+                jnp.minimum(_GROW * state.size, largest),
+                state.size,
+            ),
+        )
+        # Where there was no step, there is nothing to learn.
+        size = jnp.where((predicted != 0) & (state.used > 0), after, state.size)
+        return gain > 0, state._replace(size=size)
+
+    def limit(step, state):
+        return 1.0, state._replace(used=step.size)
+
+    return Search(lambda state: state.size, learn, limit, init, measured_on == "same")

@@ -1,0 +1,186 @@
+"""A step size that follows from whether the predictions of the models come true."""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from fomoh_jax.solvers._solver import Outcome, Search
+
+# Reductions are counted over about the last sixth of all steps, 1 / (1 + 1 / 0.2):
+# a window in proportion to the steps made needs not know how many there will be.
+_HORIZON = 0.2
+# Their ratio is that of averages over so many steps: fewer and it is noise, more and
+# it is late.
+_MEMORY = 50
+# So many steps are too few to judge by.
+_UNJUDGED = 3
+# The step size aimed at is the best one for the next step to this power (so that it is
+# larger), and at most so many times that.
+_FORESIGHT = 0.6
+_BOLDEST = 1.25
+# No step goes further on what noisy losses say. It makes 2 η - η², that is 98 %, of the
+# progress of a whole one, at 72 % of its squared length; most of that is a random walk.
+_FURTHEST = 0.85
+# The largest part by which a step size falls.
+_FALL = 0.02
+# Below that there is no telling noise from steps.
+_SMALLEST = 1e-3
+# No step is longer than this many times the root mean square of those before it.
+_LONGEST = 2.0
+# How close the actual reduction must be to the predicted for a streak, and how long a
+# streak is not left to chance.
+_AGREEMENT = 0.25
+_NO_ACCIDENT = 5
+
+
+class SelfTuningState(NamedTuple):
+    """State of :func:`self_tuning`.
+
+    Attributes:
+      step_size: of the last step, at most 1.
+      recent: ``[2]``, the actual and the predicted reduction over the last steps, each
+        as of the running average of the losses.
+      averaged: ``[2]``, the averages of the two whose ratio is the gain.
+      mean_step_size: the running average of the step sizes over the same steps.
+      mean_square: of the lengths of the steps that were any; 0 before the first.
+      streak: how many steps in a row have come true as predicted, int32.
+      steps: so far, int32.
+    """
+
+    step_size: Float[Array, ""]
+    recent: Float[Array, "2"]
+    averaged: Float[Array, "2"]
+    mean_step_size: Float[Array, ""]
+    mean_square: Float[Array, ""]
+    streak: Int[Array, ""]
+    steps: Int[Array, ""]
+
+
+def self_tuning(initial: float = 0.05, growth: float = 0.1) -> Search:
+    r"""A step size tuned from the losses of later batches, at no extra evaluations.
+
+    A step is fitted to its batch, noise and all; the losses of the batches after it are
+    not. What part of the reductions that the models predicted has come,
+
+    .. math:: r = \frac{\bar f - f_t}{\bar c_t}, \qquad
+      \bar f \leftarrow \bar f + (f_t - \bar f) / (1 + 0.2\, t)
+
+    with :math:`\bar c_t` the same average of the predictions and both sides averaged
+    over 50 steps, tells how much of a slope is signal. With slopes :math:`s` that carry
+    noise of variance :math:`\sigma^2`, steps of size :math:`\eta` have
+
+    .. math:: r = \frac{\eta^\ast - \eta/2}{1 - \eta/2}, \qquad
+      \eta^\ast = \frac{s^2}{s^2 + \sigma^2}
+
+    where :math:`\eta^\ast` is the size that lowers the loss most in one step. It is 1
+    where the loss is the same at each step. Steps that are larger make more of the
+    steps that come after them, so that the step size aimed at is
+    :math:`\min(\eta^{\ast\, 3/5}, \tfrac54 \eta^\ast)`, but at most 0.85. (The second
+    term makes the step size fall when steps bring no progress.)
+
+    A step is at most twice as long as those before it are on average, unless these have
+    come true. Steps have to be taken as they are: whatever scales them afterwards, such
+    as a learning rate, makes the predictions wrong.
+
+    Args:
+      initial: what the first step size grows from, in (0, 1].
+      growth: the step size grows by at most this fraction a step; after ``n``
+        predictions in a row that came true within a quarter, as they do where the loss
+        is the same at each step, by ``n + 1`` times it; positive.
+
+    Raises:
+      ValueError: if an argument is out of range.
+    """
+    if not (0 < initial <= 1 and growth > 0):
+        raise ValueError(
+            "self_tuning needs 0 < initial <= 1 and growth > 0; got "
+            f"initial={initial}, growth={growth}."
+        )
+    smallest = min(_SMALLEST, initial)
+
+    def init():
+        dtype = jnp.result_type(float)
+        return SelfTuningState(
+            step_size=jnp.array(initial, dtype),
+            recent=jnp.zeros(2, dtype),
+            averaged=jnp.zeros(2, dtype),
+            mean_step_size=jnp.array(initial, dtype),
+            mean_square=jnp.zeros((), dtype),
+            streak=jnp.zeros((), jnp.int32),
+            steps=jnp.zeros((), jnp.int32),
+        )
+
+    def learn(outcome, state):
+        share, weight = _shares(state)
+        streak = _streak(outcome, state.streak)
+        # How far a sequence is from its running average follows from its differences.
+        fell = jnp.stack([outcome.actual, outcome.predicted])
+        recent = (1 - share) * (state.recent + fell)
+        averaged = state.averaged + weight * (recent - state.averaged)
+
+        often = 1 + streak.astype(state.step_size.dtype)
+        fastest = state.step_size * (1 + growth * often)
+        slowest = state.step_size * (1 - _FALL)
+        target = jnp.where(
+            state.steps < _UNJUDGED, 1, _target(_gain(*averaged), state.mean_step_size)
+        )
+        step_size = jnp.clip(target, slowest, fastest)
+        # Where the loss is the same at each step, the model is to be trusted.
+        step_size = jnp.where(
+            streak >= _NO_ACCIDENT,
+            jnp.minimum(fastest, 1),
+            jnp.minimum(step_size, _FURTHEST),
+        )
+        step_size = jnp.maximum(step_size, smallest)
+        return True, state._replace(
+            step_size=step_size,
+            recent=recent,
+            averaged=averaged,
+            mean_step_size=state.mean_step_size
+            + share * (step_size - state.mean_step_size),
+            streak=streak,
+        )
+
+    def limit(step, state):
+        _, weight = _shares(state)
+        length = step.length
+        longest = _LONGEST * jnp.sqrt(state.mean_square)
+        trusted = state.streak >= _NO_ACCIDENT
+        bounded = (state.mean_square > 0) & (length > longest) & ~trusted
+        shorter = jnp.where(bounded, longest / jnp.where(length > 0, length, 1), 1)
+        length = shorter * length
+        weight = jnp.where(state.mean_square > 0, weight, 1)
+        mean_square = state.mean_square + weight * (length**2 - state.mean_square)
+        return shorter, state._replace(
+            mean_square=jnp.where(length > 0, mean_square, state.mean_square),
+            steps=state.steps + 1,
+        )
+
+    return Search(lambda state: state.step_size, learn, limit, init)
+
+
+def _shares(state: SelfTuningState) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """What part the newest step has in the running average and in the gain."""
+    steps = state.steps.astype(state.step_size.dtype)
+    return 1 / (1 + _HORIZON * steps), jnp.maximum(1 / _MEMORY, 1 / (steps + 1))
+
+
+def _streak(outcome: Outcome, streak: Int[Array, ""]) -> Int[Array, ""]:
+    """How many predictions in a row have come true."""
+    _, predicted, actual = outcome
+    true = (jnp.abs(actual - predicted) <= _AGREEMENT * predicted) & (predicted > 0)
+    return jnp.where(true, streak + 1, 0)
+
+
+def _gain(actual: Float[Array, ""], predicted: Float[Array, ""]) -> Float[Array, ""]:
+    """The gain, kept within what one can learn from: noise makes it any number."""
+    known = predicted > 0
+    return jnp.where(known, jnp.clip(actual / jnp.where(known, predicted, 1), -1, 2), 1)
+
+
+def _target(gain: Float[Array, ""], step_size: Float[Array, ""]) -> Float[Array, ""]:
+    """The step size to aim at after this gain of steps of this size."""
+    best = gain * (1 - step_size / 2) + step_size / 2
+    best = jnp.clip(best, _SMALLEST, 1)
+    return jnp.minimum(best**_FORESIGHT, _BOLDEST * best)
