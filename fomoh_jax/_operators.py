@@ -33,8 +33,7 @@ def hessian(
     Args:
       fun: a function of pytrees of arrays that returns a pytree of arrays.
       argnums: which positional argument, or arguments, to differentiate.
-      plan: how it is computed, as in :func:`quadratic_model`: by default in one forward
-        pass. ``plans.adjoint()`` is faster for a scalar function of many variables.
+      plan: how it is computed, as in :func:`quadratic_model`.
 
     Returns:
       A function of the same arguments that returns the Hessian as ``jax.hessian`` does:

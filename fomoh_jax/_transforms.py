@@ -253,7 +253,7 @@ def scale_by_hyperplane(
         raise ValueError(
             f'curvature must be "hessian" or "gauss_newton"; got {curvature!r}.'
         )
-    way = chosen(plan)
+    way = plans.forward() if plan == "auto" else chosen(plan)
     first_key = _key_source(key, directions)
 
     def init_fn(params):

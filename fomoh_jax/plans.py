@@ -4,9 +4,14 @@ All give the same numbers but for rounding, in different time and memory.
 
 :func:`forward` carries the second-order coefficients through one forward pass,
 :func:`adjoint` computes them with one reverse pass for each element of the output, and
-:func:`split` shares a forward
-pass among devices. ``"auto"``, the default of everything that takes a plan, is a
-forward pass.
+:func:`split` shares a forward pass among devices.
+
+``"auto"``, the default of everything that takes a plan, is chosen while the function is
+traced: :func:`adjoint` for one real number along at least five directions, if the
+program is made of JAX's own primitives and has no ``while`` loop, mutable array,
+callback with a result or map over devices in it; otherwise :func:`forward`. Optimisers
+take a forward pass unless told otherwise, and so do directions that are deferred, since
+a reverse pass keeps the tangents of every layer.
 """
 
 from fomoh_jax._hyperdual.plans.adjoint import adjoint

@@ -15,7 +15,7 @@ import abc
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -34,10 +34,12 @@ class Channel(abc.ABC):
 
     Attributes:
       is_zero: whether all of them are known to be zero.
+      is_stored: whether nothing of them is left to be made.
       axis: where the axis that stacks them is, or would be.
     """
 
-    is_zero = False
+    is_zero: ClassVar[bool] = False
+    is_stored: ClassVar[bool] = True
     axis: int = 0
     # So that a NumPy array leaves a product with a channel to the channel.
     __array_ufunc__ = None
@@ -394,6 +396,8 @@ class Deferred(Channel):
       >>> print(bool(jnp.allclose(model.slope, 2 * v.dense().sum(1))))
       True
     """
+
+    is_stored = False
 
     seed: Any
     make: Callable[[Any], jax.Array] = dataclasses.field(metadata={"static": True})

@@ -120,8 +120,8 @@ def quadratic_model(
       f\Big(x + \sum_i a_i v_i\Big) \approx f(x) + \sum_i a_i\, (v_i \cdot \nabla f)
         + \tfrac12 \sum_{ij} a_i a_j\, (v_i^\top H v_j).
 
-    By default it takes one forward pass. The value and the ``k`` slopes are computed
-    once and shared by all the ``k (k + 1) / 2`` curvatures.
+    The value and the ``k`` slopes are computed once and shared by all the
+    ``k (k + 1) / 2`` curvatures.
 
     Args:
       fun: a function of pytrees of arrays that returns a pytree of arrays.
@@ -130,8 +130,10 @@ def quadratic_model(
         or a :class:`fomoh_jax.Stack` where only some of the ``k`` are not zero, or a
         :class:`fomoh_jax.Deferred` that is made where it is needed; ``None`` for an
         argument, or a part of one, that is held fixed.
-      plan: how the curvature is computed, one of :mod:`fomoh_jax.plans`; ``"auto"`` is
-        ``plans.forward()``.
+      plan: how the curvature is computed, one of :mod:`fomoh_jax.plans`. ``"auto"`` is
+        one forward pass, or, for a scalar function along five directions or more that
+        reverse mode can take, ``plans.adjoint()``, which is faster and takes more
+        memory the deeper the function is.
       has_aux: whether ``fun`` returns ``(out, aux)``, where ``aux`` is not
         differentiated.
 

@@ -133,6 +133,11 @@ def takes_any_axis(primitive: Primitive) -> bool:
     return primitive not in _OF_USERS and _of_library(primitive) is not None
 
 
+def is_known(primitive: Primitive) -> bool:
+    """Whether what becomes of a primitive is this library's or JAX's own doing."""
+    return primitive not in _OF_USERS and _is_of_jax(primitive)
+
+
 def _of_library(primitive: Primitive) -> Rule | None:
     by_name = _RULES.get(primitive.name) if _is_of_jax(primitive) else None
     return _RULES.get(primitive) or by_name

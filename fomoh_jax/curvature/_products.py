@@ -27,18 +27,17 @@ def hvp(
 
     .. math:: (H v)_i = e_i^\top H v
 
-    The product is exact. By default one forward pass carries ``D`` second-order
-    coefficients and not ``D²``: the pairs of ``v`` with each direction of the standard
-    basis. Where reverse mode can take the function, ``plans.adjoint()`` takes a few
-    evaluations of it.
+    The product is exact. Where reverse mode can take the function, it takes a few
+    evaluations of it. Otherwise, and with ``plans.forward()``, one forward pass carries
+    ``D`` second-order coefficients and not ``D²``: the pairs of ``v`` with each
+    direction of the standard basis.
 
     Args:
       fun: a function of pytrees of arrays that returns one real number.
       primals: tuple of its arguments.
       vector: tuple like ``primals``; ``None`` for an argument, or a part of one, that
         is held fixed.
-      plan: how it is computed, one of :mod:`fomoh_jax.plans`; ``"auto"`` is
-        ``plans.forward()``.
+      plan: how it is computed, one of :mod:`fomoh_jax.plans`.
 
     Returns:
       A tuple like ``primals``, with ``None`` for what is held fixed.
