@@ -270,5 +270,9 @@ def test_arguments_out_of_range_are_refused():
     for call in (descents.trust, searches.constant):
         with pytest.raises(ValueError, match="must be positive; got 0"):
             call(0)
+    with pytest.raises(TypeError, match=r"descent must be a Descent, such as newton"):
+        Solver(searches.constant(), descents.newton())
+    with pytest.raises(TypeError, match=r"search must be a Search.*forget to call"):
+        Solver(descents.newton(), searches.constant)
     with pytest.raises(ValueError, match="gain_ratio needs 0 < initial"):
         searches.gain_ratio(2.0, largest=1.0)

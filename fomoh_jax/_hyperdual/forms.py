@@ -409,20 +409,24 @@ class Rows(IndexPairs):
         return i, (i + np.repeat(offsets, self.rows)) % self.k
 
     def _product(self, a: Stack, b: Stack) -> Channel:
-        return self._product_by_table(self._rows(a), b)
+        return self._product_by_table(self._first(self.rows, a), self._reached(b))
 
     def _bilinear(self, product: Bilinear, a: Stack, b: Stack, axis: int) -> Channel:
         if product.polarise and self.k > 1 and a.present == b.present:
             return super()._bilinear(product, a, b, axis)
-        ahead, behind = self._rows(a), self._rows(b)
-        return self._by_tables(product, (ahead, b), (a, behind), axis)
+        ahead = self._first(self.rows, a), self._reached(b)
+        behind = self._reached(a), self._first(self.rows, b)
+        return self._by_tables(product, ahead, behind, axis)
 
-    def _rows(self, stack: Stack) -> Stack:
-        """Those of a stack that are an ``i`` of any pair."""
+    def _reached(self, stack: Stack) -> Stack:
+        """Those of a stack that are a ``j`` of any pair."""
+        return self._first(min(self.rows + self.k // 2, self.k), stack)
+
+    def _first(self, n: int, stack: Stack) -> Stack:
         if stack.present is not None:
             return stack
-        array = lax.slice_in_dim(stack.array, 0, self.rows, axis=stack.axis)
-        return Stack(array, stack.axis, tuple(range(self.rows)), self.k)
+        array = lax.slice_in_dim(stack.array, 0, n, axis=stack.axis)
+        return Stack(array, stack.axis, tuple(range(n)), self.k)
 
 
 @register_dataclass

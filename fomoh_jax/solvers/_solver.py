@@ -106,6 +106,9 @@ class Solver:
       descent: which step to take, given its size.
       search: which size, given how the steps before came out.
 
+    Raises:
+      TypeError: if one of the two is something else.
+
     Example:
       >>> import jax.numpy as jnp
       >>> from fomoh_jax import QuadraticModel, solvers
@@ -120,6 +123,17 @@ class Solver:
 
     descent: Descent
     search: Search
+
+    def __post_init__(self):
+        kinds = {"descent": (Descent, "newton"), "search": (Search, "constant")}
+        for name, (kind, such_as) in kinds.items():
+            value = getattr(self, name)
+            if not isinstance(value, kind):
+                hint = " Did you forget to call it?" if callable(value) else ""
+                raise TypeError(
+                    f"{name} must be a {kind.__name__}, such as {such_as}(); got "
+                    f"{value!r}.{hint}"
+                )
 
     def init(self) -> SolverState:
         """The state before the first step."""

@@ -297,9 +297,8 @@ def test_operations_and_memory_beside_nested_jvp(name, k):
     v = jax.tree.map(lambda d: d[:k], directions[0])
 
     def ours(params, v):
-        return fomoh_jax.quadratic_model(
-            lambda p: loss(p, images, labels), (params,), (v,)
-        )
+        fun = lambda p: loss(p, images, labels)
+        return fomoh_jax.quadratic_model(fun, (params,), (v,), plan=plans.forward())
 
     def nested(params, v):  # value and slopes are shared between the pairs
         f = lambda p: loss(p, images, labels)

@@ -229,7 +229,9 @@ def test_ten_layers_cost_at_most_035_of_a_dense_hyperplane():
         return jnp.mean(x**2)
 
     def model(params, v, x):
-        return fomoh_jax.quadratic_model(loss, (params, x), (v, None))
+        return fomoh_jax.quadratic_model(
+            loss, (params, x), (v, None), plan=plans.forward()
+        )
 
     source = fomoh_jax.directions.layerwise()
     v = source.sample(jax.random.key(0), params, None)
