@@ -68,6 +68,10 @@ def pytest_collection_modifyitems(config, items):
     config.hook.pytest_deselected(items=left)
     items[:] = filter(is_sampled, items)
     items.sort(key=lambda item: (not is_optimised(item), "random" not in item.name))
+    for item in items:
+        # What the tests of a module share, such as oracles, one worker computes once.
+        module, optimised = item.nodeid.partition("::")[0], is_optimised(item)
+        item.add_marker(pytest.mark.xdist_group(f"{module} {optimised}"))
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -108,18 +108,6 @@ def test_fomoh_kd_with_k_equal_to_d_is_newton_s_method():
 
 
 @pytest.mark.parametrize("name", ALIASES)
-def test_every_alias_in_a_chain_with_a_schedule_clipping_and_decay(name):
-    tx = optax.chain(
-        ALIASES[name](),
-        optax.scale_by_schedule(optax.linear_schedule(1.0, 0.2, 50)),
-        optax.clip_by_global_norm(1.0),
-        optax.add_decayed_weights(-1e-4),
-    )
-    values, _, _ = run(tx)
-    assert values[-1] < 1 + 0.2 * (values[0] - 1)
-
-
-@pytest.mark.parametrize("name", ALIASES)
 def test_the_building_blocks_in_a_chain_with_decay_clipping_and_a_schedule(name):
     make = {
         "fgd": fomoh_jax.scale_by_forward_gradient(directions.gaussian(2)),
@@ -173,12 +161,9 @@ def test_under_inject_hyperparams():
     state.hyperparams["learning_rate"] = jnp.array(0.0)
     updates, state = tx.update(None, state, PARAMS, value_fn=loss, target=TARGET)
     assert_close(updates, jax.tree.map(jnp.zeros_like, PARAMS))
-    for alias in (fomoh_jax.fgd, fomoh_jax.fomoh, fomoh_jax.fomoh_bp):
-        static = "k" if alias is fomoh_jax.fgd else ()
-        inject = optax.inject_hyperparams(alias, static_args=static)
-        plain = run(alias(0.05), steps=3)[0]
-        assert run(inject(0.05), steps=3)[0] == plain
-        assert run(inject(optax.constant_schedule(0.05)), steps=3)[0] == plain
+    inject = optax.inject_hyperparams(fomoh_jax.fomoh)
+    plain = run(fomoh_jax.fomoh(0.05), steps=3)[0]
+    assert run(inject(optax.constant_schedule(0.05)), steps=3)[0] == plain
     with pytest.raises(TypeError, match='static_args="k"'):
         optax.inject_hyperparams(fomoh_jax.fomoh_kd)(2, 0.1).init(PARAMS)
 
@@ -237,33 +222,6 @@ def test_a_step_of_newton_inside_the_optimizer_of_flax_nnx():
     step(model, optimizer)  # one step of Newton's method on a quadratic
     np.testing.assert_allclose(model.kernel[...], [[1.0], [2.0], [3.0]], rtol=1e-8)
     np.testing.assert_allclose(model.bias[...], [0.5], rtol=1e-8)
-
-
-@pytest.mark.parametrize("name", ALIASES)
-def test_the_state_survives_a_round_trip_bit_for_bit(name):
-    tx = ALIASES[name]()
-    whole, params_whole, _ = run(tx, steps=8)
-    first, params, state = run(tx, steps=4)
-    leaves, structure = jax.tree.flatten((params, state))
-    assert all(isinstance(leaf, jax.Array) for leaf in leaves)
-
-    def through_numpy(leaf):  # as a checkpoint does
-        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            data = np.array(jax.random.key_data(leaf))
-            return jax.random.wrap_key_data(jnp.asarray(data))
-        return jnp.asarray(np.array(leaf))
-
-    params, state = structure.unflatten(map(through_numpy, leaves))
-    second, params, _ = run(tx, steps=4, params=params, state=state)
-    assert first + second == whole
-    for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(params_whole)):
-        np.testing.assert_array_equal(a, b)
-
-
-@pytest.mark.parametrize("name", ["fgd", "fomoh", "fomoh_kd"])
-def test_the_same_key_is_the_same_run_and_another_is_another(name):
-    values = [run(ALIASES[name](key=key), steps=3)[0] for key in (1, 1, 2)]
-    assert values[0] == values[1] != values[2]
 
 
 def test_states_and_runs_vmap_over_keys():

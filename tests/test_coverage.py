@@ -6,7 +6,7 @@ import pytest
 from tests import coverage
 
 GROUPS = coverage.groups()
-FEW = 2
+FEW = 1
 
 # Groups with cases that jax, one version or the other, does not differentiate twice.
 NOT_ALL_TWICE = {

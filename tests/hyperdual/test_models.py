@@ -263,7 +263,7 @@ def _model_at_full_size(name, k=10):
     [
         ("softmax", 10),
         ("mlp", 10),
-        ("cnn", 2),
+        pytest.param("cnn", 2, marks=pytest.mark.slow),
         pytest.param("cnn", 5, marks=pytest.mark.slow),
     ],
 )
