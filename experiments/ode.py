@@ -19,17 +19,22 @@ import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import tyro
 from jax import lax
-from tqdm import tqdm
 
 import fomoh_jax
-from experiments import plotting
-from experiments.minimisation import Contender, Runs, minimise, steps_to
+from experiments import plotting, study
+from experiments.minimisation import (
+    Contender,
+    Runs,
+    minimise_all,
+    searched,
+    steps_to,
+)
 from fomoh_jax import solvers
 
 # Growth of the prey, predation, growth of the predators, their death.
-NAMES = ("α", "β", "δ", "γ")
 TRUTH = np.array([1.1, 0.4, 0.1, 0.4])
 POPULATIONS = np.array([10.0, 5.0])  # at time zero
 NEAR = 1e-6  # a loss that is this close to the best one has arrived
@@ -55,7 +60,7 @@ class Config:
     """Relative tolerance of the solver's step."""
     atol: float = 1e-6
     """Absolute tolerance of the solver's step."""
-    out: Path = Path("experiments/results")
+    out: Path = study.RESULTS
     """A folder; the results are in its folder ode."""
 
 
@@ -188,29 +193,26 @@ def make_contenders() -> dict[str, Contender]:
     kd = lambda k, solver: (
         lambda rate, key: fomoh_jax.fomoh_kd(k, rate, solver=solver, key=key)
     )
+    fgd = lambda rate, key: fomoh_jax.fgd(rate, key=key)
+    fomoh = lambda rate, key: fomoh_jax.fomoh(rate, key=key)
+    # Radii are in log-parameters, and the starts are about 0.2 from the truth.
+    within = solvers.trust_region(0.1)
+    region = lambda rate, key: fomoh_jax.fomoh_kd(4, solver=within, key=key)
     rates = (0.1, 0.3, 1.0)
     return {
-        "FGD": Contender(
-            lambda rate, key: fomoh_jax.fgd(rate, key=key),
-            (1e-3, 3e-3, 1e-2, 3e-2, 1e-1),
-        ),
-        "FoMoH": Contender(lambda rate, key: fomoh_jax.fomoh(rate, key=key), rates),
+        "FGD": Contender(fgd, (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)),
+        "FoMoH": Contender(fomoh, rates),
         "FoMoH-2D, saddle-free": Contender(kd(2, solvers.saddle_free()), rates),
         "FoMoH-4D, Newton": Contender(kd(4, solvers.newton())),
         "FoMoH-4D, saddle-free": Contender(kd(4, solvers.saddle_free()), rates),
-        # Radii are in log-parameters, and the starts are about 0.2 from the truth.
-        "FoMoH-4D, trust region": Contender(
-            lambda rate, key: fomoh_jax.fomoh_kd(
-                4, solver=solvers.trust_region(0.1), key=key
-            )
-        ),
+        "FoMoH-4D, trust region": Contender(region),
         "FoMoH-4D, damped": Contender(kd(4, solvers.damped(1e-2)), rates),
     }
 
 
 def draw(
-    config: Config, results: dict[str, Runs], best: float, starts: jax.Array, path: Path
-) -> None:
+    config: Config, results: dict[str, Runs], best: float, starts: jax.Array
+) -> plt.Figure:
     """Distance from the best loss, and the data with the best fit."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.4))
     for name, run in results.items():
@@ -218,12 +220,10 @@ def draw(
         shown = np.clip(run.losses - best, 1e-16, 1e30)
         plotting.plot_quartiles(left, x, shown, label=name)
     left.axhline(NEAR, color="black", lw=0.8, ls=":")
-    left.set(
-        xscale="log", yscale="log", ylim=(1e-13, 10), xlabel="iteration",
-        ylabel="loss - best loss", title="median over the starts, and the quartiles",
-    )  # fmt: skip
+    left.set(xscale="log", yscale="log", ylim=(1e-13, 10))
+    left.set(xlabel="iteration", ylabel="loss - best loss")
+    left.set(title="median over the starts, and the quartiles")
     left.legend(fontsize=7.5, loc="lower left")
-    left.grid(alpha=0.3)
 
     times, data = observe(config)
     fine = jnp.linspace(0, config.duration, 401)[1:]
@@ -231,93 +231,72 @@ def draw(
     winner = min(results.values(), key=lambda run: run.losses[:, -1].min())
     seed = winner.losses[:, -1].argmin()
     fitted, started = populations(winner.points[seed]), populations(starts[seed])
-    for i, (label, color) in enumerate(
-        (("prey", "tab:blue"), ("predators", "tab:red"))
-    ):
+    for i, (label, color) in enumerate({"prey": "blue", "predators": "red"}.items()):
+        color = f"tab:{color}"
         right.plot(times, np.exp(data[:, i]), "o", ms=4, color=color, label=label)
         right.plot(fine, fitted[:, i], color=color, label="fit")
         right.plot(fine, started[:, i], color=color, ls=":", lw=1, label="its start")
     right.set(xlabel="time", ylabel="population", title="data and the best fit")
     right.set_ylim(0, 1.5 * float(np.exp(data).max()))
     right.legend(fontsize=7.5, ncols=2)
-    right.grid(alpha=0.3)
-    plotting.save(figure, path)
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+    return figure
 
 
-def parameter_error(points: np.ndarray) -> np.ndarray:
-    """The largest relative error of the parameters, ``[seeds]``."""
-    with np.errstate(over="ignore"):
-        return np.abs(np.exp(points) / TRUTH - 1).max(axis=1)
+def by_start(results: dict[str, Runs], best: float) -> pd.DataFrame:
+    """A row a method and start: loss, iterations to the best one, parameter error."""
+    frames = {}
+    for name, run in results.items():
+        with np.errstate(over="ignore"):
+            errors = np.abs(np.exp(run.points) / TRUTH - 1).max(axis=1)
+        steps = steps_to(run.losses, best + NEAR)
+        columns = run.rate, run.losses[:, -1], steps, errors
+        names = "rate", "final loss", "iterations", "parameter error"
+        frames[name] = pd.DataFrame(dict(zip(names, columns)))
+    return pd.concat(frames, names=["method", "start"]).reset_index()
 
 
 def summary(results: dict[str, Runs], best: float) -> str:
     """A row a method, then a row a start."""
-    number = lambda x: f"{x:.0f}" if np.isfinite(x) else "-"
-    methods, seeds = [], []
-    for name, run in results.items():
-        finals, errors = run.losses[:, -1], parameter_error(run.points)
-        first = steps_to(run.losses, best + NEAR)
-        arrived = np.isfinite(first)
-        methods.append(
-            {
-                "method": name,
-                "learning rate": f"{run.rate:g}",
-                "median final loss": f"{np.median(finals):.6f}",
-                f"within {NEAR:g} of the best": f"{arrived.sum()} / {len(first)}",
-                "median iterations of those": number(np.median(first[arrived]))
-                if arrived.any()
-                else "-",
-                "their parameter error": f"{np.median(errors[arrived]):.3f}"
-                if arrived.any()
-                else "-",
-            }
-        )
-        for seed, (final, steps, error) in enumerate(zip(finals, first, errors)):
-            seeds.append(
-                {
-                    "method": name,
-                    "start": str(seed),
-                    "final loss": f"{final:.6g}",
-                    "iterations": number(steps),
-                    "parameter error": f"{error:.3g}",
-                }
-            )
-    show = lambda rows: plotting.table({key: [r[key] for r in rows] for key in rows[0]})
-    return f"{show(methods)}\n\nEvery start:\n\n{show(seeds)}"
+    starts = by_start(results, best)
+    methods = []
+    for name, rows in starts.groupby("method", sort=False):
+        arrived = rows[np.isfinite(rows.iterations)]
+        median = arrived.median(numeric_only=True)
+        row = {
+            "method": name,
+            "learning rate": f"{rows.rate.iloc[0]:g}",
+            "median final loss": f"{rows['final loss'].median():.6f}",
+            f"within {NEAR:g} of the best": f"{len(arrived)} / {len(rows)}",
+            "median iterations of those": f"{median.iterations:.0f}",
+            "their parameter error": f"{median['parameter error']:.3f}",
+        }
+        methods.append({k: study.NONE if v == "nan" else v for k, v in row.items()})
+    starts["final loss"] = starts["final loss"].map("{:.6g}".format)
+    starts["parameter error"] = starts["parameter error"].map("{:.3g}".format)
+    starts["iterations"] = starts.iterations.map("{:.0f}".format).replace("inf", None)
+    rows = study.table(starts.drop(columns="rate"))
+    return f"{study.table(methods)}\n\nEvery start:\n\n{rows}"
 
 
 def main(config: Config) -> None:
     """Fit from every start with every method, and write what came out."""
-    if min(config.steps, config.seeds, config.observations) < 1:
-        raise SystemExit("--steps, --seeds and --observations must be at least 1.")
+    study.at_least(1, config, "steps", "seeds", "observations")
     jax.config.update("jax_enable_x64", True)
     loss, truth = make_loss(config), jnp.log(jnp.asarray(TRUTH))
     noise = jax.random.normal(jax.random.key(0), (config.seeds, 4), truth.dtype)
-    starts = truth + config.spread * noise
+    starts, contenders = truth + config.spread * noise, make_contenders()
     refusal = reverse_mode_error(loss, truth)
-    print(f"jax.grad of the loss:\n  {refusal}\n")
-    results = {}
-    for name, contender in (bar := tqdm(make_contenders().items(), unit="method")):
-        bar.set_postfix_str(name)
-        results[name] = minimise(loss, contender, starts, config.steps)
+    results = minimise_all(loss, contenders, starts, config.steps)
     best = min(run.losses.min() for run in results.values())
-    folder = config.out / "ode"
-    folder.mkdir(parents=True, exist_ok=True)
-    draw(config, results, best, starts, folder / "fit.png")
-    grids = "; ".join(
-        f"{name} over {', '.join(f'{rate:g}' for rate in contender.rates)}"
-        for name, contender in make_contenders().items()
-        if len(contender.rates) > 1
-    )
     text = (
         f"`jax.grad` of the loss: {refusal}\n\nBest loss {best:.6f}; at the true "
-        f"parameters {float(loss(truth)):.6f}. {config.steps} iterations. The "
-        "parameter error is the largest of the four relative errors. Learning rates "
-        f"of the best median final loss for these same starts: {grids}.\n\n"
-        f"{summary(results, best)}"
+        f"parameters {float(loss(truth)):.6f}. {config.steps} iterations. Learning "
+        "rates of the best median final loss for these same starts: "
+        f"{searched(contenders)}.\n\n{summary(results, best)}"
     )
-    (folder / "table.md").write_text(text + "\n")
-    print(f"{text.split('Every start')[0]}figure: {folder / 'fit.png'}")
+    study.write(config.out / "ode", text, fit=draw(config, results, best, starts))
 
 
 if __name__ == "__main__":

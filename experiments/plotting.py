@@ -1,6 +1,5 @@
 """Figures of curves over several seeds: the seeds faint behind their mean."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +32,7 @@ def plot_seeds(
       **style: of the mean, as matplotlib takes it.
     """
     with np.errstate(divide="ignore", invalid="ignore"):
-        mean = (
-            np.exp(np.mean(np.log(curves), axis=0)) if logarithmic else curves.mean(0)
-        )
+        mean = np.exp(np.log(curves).mean(0)) if logarithmic else curves.mean(0)
     (line,) = axes.plot(x, mean, label=label, lw=1.8, zorder=3, **style)
     if len(curves) > 1:
         faint = {"color": line.get_color(), "ls": line.get_linestyle()}
@@ -69,27 +66,3 @@ def save(figure: plt.Figure, path: Path) -> None:
     figure.tight_layout()
     figure.savefig(path, dpi=150)
     plt.close(figure)
-
-
-def table(columns: Mapping[str, list[str]]) -> str:
-    """A Markdown table that also reads as text: the first column to the left."""
-    # At least 3: Markdown does not know a rule of ":" alone.
-    widths = [max(3, *map(len, [name, *cells])) for name, cells in columns.items()]
-
-    def row(cells):
-        first, *rest = (
-            cell.ljust(width) if i == 0 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(cells, widths))
-        )
-        return "| " + " | ".join([first, *rest]) + " |"
-
-    rule = [("-" * w if i == 0 else "-" * (w - 1) + ":") for i, w in enumerate(widths)]
-    return "\n".join([row(columns), row(rule), *map(row, zip(*columns.values()))])
-
-
-def mean_and_deviation(values: np.ndarray, digits: int = 3) -> str:
-    """``mean ± standard deviation`` over seeds, or the value if there is one seed."""
-    mean = f"{np.mean(values):.{digits}f}"
-    if len(values) == 1:
-        return mean
-    return f"{mean} ± {np.std(values, ddof=1):.{digits}f}"

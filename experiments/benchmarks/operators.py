@@ -3,12 +3,11 @@
 import functools
 from collections.abc import Callable, Iterator
 
-import folx
 import jax
 import jax.numpy as jnp
 
 import fomoh_jax
-from experiments.benchmarks import ways, workloads
+from experiments.benchmarks import traces, ways, workloads
 from experiments.benchmarks.measurement import ADJOINT, OURS, Contender, Row
 from experiments.rosenbrock import rosenbrock
 from fomoh_jax import plans
@@ -47,16 +46,11 @@ def laplacians(
     """Of a network of three hidden layers, at every point of a batch."""
     layers = workloads.dense_layers((dimension, width, width, width, 1))
     args = workloads.cast((workloads.normal(60, batch, dimension), layers), dtype)
-    functions = {
-        OURS: _laplacian,
-        "nested jvp": _nested_laplacian,
-        "jet": _jet_laplacian,
-        "folx": _folx_laplacian,
-    }
-    return {
-        name: Contender(jax.vmap(function, in_axes=(0, None)), args)
-        for name, function in functions.items()
-    }
+    along = lambda trace: jax.vmap(
+        lambda x, layers: trace(lambda x: network(x, layers), x, None), (0, None)
+    )
+    names = OURS, "nested jvp", "jet", "folx"
+    return {name: Contender(along(traces.WAYS[name]), args) for name in names}
 
 
 def network(x: jax.Array, layers) -> jax.Array:
@@ -83,27 +77,3 @@ def _jet_hessian(fun: Callable, x: jax.Array, *args) -> jax.Array:
     mixed = jax.vmap(curvature)(basis[i] + basis[j])
     upper = (mixed - diagonal[i] - diagonal[j]) / 2
     return jnp.diag(diagonal).at[i, j].set(upper).at[j, i].set(upper)
-
-
-def _laplacian(x: jax.Array, layers) -> jax.Array:
-    return fomoh_jax.laplacian(lambda x: network(x, layers))(x)
-
-
-def _nested_laplacian(x: jax.Array, layers) -> jax.Array:
-    def curvature(v):
-        slope = lambda x: jax.jvp(lambda x: network(x, layers), (x,), (v,))[1]
-        return jax.jvp(slope, (x,), (v,))[1]
-
-    return jnp.sum(jax.vmap(curvature)(jnp.eye(x.size, dtype=x.dtype)))
-
-
-def _jet_laplacian(x: jax.Array, layers) -> jax.Array:
-    fun = lambda x: network(x, layers)
-    curvature = lambda v: ways.along_line(fun, (x,), (v,))[2]
-    return jnp.sum(jax.vmap(curvature)(jnp.eye(x.size, dtype=x.dtype)))
-
-
-def _folx_laplacian(x: jax.Array, layers) -> jax.Array:
-    # Dense: the Jacobian of a dense layer has no zeros for it to find.
-    forward = folx.forward_laplacian(lambda x: network(x, layers), sparsity_threshold=0)
-    return forward(x).laplacian

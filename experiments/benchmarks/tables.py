@@ -9,7 +9,9 @@ from typing import Annotated, Any, Literal
 import jax
 import jax.numpy as jnp
 import tyro
+from tqdm import tqdm
 
+from experiments import study
 from experiments.benchmarks import (
     depth,
     environment,
@@ -60,8 +62,7 @@ class Config:
 
 def run(table: str, config: Config) -> list[Path]:
     """Measure one table, or all of them; the files that were written."""
-    if config.repeats < 0:
-        raise SystemExit(f"--repeats must not be negative; got {config.repeats}.")
+    study.at_least(0, config, "repeats")
     jax.config.update("jax_enable_compilation_cache", False)
     described = environment.describe()
     names = list(TABLES) if table == "all" else [table]
@@ -70,40 +71,35 @@ def run(table: str, config: Config) -> list[Path]:
 
 def _run_one(table: str, config: Config, described: dict[str, Any]) -> Path | None:
     dtype = jnp.dtype("bfloat16" if config.precision == "bfloat16" else "float32")
-    products = "tensorfloat32" if config.precision == "tf32" else "float32"
     limits = Limits(
         repeats=config.repeats,
         seconds=config.seconds_per_row,
         temporary_bytes=config.memory_limit * 1e9,
         tolerance=TOLERANCE[config.precision],
     )
-    path = config.out / _file_name(table, config, described)
-    result = {
-        "table": table,
-        "environment": described,
-        "config": _without_out(config),
-        "rows": [],
-    }
-    with jax.default_matmul_precision(products):
-        for row in TABLES[table](config.quick, dtype):
-            if config.rows.lower() not in f"{row.name} ".lower():
-                continue
-            result["rows"].append(measure(row, limits))
-            print(_line(table, row.name, result["rows"][-1]), flush=True)
-            # After each row, so that an interruption costs one row.
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
-    if not result["rows"]:
+    wanted = config.rows.lower()
+    rows = [
+        row
+        for row in TABLES[table](config.quick, dtype)
+        if wanted in f"{row.name} ".lower()
+    ]
+    if not rows:
         print(f"{table}: no row's name holds {config.rows!r}")
         return None
-    print(f"{table}: {path}")
-    return path
-
-
-def _without_out(config: Config) -> dict[str, Any]:
     options = dataclasses.asdict(config)
     del options["out"]  # where the file lies is no condition of the measurement
-    return options
+    result = {"table": table, "environment": described, "config": options, "rows": []}
+    path = config.out / _file_name(table, config, described)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    products = "tensorfloat32" if config.precision == "tf32" else "float32"
+    with jax.default_matmul_precision(products):
+        for row in (bar := tqdm(rows, unit="row")):
+            bar.set_postfix_str(f"{table}: {row.name}")
+            result["rows"].append(measure(row, limits))
+            # After each row, so that an interruption costs one row.
+            path.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+    print(f"{table}: {path}")
+    return path
 
 
 def _file_name(table: str, config: Config, described: dict[str, Any]) -> str:
@@ -115,19 +111,3 @@ def _file_name(table: str, config: Config, described: dict[str, Any]) -> str:
     parts += [] if config.repeats else ["counts"]
     parts += [environment.slug(config.rows)] if config.rows else []
     return "-".join(parts) + ".json"
-
-
-def _line(table: str, name: str, measured: dict[str, Any]) -> str:
-    """Progress: milliseconds of each contender, or megabytes where none is timed."""
-    shown = []
-    for contender, record in measured["contenders"].items():
-        if "which" in record:
-            continue
-        if "seconds" in record:
-            number = f"{1e3 * record['seconds']['median']:.3g} ms"
-        elif "error" in record or "skipped" in record:
-            number = "error" if "error" in record else "skipped"
-        else:
-            number = f"{record['temporary_bytes'] / 1e6:.3g} MB"
-        shown.append(f"{contender} {number}")
-    return f"{table}: {name}: " + "; ".join(shown)

@@ -28,6 +28,23 @@ class Workload(NamedTuple):
     data: tuple
 
 
+Make = Callable[[], Workload]
+
+
+def named(name: str, batch: int, dtype: jnp.dtype) -> Workload:
+    """The workloads of several tables, at a batch size."""
+    wide, deep = (784, 100, 10), (256,) * 6 + (10,)
+    makers = {
+        "softmax regression": lambda: digits("softmax", batch, dtype),
+        "MLP relu": lambda: mlp(wide, batch, jax.nn.relu, dtype),
+        "MLP tanh": lambda: mlp(wide, batch, jnp.tanh, dtype),
+        "MLP 5×256": lambda: mlp(deep, batch, jnp.tanh, dtype),
+        "CNN": lambda: digits("cnn", batch, dtype),
+        "transformer": lambda: transformer(4, 128, 128, batch, dtype),
+    }
+    return makers[name]()
+
+
 def normal(seed: int, *shape: int) -> np.ndarray:
     """Standard normal numbers, of numpy, which has nothing to compile."""
     return np.random.default_rng(seed).standard_normal(shape, np.float32)
@@ -45,6 +62,12 @@ def directions(params: Any, k: int) -> Any:
     leaves, structure = jax.tree.flatten(params)
     drawn = [normal(100 + i, k, *leaf.shape) for i, leaf in enumerate(leaves)]
     return structure.unflatten([cast(v, leaf.dtype) for v, leaf in zip(drawn, leaves)])
+
+
+def with_directions(workload: Workload, k: int) -> tuple[Callable, tuple]:
+    """The loss, and the arguments of a way to its quadratic model."""
+    loss, params, data = workload
+    return loss, (params, directions(params, k), *data)
 
 
 def dense_layers(widths: Sequence[int]) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -80,21 +103,31 @@ def digits(model: str, batch: int, dtype: jnp.dtype) -> Workload:
     return _flax(MODELS[model], _examples((batch, 28, 28, 1), (batch,), 10), dtype)
 
 
+class Block(nn.Module):
+    """A pre-layernorm transformer layer."""
+
+    width: int
+    heads: int = 4
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        normed = nn.LayerNorm()(x)
+        x = x + nn.MultiHeadDotProductAttention(self.heads)(normed, normed)
+        wide = nn.Dense(4 * self.width)(nn.LayerNorm()(x))
+        return x + nn.Dense(self.width)(nn.gelu(wide))
+
+
 class Transformer(nn.Module):
-    """A pre-layernorm transformer that classifies every token."""
+    """It classifies every token."""
 
     layers: int
     width: int
-    heads: int = 4
     classes: int = 32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         for _ in range(self.layers):
-            normed = nn.LayerNorm()(x)
-            x = x + nn.MultiHeadDotProductAttention(self.heads)(normed, normed)
-            wide = nn.Dense(4 * self.width)(nn.LayerNorm()(x))
-            x = x + nn.Dense(self.width)(nn.gelu(wide))
+            x = Block(self.width)(x)
         return nn.Dense(self.classes)(nn.LayerNorm()(x))
 
 

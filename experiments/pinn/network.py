@@ -33,7 +33,7 @@ def make_loss(equation: Equation, trace: Callable) -> Callable:
 
     Args:
       equation: what the network should solve.
-      trace: a way to the operator, one of ``operators.WAYS``.
+      trace: a way to the operator, one of ``traces.WAYS``.
 
     Returns:
       ``loss(params, points, source)``.

@@ -10,10 +10,11 @@ import numpy as np
 import optax
 from jax import lax
 
+from experiments import study
+from experiments.benchmarks.traces import ours
 from experiments.pinn.config import Config
-from experiments.pinn.equations import Equation, points, solution, source
+from experiments.pinn.equations import EQUATIONS, Equation, points, solution, source
 from experiments.pinn.network import initialise, make_loss, network
-from experiments.pinn.operators import ours
 
 DIMENSION = 2
 TEST_POINTS = 4096  # drawn apart from those of training
@@ -37,40 +38,31 @@ class Run(NamedTuple):
     seconds: float
 
 
-class Phase(NamedTuple):
-    """An optimiser and for how long.
-
-    Attributes:
-      tx: takes the value, the gradient and the loss beside the updates.
-      value_and_grad: ``value_and_grad(loss)(params, state=state)``.
-      steps: how many.
-    """
-
-    tx: optax.GradientTransformationExtraArgs
-    value_and_grad: Callable
-    steps: int
-
-
-def phases(config: Config) -> list[Phase]:
-    """Adam finds the basin, L-BFGS its bottom."""
-    rate = optax.cosine_decay_schedule(5e-3, max(2 * config.adam_steps, 1))
-    adam = optax.with_extra_args_support(optax.adam(rate))
-    plain = lambda loss: lambda params, state: jax.value_and_grad(loss)(params)
-    return [
-        Phase(adam, plain, config.adam_steps),
-        # Its line search has evaluated the next point already.
-        Phase(
-            optax.lbfgs(memory_size=50),
-            optax.value_and_grad_from_state,
-            config.lbfgs_steps,
-        ),
-    ]
+def train(config: Config) -> dict[str, list[Run]]:
+    """Every seed of every equation."""
+    equations = {name: EQUATIONS[name] for name in config.equations}
+    runs = {}
+    for name, equation in study.progress(equations, "equation"):
+        run = make_training(equation, config)
+        runs[name] = [run(seed) for seed in range(config.seeds)]
+    return runs
 
 
 def make_training(equation: Equation, config: Config) -> Callable[[int], Run]:
-    """``run(seed)``; all the seeds share what it compiles."""
+    """``run(seed)``; all the seeds share what it compiles.
+
+    Adam finds the basin, L-BFGS its bottom.
+    """
     loss, dtype = make_loss(equation, ours), config.precision
-    loops = [(phase, _make_loop(loss, phase)) for phase in phases(config)]
+    rate = optax.cosine_decay_schedule(5e-3, max(2 * config.adam_steps, 1))
+    plain = lambda loss: lambda params, state: jax.value_and_grad(loss)(params)
+    adam = optax.with_extra_args_support(optax.adam(rate))
+    # Its line search has evaluated the next point already.
+    lbfgs, evaluated = optax.lbfgs(memory_size=50), optax.value_and_grad_from_state
+    phases = [
+        (adam, _make_loop(loss, adam, plain), config.adam_steps),
+        (lbfgs, _make_loop(loss, lbfgs, evaluated), config.lbfgs_steps),
+    ]
 
     def run(seed):
         start, inside, elsewhere = jax.random.split(jax.random.key(seed), 3)
@@ -80,12 +72,11 @@ def make_training(equation: Equation, config: Config) -> Callable[[int], Run]:
         params = initialise(start, (DIMENSION, *config.hidden, 1), dtype)
         steps, records = [0], [_measure(loss, params, data, test)]
         began = time.perf_counter()
-        for phase, loop in loops:
+        for tx, loop, count in phases:
             # Weak types would have the second chunk compiled anew.
-            state = jax.tree.map(
-                lambda x: jnp.asarray(x, x.dtype), phase.tx.init(params)
-            )
-            for chunk in _chunks(phase.steps, config.every):
+            state = jax.tree.map(lambda x: jnp.asarray(x, x.dtype), tx.init(params))
+            whole, rest = divmod(count, config.every)
+            for chunk in [config.every] * whole + [rest] * (rest > 0):
                 params, state, record = loop(params, state, data, test, chunk)
                 steps.append(steps[-1] + chunk)
                 records.append(jax.block_until_ready(record))
@@ -107,23 +98,27 @@ def _measure(loss: Callable, params: Any, data: tuple, test: jax.Array) -> tuple
     return jnp.sqrt(loss(params, *data)), relative_error(params, test)
 
 
-def _chunks(steps: int, every: int) -> list[int]:
-    """Summands of ``steps``, all ``every`` but for the last."""
-    whole, rest = divmod(steps, every)
-    return [every] * whole + [rest] * (rest > 0)
+def _make_loop(
+    loss: Callable,
+    tx: optax.GradientTransformationExtraArgs,
+    make_gradient: Callable,
+) -> Callable:
+    """``(params, state, data, test, steps) -> (params, state, record)``, jitted.
 
-
-def _make_loop(loss: Callable, phase: Phase) -> Callable:
-    """``(params, state, data, test, steps) -> (params, state, record)``, jitted."""
+    Args:
+      loss: to minimise, of the parameters and the data.
+      tx: takes the value, the gradient and the loss beside the updates.
+      make_gradient: ``make_gradient(loss)(params, state=state)``: value and gradient.
+    """
 
     def loop(params, state, data, test, steps):
         on_data = lambda params: loss(params, *data)
-        value_and_grad = phase.value_and_grad(on_data)
+        value_and_grad = make_gradient(on_data)
 
         def step(carry, _):
             params, state = carry
             value, gradient = value_and_grad(params, state=state)
-            updates, state = phase.tx.update(
+            updates, state = tx.update(
                 gradient, state, params, value=value, grad=gradient, value_fn=on_data
             )
             return (optax.apply_updates(params, updates), state), None

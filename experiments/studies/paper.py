@@ -4,7 +4,9 @@ import dataclasses
 from collections.abc import Collection, Iterable
 from typing import Literal
 
-from experiments.studies.runs import Result, Run
+import pandas as pd
+
+from experiments.studies.runs import SIZES, Run
 from experiments.studies.summary import best_rate, of_kind
 
 # As the paper calls them: the name in experiments.methods, and k.
@@ -35,18 +37,6 @@ GRIDS = {
     ("cnn", "sgd"): (0.02, 0.05, 0.1, 0.2),
     ("cnn", "adam"): (3e-4, 1e-3, 3e-3, 1e-2),
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class Size:
-    """How large the study of a problem is."""
-
-    batch_size: int
-    steps: int
-    seeds: int
-
-
-SIZES = {"softmax": Size(1024, 2000, 5), "cnn": Size(256, 400, 2)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +82,7 @@ def grid(config: Config) -> list[Run]:
     ]
 
 
-def chosen(config: Config, results: list[Result]) -> list[Run]:
+def chosen(config: Config, results: pd.DataFrame) -> list[Run]:
     """The best learning rate of each method, by the final loss on the training set."""
     runs = []
     for kind in _kinds(config):

@@ -74,8 +74,10 @@ def test_what_cannot_be_had_is_explained(tmp_path, capsys, monkeypatch):
 def test_bad_options_are_explained(tmp_path, capsys):
     with pytest.raises(SystemExit, match="--batch-size must be at most 4000"):
         run(tmp_path, capsys, batch_size=5000)
-    with pytest.raises(SystemExit, match="--steps, --seeds and --k at least 1"):
+    with pytest.raises(SystemExit, match="--k must be at least 1; got 0"):
         run(tmp_path, capsys, k=0)
+    with pytest.raises(SystemExit, match="--milestone cuts a learning rate"):
+        run(tmp_path, capsys, milestone=1)
 
 
 @pytest.mark.slow

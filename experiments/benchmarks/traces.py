@@ -20,7 +20,6 @@ except ImportError:  # the extra "benchmarks" has it
     folx = None
 
 FACTORED = f"{OURS}, Cholesky"
-NOT_INSTALLED = "not installed"
 
 
 def ours(fun: Callable, x: jax.Array, weights: jax.Array | None) -> jax.Array:
@@ -61,7 +60,7 @@ def forward_laplacian(
 ) -> jax.Array:
     """Folx, dense: the Jacobian of a dense layer has no zeros for it to find."""
     if folx is None:
-        raise ImportError(NOT_INSTALLED)
+        raise ImportError("folx is not installed")
     if weights is None:
         return folx.forward_laplacian(fun, sparsity_threshold=0)(x).laplacian
     moved = _in_coordinates_of(weights, fun, x)  # it knows no weights
