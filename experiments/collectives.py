@@ -42,5 +42,5 @@ def _read(arrays: str, kind: str, start: str | None) -> Collective:
     shapes = _SHAPE.findall(arrays)
     if start and kind != "all-reduce":
         shapes = shapes[len(shapes) // 2 :]  # its operands come first
-    sizes = [filter(None, shape.split(",")) for shape in shapes]
+    sizes = (filter(None, shape.split(",")) for shape in shapes)
     return Collective(kind, [tuple(map(int, size)) for size in sizes])

@@ -13,6 +13,7 @@ prints the table.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -136,28 +137,27 @@ def make_estimators(problem: Problem) -> dict[str, Estimator]:
         lambda key, n: function(loss, (params,), key, n, **options)
     )
 
-    def on_diagonal(h, **options):
-        variance = float(jnp.trace(variances(h)))
-        estimate = of(curvature.sampled_diagonal, **options)
-        return Estimator("diagonal", estimate, diagonal, variance)
-
-    def whole(left, **options):
-        variance = float(jnp.sum(variances(left)))
-        estimate = of(curvature.sampled_hessian, **options)
-        return Estimator("Hessian", estimate, h.ravel(), variance)
+    def estimator(panel, left, **options):
+        """From samples, of what a baseline leaves of the Hessian."""
+        whole, variance = panel == "Hessian", variances(left)
+        function = curvature.sampled_hessian if whole else curvature.sampled_diagonal
+        total = jnp.sum(variance) if whole else jnp.trace(variance)
+        exact = h.ravel() if whole else diagonal
+        return Estimator(panel, of(function, **options), exact, float(total))
 
     sampled = of(curvature.sampled_hessian)
     former = jax.jit(lambda key: sampled(key, FORMER).value)(jax.random.key(1))
     level = h - trace / len(h) * jnp.eye(len(h))
+    beside = estimator("Hessian", h - former, baseline=former)
     probed, traced = curvature.hutchinson_diagonal, curvature.hutchinson_trace
     return {
         "Hutchinson's trace": Estimator("trace", of(traced), trace[None], 2 * off),
         "Hutchinson's diagonal": Estimator("diagonal", of(probed), diagonal, off),
-        "sampled diagonal, no baseline": on_diagonal(h, baseline=0.0),
-        "sampled Hessian, no baseline": whole(h, baseline=0.0),
-        "sampled diagonal": on_diagonal(level),
-        "sampled Hessian": whole(level),
-        "sampled Hessian, former estimate": whole(h - former, baseline=former),
+        "sampled diagonal, no baseline": estimator("diagonal", h, baseline=0.0),
+        "sampled Hessian, no baseline": estimator("Hessian", h, baseline=0.0),
+        "sampled diagonal": estimator("diagonal", level),
+        "sampled Hessian": estimator("Hessian", level),
+        "sampled Hessian, former estimate": beside,
     }
 
 
@@ -178,9 +178,8 @@ def measure(estimator: Estimator, samples: int, repetitions: int) -> dict[str, A
       truth, in its own standard deviations; about 1 without bias.
     """
     flat = lambda estimate: [ravel_pytree(part)[0] for part in estimate]
-    values, errors = repeat(
-        lambda key: flat(estimator.estimate(key, samples)), repetitions
-    )
+    estimate = lambda key: flat(estimator.estimate(key, samples))
+    values, errors = repeat(estimate, repetitions)
     variance = np.var(values, axis=0, ddof=1)
     bias = (values.mean(0) - np.asarray(estimator.exact)) ** 2
     return {
@@ -208,11 +207,8 @@ def newton_reductions(problem: Problem, config: Config) -> np.ndarray:
         step = ravel_pytree(curvature.newton_step(loss, (params,), hessian))[0]
         return -(gradient @ step + step @ h @ step / 2) / best
 
-    columns = [
-        repeat(lambda key: reduction(key, n), config.repetitions)[0]
-        for n in config.samples
-    ]
-    return np.stack(columns, 1)
+    at = lambda n: repeat(functools.partial(reduction, n=n), config.repetitions)[0]
+    return np.stack(list(map(at, config.samples)), 1)
 
 
 def draw(spreads: pd.DataFrame, reductions: np.ndarray) -> plt.Figure:
@@ -224,20 +220,15 @@ def draw(spreads: pd.DataFrame, reductions: np.ndarray) -> plt.Figure:
             axes.plot(rows.samples, rows.predicted, color=f"C{i}", lw=1)
             axes.plot(rows.samples, rows.measured, "o", color=f"C{i}", label=name)
             axes.plot(rows.samples, rows.reported, "x", color=f"C{i}", ms=8)
-        axes.set(yscale="log", title=panel)
+        plotting.dress(axes, log="xy", xlabel="samples", title=panel)
     panels[0].set_ylabel("variance, summed over the elements")
-    figure.suptitle(
-        "Variance: closed form (line), over the repetitions (dots), as reported (x)"
-    )
+    shown = "closed form (line), over the repetitions (dots), as reported (x)"
+    figure.suptitle(f"Variance: {shown}")
     x = spreads.samples.unique()
     plotting.plot_quartiles(last, x, reductions, label="sampled Hessian", color="C1")
     last.axhline(1, color="black", ls="--", lw=1, label="exact Hessian")
-    last.set(title="Newton's step: part of the reduction", ylim=(0, 1.1))
-    for axes in (*panels, last):
-        axes.set(xscale="log", xlabel="samples")
-        axes.grid(alpha=0.3)
-        if axes.lines:
-            axes.legend(fontsize=7.5)
+    title = "Newton's step: part of the reduction"
+    plotting.dress(last, log="x", xlabel="samples", title=title, ylim=(0, 1.1))
     return figure
 
 
@@ -283,25 +274,15 @@ def checks(problem: Problem) -> str:
     d, exact = flat(saddle.direction), np.linalg.solve(h, gradient)
     along = d @ (h - 2 * DECAY * np.eye(len(h))) @ d
     found = ", ".join(f"{x:.3g}" for x in pairs.values)
-    rows = {
-        "product with the gradient": (1, error(flat(product), h @ gradient), None),
-        "three top eigenvalues": (pairs.iterations, error(pairs.values, top), found),
-        "conjugate gradients": (
-            convex.iterations,
-            error(flat(convex.solution), exact),
-            "negative curvature" if convex.negative_curvature else None,
-        ),
-        "conjugate gradients, weight decay turned": (
-            saddle.iterations,
-            None,
-            f"dᵀHd = {along:.2g}" if saddle.negative_curvature else None,
-        ),
-    }
-    titles = "passes", "relative error", "found"
-    table = study.table(
-        {"by forward passes alone": name} | dict(zip(titles, row))
-        for name, row in rows.items()
-    )
+    solved, negative = "conjugate gradients", f"dᵀHd = {along:.2g}"
+    rows = [
+        ("product with the gradient", 1, error(flat(product), h @ gradient), None),
+        ("three top eigenvalues", pairs.iterations, error(pairs.values, top), found),
+        (solved, convex.iterations, error(flat(convex.solution), exact), None),
+        (f"{solved}, weight decay turned", saddle.iterations, None, negative),
+    ]
+    titles = ["by forward passes alone", "passes", "relative error", "found"]
+    table = study.table(pd.DataFrame(rows, columns=titles, dtype=object))
     spectrum = f"from {eigenvalues[0]:.3g} to {eigenvalues[-1]:.3g}"
     return f"{table}\n\n{len(h)} parameters; the eigenvalues are {spectrum}."
 
@@ -323,8 +304,7 @@ def main(config: Config) -> None:
         f"{summary(spreads)}\n\nNewton's step lowers the exact quadratic model by a "
         f"median of {parts} of what its minimum does.\n\n{checks(problem)}"
     )
-    figure = draw(spreads, reductions)
-    study.write(config.out / "curvature", text, variance=figure)
+    study.write(config.out / "curvature", text, variance=draw(spreads, reductions))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ Every set is normalised by the mean and deviation of its training pixels.
 import gzip
 import hashlib
 import io
+import itertools
 import os
 import struct
 import tarfile
@@ -21,19 +22,16 @@ import numpy as np
 MEAN, STD = 0.1307, 0.3081
 
 # The four standard files and their SHA-256.
+MNIST_SHA256 = (
+    "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
+    "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
+    "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
+    "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
+)
+MNIST_PARTS = itertools.product(("train", "t10k"), ("images-idx3", "labels-idx1"))
 MNIST_FILES = {
-    "train-images-idx3-ubyte.gz": (
-        "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609"
-    ),
-    "train-labels-idx1-ubyte.gz": (
-        "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c"
-    ),
-    "t10k-images-idx3-ubyte.gz": (
-        "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6"
-    ),
-    "t10k-labels-idx1-ubyte.gz": (
-        "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6"
-    ),
+    f"{split}-{kind}-ubyte.gz": digest
+    for (split, kind), digest in zip(MNIST_PARTS, MNIST_SHA256)
 }
 MNIST_MIRRORS = (
     "https://ossci-datasets.s3.amazonaws.com/mnist/",
@@ -70,16 +68,12 @@ def load(name: str, directory: Path | None = None) -> Dataset:
       directory: of its files, if it has any; by default ``data/`` and the name.
 
     Raises:
-      RuntimeError: if its files cannot be had, or one is damaged; it says what to do.
+      SystemExit: if its files cannot be had, or one is damaged; it says what to do.
     """
-    directory = directory or Path("data") / name
-    loaders = {
-        "small": load_small,
-        "mnist": lambda: load_mnist(directory),
-        "cifar10": lambda: load_cifar10(directory),
-        "synthetic": lambda: make_synthetic(),
-    }
-    return loaders[name]()
+    if name in ("small", "synthetic"):
+        return load_small() if name == "small" else make_synthetic()
+    read = {"mnist": load_mnist, "cifar10": load_cifar10}[name]
+    return read(directory or Path("data") / name)
 
 
 def load_small(test_size: int = 1000, seed: int = 0) -> Dataset:
@@ -91,69 +85,38 @@ def load_small(test_size: int = 1000, seed: int = 0) -> Dataset:
 
     images, labels = mnist_data()
     order = np.random.default_rng(seed).permutation(len(labels))
-    test, train = order[:test_size], order[test_size:]
-    return Dataset(
-        _grey(images[train], labels[train]), _grey(images[test], labels[test])
-    )
+    split = lambda of: _grey(images[of], labels[of])
+    return Dataset(split(order[test_size:]), split(order[:test_size]))
 
 
 def load_mnist(directory: Path, mirrors: tuple[str, ...] = MNIST_MIRRORS) -> Dataset:
     """MNIST from its four IDX files, which are downloaded if they are not there.
 
     Args:
-      directory: where the files are or go; with or without ``.gz``.
+      directory: where the files are or go.
       mirrors: addresses to download from, tried in order.
 
     Raises:
-      RuntimeError: if a file is absent and cannot be downloaded, or is damaged; it says
+      SystemExit: if a file is absent and cannot be downloaded, or is damaged; it says
         what to do.
     """
-    advice = (
-        f"Put the four MNIST files ({', '.join(MNIST_FILES)}) into {directory} "
-        "yourself, or leave out --data mnist to use the 5,000 digits that come\n"
-        "with the installation."
-    )
-    arrays = []
-    for name, digest in MNIST_FILES.items():
-        path = directory / name.removesuffix(".gz")
-        if not path.exists():
-            path = directory / name
-            _download(path, digest, mirrors, advice)
-        arrays.append(_read(path, _parse_idx))
+    advice = "Or leave out --data mnist to use the 5,000 digits that are installed."
+    arrays = [
+        _read(_fetched(directory / name, digest, mirrors, advice), _parse_idx)
+        for name, digest in MNIST_FILES.items()
+    ]
     return Dataset(_grey(*arrays[:2]), _grey(*arrays[2:]))
 
 
 def load_cifar10(directory: Path, mirrors: tuple[str, ...] = CIFAR_MIRRORS) -> Dataset:
-    """CIFAR-10 from the six files of its binary version, or from their archive.
-
-    Args:
-      directory: where the files are, or the folder that holds them in the archive, or
-        the archive itself, which is downloaded if there is nothing.
-      mirrors: addresses to download from, tried in order.
-
-    Raises:
-      RuntimeError: as :func:`load_mnist`.
-    """
-    folders = directory, directory / CIFAR_FOLDER
-    there = lambda folder: any((folder / name).exists() for name in CIFAR_FILES)
-    if folder := next(filter(there, folders), None):
-        parts = [_read(folder / name, _parse_cifar) for name in CIFAR_FILES]
-    else:
-        archive = directory / CIFAR_ARCHIVE
-        advice = (
-            f"Put the six files of its binary version ({', '.join(CIFAR_FILES)}) or "
-            f"the archive into {directory} yourself, or use --data synthetic, which "
-            "needs no files."
-        )
-        _download(archive, CIFAR_SHA256, mirrors, advice)
-        parts = _read(archive, _parse_archive)
-    images, labels = (np.concatenate(arrays) for arrays in zip(*parts))
-    images = images / np.float32(255) - np.float32(CIFAR_MEAN)
-    split = Split(images / np.float32(CIFAR_STD), labels.astype(np.int32))
-    size = CIFAR_IMAGES  # of the last file
-    return Dataset(
-        Split(*(x[:-size] for x in split)), Split(*(x[-size:] for x in split))
-    )
+    """CIFAR-10 from the archive of its binary version; as :func:`load_mnist`."""
+    advice = "Or use --data synthetic, which needs no files."
+    archive = _fetched(directory / CIFAR_ARCHIVE, CIFAR_SHA256, mirrors, advice)
+    pixels, labels = map(np.concatenate, zip(*_read(archive, _parse_archive)))
+    images = (pixels / np.float32(255) - np.float32(CIFAR_MEAN)) / np.float32(CIFAR_STD)
+    last = len(images) - CIFAR_IMAGES  # where the last file begins
+    split = lambda of: Split(images[of], labels[of].astype(np.int32))
+    return Dataset(split(slice(last)), split(slice(last, None)))
 
 
 def make_synthetic(sizes: tuple[int, int] = (4000, 1000), seed: int = 0) -> Dataset:
@@ -174,8 +137,7 @@ def make_synthetic(sizes: tuple[int, int] = (4000, 1000), seed: int = 0) -> Data
         images = (clean + 2 * noise) / np.float32(5**0.5)
         return Split(images, labels.astype(np.int32))
 
-    train_size, test_size = sizes
-    return Dataset(split(train_size), split(test_size))
+    return Dataset(*map(split, sizes))
 
 
 def _grey(pixels: np.ndarray, labels: np.ndarray) -> Split:
@@ -184,30 +146,30 @@ def _grey(pixels: np.ndarray, labels: np.ndarray) -> Split:
     return Split(images.astype(np.float32), labels.astype(np.int32))
 
 
-def _download(path: Path, expected: str, mirrors: tuple[str, ...], advice: str) -> None:
-    """Fetch a file of that SHA-256, if it is not there."""
-    if path.exists():
-        return
+def _fetched(path: Path, expected: str, mirrors: tuple[str, ...], advice: str) -> Path:
+    """The file, downloaded if it is not there, with that SHA-256."""
     problems = []
     for mirror in mirrors:
+        if path.exists():
+            break
         try:
             with urllib.request.urlopen(mirror + path.name, timeout=60) as response:
                 content = response.read()
+            if (digest := hashlib.sha256(content).hexdigest()) != expected:
+                raise OSError(f"SHA-256 is {digest}, expected {expected}")
         except OSError as error:
-            problems.append(f"{mirror}: {error}")
+            problems.append(f"\n  {mirror}: {error}")
             continue
-        digest = hashlib.sha256(content).hexdigest()
-        if digest == expected:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            partial = path.with_suffix(f".{os.getpid()}.partial")
-            partial.write_bytes(content)
-            partial.rename(path)  # never a half-written file under the final name
-            return
-        problems.append(f"{mirror}: SHA-256 is {digest}, expected {expected}")
-    raise RuntimeError(
-        f"{path.name} is not in {path.parent} and could not be downloaded:\n  "
-        + "\n  ".join([*problems, advice])
-    )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(f".{os.getpid()}.partial")
+        partial.write_bytes(content)
+        partial.rename(path)  # never a half-written file under the final name
+    if not path.exists():
+        raise SystemExit(
+            f"{path.name} is not in {path.parent} and could not be downloaded:"
+            f"{''.join(problems)}\nPut it there yourself. {advice}"
+        )
+    return path
 
 
 def _read(path: Path, parse: Callable[[bytes], Any]) -> Any:
@@ -216,9 +178,8 @@ def _read(path: Path, parse: Callable[[bytes], Any]) -> Any:
     try:
         return parse(path.read_bytes())
     except (*unreadable, tarfile.TarError) as error:
-        raise RuntimeError(
-            f"{path} is damaged or absent ({error}): get it again."
-        ) from None
+        message = f"{path} is damaged ({error}); delete it and run again."
+        raise SystemExit(message) from None
 
 
 def _parse_archive(content: bytes) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -233,17 +194,12 @@ def _parse_cifar(content: bytes) -> tuple[np.ndarray, np.ndarray]:
     """Images and labels: a record is a label and three planes of 32×32 bytes."""
     records = np.frombuffer(content, np.uint8).reshape(CIFAR_IMAGES, 1 + 3 * 32 * 32)
     labels, planes = records[:, 0], records[:, 1:].reshape(-1, 3, 32, 32)
-    if labels.max() > 9:
-        raise ValueError(f"a label is {labels.max()}, expected 0 to 9")
     return planes.transpose(0, 2, 3, 1), labels
 
 
 def _parse_idx(content: bytes) -> np.ndarray:
-    """An array of unsigned bytes in IDX format, gzipped or not."""
-    if content[:2] == b"\x1f\x8b":
-        content = gzip.decompress(content)
-    zero, kind, ndim = struct.unpack_from(">HBB", content)
-    if (zero, kind) != (0, 8):
-        raise ValueError("it is no IDX file of unsigned bytes")
+    """An array of unsigned bytes in gzipped IDX format."""
+    content = gzip.decompress(content)
+    (ndim,) = struct.unpack_from(">xxxB", content)
     shape = struct.unpack_from(f">{ndim}I", content, 4)
     return np.frombuffer(content, np.uint8, offset=4 + 4 * ndim).reshape(shape)

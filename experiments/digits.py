@@ -17,10 +17,9 @@ import dataclasses
 import functools
 import json
 import math
-import shlex
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -55,9 +54,7 @@ class Config:
     learning_rate: Annotated[float | None, tyro.conf.arg(aliases=["--lr"])] = None
     """By default fomoh_kd tunes itself, and the others take one found by experiment."""
     milestone: int | None = None
-    """Step at which the learning rate is multiplied by gamma; by default never."""
-    gamma: float = 0.1
-    """Factor at the milestone."""
+    """Step from which on the learning rate is a tenth; by default never."""
     batch_size: int = 1024
     steps: int = 2000
     """Rounded up to whole epochs."""
@@ -69,8 +66,8 @@ class Config:
     """The 5,000 digits that are installed, MNIST or CIFAR-10 from --data-dir, or
     made-up images of the shape of CIFAR-10's."""
     data_dir: Path | None = None
-    """The files of MNIST or of CIFAR-10 (binary version), downloaded if they are not
-    there; by default data/mnist or data/cifar10."""
+    """The files of MNIST or the archive of CIFAR-10 (binary version), downloaded if
+    they are not there; by default data/mnist or data/cifar10."""
     out: Path = Path("runs/digits")
     """A folder for the results; a run makes one of its own in it."""
     checkpoint_every: int = 500
@@ -95,68 +92,52 @@ def parse(arguments: Sequence[str] | None = None) -> Config:
         return ask()
     saved = read_config(folder)
     config = ask(default=saved)
-    contradictions = [
-        f"{_flag(name)} {asked} (the run has {getattr(saved, name)})"
+    flags = [
+        f"--{name.replace('_', '-')} {asked} (the run has {getattr(saved, name)})"
         for name, asked in vars(config).items()
         if name not in HOW and asked != getattr(saved, name)
     ]
-    if contradictions:
-        raise SystemExit(
-            f"--resume goes on with the options in {folder / 'config.json'}; "
-            f"leave out {', '.join(contradictions)}."
-        )
+    if flags:
+        file, others = folder / "config.json", ", ".join(flags)
+        raise SystemExit(f"--resume goes on with those of {file}; leave out {others}.")
     return config
 
 
 def main(config: Config) -> None:
     """Run all the seeds, or what is left of them, and write what came out."""
-    check_processes(config)
+    check(config)
     with joined(config):
-        try:
-            data = load(config.data, config.data_dir)
-        except RuntimeError as error:  # it says what to do; a traceback would hide it
-            raise SystemExit(str(error)) from None
-        check(config, data)
+        trainer = make_trainer(config, load(config.data, config.data_dir))
         writes = config.process_id in (None, 0)
         folder = (config.resume or make_folder(config)) if writes else None
-        records = run_all(config, data, folder)
-        if folder is not None:
+        with interruption.postponed() as signals:
+            records = run_all(config, trainer, folder, signals)
+        if signals and folder is not None:
+            command = f"python -m experiments.digits --resume {folder}"
+            one = " --processes 1" if config.processes > 1 else ""
+            print(f"Stopped. To go on:\n    {command}{one}", file=sys.stderr)
+        elif folder is not None:
             frame = pd.DataFrame(records)
             plotting.save(draw(config, frame), folder / "curves.png")
             print(f"{closing_table(config, frame)}\n\nmetrics and curves: {folder}")
+    if signals:
+        raise SystemExit(128 + signals[0])  # as a shell reports it
 
 
-def check_processes(config: Config) -> None:
-    """The options about processes make sense together."""
+def check(config: Config) -> None:
+    """The options make sense together."""
+    study.at_least(1, config, "batch_size", "steps", "seeds", "k", "processes")
+    study.at_least(1, config, "evaluate_every", "checkpoint_every")
     n, number = config.processes, config.process_id
-    study.at_least(1, config, "processes")
     if n > 1 and (config.coordinator is None or number not in range(n)):
         raise SystemExit(
             f"--processes {n} needs --coordinator HOST:PORT of process 0 and a "
-            f"--process-id from 0 to {n - 1}: start each process with the same command "
-            "and an id of its own."
+            f"--process-id from 0 to {n - 1}, one for each process."
         )
-    if n == 1 and number is not None:
-        raise SystemExit("--process-id needs --processes, from 2 on.")
-    if rest := config.batch_size % n:  # a device in each process
-        near = config.batch_size - rest
-        raise SystemExit(
-            f"--batch-size must be a multiple of {n}, the number of processes; got "
-            f"{config.batch_size}: take {f'{near} or ' if near else ''}{near + n}."
-        )
-
-
-def check(config: Config, data: Dataset) -> None:
-    """There is something to do, on batches that can be filled."""
-    counts = "batch_size", "steps", "seeds", "k", "evaluate_every", "checkpoint_every"
-    study.at_least(1, config, *counts)
-    if config.batch_size > (images := len(data.train.labels)):
-        raise SystemExit(f"--batch-size must be at most {images}, the training images.")
+    if config.batch_size % n:  # a device in each process
+        raise SystemExit(f"--batch-size must be a multiple of {n}, the processes.")
     if config.milestone is not None and learning_rate(config) is None:
-        raise SystemExit(
-            "--milestone cuts a learning rate, and fomoh_kd without one tunes itself: "
-            "give --learning-rate, or leave --milestone out."
-        )
+        raise SystemExit("--milestone needs --learning-rate: fomoh_kd tunes itself.")
 
 
 def joined(config: Config) -> contextlib.AbstractContextManager[None]:
@@ -164,9 +145,8 @@ def joined(config: Config) -> contextlib.AbstractContextManager[None]:
     if config.coordinator is None or config.process_id is None:
         return contextlib.nullcontext()
     shared = {k: v for k, v in vars(config).items() if k not in HOW | WHERE}
-    return parallel.joined(
-        config.coordinator, config.processes, config.process_id, json.dumps(shared)
-    )
+    where = config.coordinator, config.processes, config.process_id
+    return parallel.joined(json.dumps(shared), *where)
 
 
 def full_name(config: Config) -> str:
@@ -181,8 +161,7 @@ def make_folder(config: Config) -> Path:
     folder.mkdir(parents=True)
     own = ("resume", "coordinator", "process_id")
     options = {k: v for k, v in vars(config).items() if k not in own}
-    text = json.dumps(options, default=str, indent=2)
-    (folder / "config.json").write_text(text + "\n")
+    (folder / "config.json").write_text(json.dumps(options, default=str, indent=2))
     return folder
 
 
@@ -206,64 +185,52 @@ def learning_rate(config: Config) -> float | None:
 
 def make_trainer(config: Config, data: Dataset) -> Trainer:
     """The model and the optimiser, in all the processes that there are."""
-    method = methods.make_method(
-        config.method, learning_rate(config), config.k, config.milestone, config.gamma
-    )
+    rate = learning_rate(config)
+    method = methods.make_method(config.method, rate, config.k, config.milestone)
     mesh = parallel.make_mesh() if config.processes > 1 else None
     return Trainer(MODELS[config.model], method, data, config.batch_size, mesh)
 
 
-def run_all(config: Config, data: Dataset, folder: Path | None) -> list[Record]:
+def run_all(
+    config: Config, trainer: Trainer, folder: Path | None, signals: list[int]
+) -> list[Record]:
     """The metrics of every seed; compiled once, logged as they come.
 
-    From the last checkpoint on, if the run is resumed. An interruption that was asked
-    for is honoured at the end of an epoch. Without a folder nothing is written: another
+    From the last checkpoint on, if the run is resumed, and to the end of the epoch in
+    which a signal comes, to any process. Without a folder nothing is written: another
     process does that.
     """
-    trainer = make_trainer(config, data)
     epochs = -(-config.steps // trainer.steps)
     last = trainer.begin(0)
     if config.resume is not None:
         last = restore(config.resume, last)
-    with contextlib.ExitStack() as stack:
-        output = None
-        if folder is not None:
-            output = stack.enter_context(contextlib.closing(Output(folder, last)))
-        signals = stack.enter_context(interruption.postponed())
-        bar = stack.enter_context(
-            tqdm(
-                total=config.seeds * epochs * trainer.steps,
-                initial=(last.seed * epochs + last.epoch) * trainer.steps,
-                unit="step",
-                disable=output is None,
-            )
-        )
+    output = None if folder is None else Output(folder, last.records)
+    size = {
+        "total": config.seeds * epochs * trainer.steps,
+        "initial": (last.seed * epochs + last.epoch) * trainer.steps,
+    }
+    with tqdm(**size, unit="step", disable=output is None) as bar:
         for seed in range(last.seed, config.seeds):
             start = standing = last if seed == last.seed else trainer.begin(seed)
-            for standing in timed(trainer.train(epochs, start), start):
-                stop = max(signals, default=0)
-                if config.processes > 1:  # all of them, whichever was asked
-                    stop = parallel.largest(stop)
-                if output is not None:
-                    keep(config, trainer, output, standing, stop > 0)
+            clock, nonfinite = time.perf_counter() - start.seconds, start.nonfinite
+            for standing in trainer.train(epochs, start):
+                nonfinite += int(np.sum(~np.isfinite(standing.losses)))
+                seconds = time.perf_counter() - clock
+                standing = standing._replace(seconds=seconds, nonfinite=nonfinite)
                 bar.update(trainer.steps)
-                if output is not None and output.records:
-                    _show(output.records[-1], bar)
-                if stop:
-                    bar.close()
-                    raise interruption.Stopped(_farewell(config, folder, stop))
+                if config.processes > 1:
+                    signals[:] = parallel.any_of(signals)
+                if output is not None:
+                    keep(config, trainer, output, standing, bool(signals))
+                    shown = ("seed", "batch_loss", "test_accuracy")
+                    bar.set_postfix({k: output.records[-1][k] for k in shown})
+                if signals:
+                    break
+            if signals:
+                break
             if output is not None:
                 output.save_params(seed, standing.params)
-        return [] if output is None else output.records
-
-
-def timed(standings: Iterator[Standing], start: Standing) -> Iterator[Standing]:
-    """With seconds and non-finite losses, beside those that there were."""
-    clock, nonfinite = time.perf_counter() - start.seconds, start.nonfinite
-    for standing in standings:
-        nonfinite += int(np.sum(~np.isfinite(standing.losses)))
-        seconds = time.perf_counter() - clock
-        yield standing._replace(seconds=seconds, nonfinite=nonfinite)
+    return [] if output is None else output.close()
 
 
 def keep(
@@ -275,15 +242,15 @@ def keep(
     if epoch == 1 or due(config.evaluate_every):
         losses = np.asarray(standing.losses)
         finite = losses[np.isfinite(losses)]
-        before = [r for r in output.records if r["seed"] == standing.seed]
-        counted = sum(record["nonfinite_losses"] for record in before)
+        mine = [r for r in output.records if r["seed"] == standing.seed]
+        before = sum(record["nonfinite_losses"] for record in mine)
         record = {
             "seed": standing.seed,
             "epoch": epoch,
             "step": epoch * trainer.steps,
             "seconds": round(standing.seconds, 3),
             "batch_loss": float(finite.mean()) if len(finite) else math.nan,
-            "nonfinite_losses": standing.nonfinite - counted,
+            "nonfinite_losses": standing.nonfinite - before,
             **trainer.evaluate(standing.params, "test"),
         }
         if epoch == epochs:
@@ -296,11 +263,9 @@ def keep(
 def draw(config: Config, frame: pd.DataFrame) -> plt.Figure:
     """Loss and accuracy against steps."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6))
-    for axes, column, label in (
-        (left, "batch_loss", "training (minibatch)"),
-        (left, "test_loss", "test"),
-        (right, "test_accuracy", "test"),
-    ):
+    drawn = {"batch_loss": left, "test_loss": left, "test_accuracy": right}
+    for column, axes in drawn.items():
+        label = "training (minibatch)" if column == "batch_loss" else "test"
         curves = frame.pivot(index="seed", columns="step", values=column)
         x = curves.columns.to_numpy()
         plotting.plot_seeds(axes, x, curves.to_numpy(), label=label)
@@ -326,32 +291,13 @@ def closing_table(config: Config, frame: pd.DataFrame) -> str:
         "learning rate": "self-tuned" if rate is None else f"{rate:g}",
         "steps": last.step.max(),
     }
-    for name in ("train_loss", "train_accuracy", "test_loss", "test_accuracy"):
-        row[name.replace("_", " ")] = study.mean_and_deviation(last[name])
-    row["seconds"] = study.mean_and_deviation(last.seconds, 1)
+    ends = "train_loss", "train_accuracy", "test_loss", "test_accuracy"
+    for name in (*ends, "seconds"):
+        digits = 1 if name == "seconds" else 3
+        row[name.replace("_", " ")] = study.mean_and_deviation(last[name], digits)
     if nonfinite := frame.nonfinite_losses.sum():
         row["non-finite losses"] = nonfinite
     return study.table([row])
-
-
-def _flag(name: str) -> str:
-    """Of an option, as it is given."""
-    return f"--{name.replace('_', '-')}"
-
-
-def _show(record: Record, bar: tqdm) -> None:
-    shown = {"loss": record["batch_loss"], "accuracy": record["test_accuracy"]}
-    numbers = {name: f"{number:.3f}" for name, number in shown.items()}
-    bar.set_postfix(seed=record["seed"], **numbers)
-
-
-def _farewell(config: Config, folder: Path | None, number: int) -> int:
-    """How to go on, and the status that a shell reports of such a signal."""
-    if folder is not None:
-        one = " --processes 1" if config.processes > 1 else ""
-        command = f"python -m experiments.digits --resume {shlex.quote(str(folder))}"
-        print(f"Stopped. To go on:\n    {command}{one}", file=sys.stderr)
-    return 128 + number
 
 
 if __name__ == "__main__":

@@ -5,28 +5,20 @@ import signal
 import sys
 from collections.abc import Iterator
 
-SIGNALS = signal.SIGINT, signal.SIGTERM
-
-
-class Stopped(SystemExit):
-    """The end of a run that was asked to stop, with all that it needs to go on."""
-
 
 @contextlib.contextmanager
 def postponed() -> Iterator[list[int]]:
-    """Inside, the first SIGINT or SIGTERM is noted, and the second ends the process."""
+    """Inside, the first SIGINT or SIGTERM is noted, and a second ends the process."""
     came: list[int] = []
 
     def note(number, _):
         came.append(number)
-        for ours in SIGNALS:
-            signal.signal(ours, signal.SIG_DFL)
-        name = signal.Signals(number).name
-        print(f"\n{name}: stopping after this epoch.", file=sys.stderr, flush=True)
+        signal.signal(number, signal.SIG_DFL)
+        print("\nInterrupted: stopping after this epoch.", file=sys.stderr, flush=True)
 
-    before = {number: signal.signal(number, note) for number in SIGNALS}
+    handlers = {n: signal.signal(n, note) for n in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield came
     finally:
-        for number, handler in before.items():
+        for number, handler in handlers.items():
             signal.signal(number, handler)

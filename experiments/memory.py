@@ -78,13 +78,6 @@ def initialise(key: jax.Array, depth: int, width: int) -> dict[str, jax.Array]:
     }
 
 
-def layer(x: jax.Array, weight: jax.Array, depth: int) -> jax.Array:
-    """A residual tanh layer, normalised over the batch."""
-    z = x @ weight
-    z = (z - jnp.mean(z, 0)) / jnp.sqrt(jnp.var(z, 0) + 1e-5)
-    return x + jnp.tanh(z) / depth**0.5
-
-
 def make_loss(depth: int, segments: tuple[int, ...] = ()) -> Callable:
     """Mean logistic loss of a network of ``depth`` layers.
 
@@ -95,7 +88,10 @@ def make_loss(depth: int, segments: tuple[int, ...] = ()) -> Callable:
     """
 
     def body(x, weight):
-        return layer(x, weight, depth), None
+        """A residual tanh layer, normalised over the batch."""
+        z = x @ weight
+        z = (z - jnp.mean(z, 0)) / jnp.sqrt(jnp.var(z, 0) + 1e-5)
+        return x + jnp.tanh(z) / depth**0.5, None
 
     def checkpointed(x, weights):
         inner = body if weights.ndim == 3 else checkpointed
@@ -127,9 +123,7 @@ def make_steps(depth: int) -> dict[str, tuple[Callable, optax.GradientTransforma
     }
 
 
-def compile_step(
-    loss: Callable, tx: optax.GradientTransformation, params: Any, data: tuple
-) -> Any:
+def compile_step(loss: Callable, tx: Any, params: Any, data: tuple) -> Any:
     """One step, ``(params, state, inputs, labels) -> (params, state)``."""
     step = jax.jit(make_step(loss, tx))
     return step.lower(params, tx.init(params), *data).compile()
@@ -142,21 +136,17 @@ def megabytes(compiled: Any) -> float:
 
 def measure(config: Config, data: tuple) -> pd.DataFrame:
     """Megabytes of a step of every method (rows) at each of the depths (columns)."""
-    return pd.DataFrame(
-        {
-            depth: {
-                name: megabytes(compile_step(loss, tx, params, data))
-                for name, (loss, tx) in study.progress(make_steps(depth), "method")
-            }
-            for depth in config.depths
-            for params in [initialise(jax.random.key(0), depth, config.width)]
+    sizes = {}
+    for depth in config.depths:
+        params = initialise(jax.random.key(0), depth, config.width)
+        sizes[depth] = {
+            name: megabytes(compile_step(loss, tx, params, data))
+            for name, (loss, tx) in study.progress(make_steps(depth), "method")
         }
-    )
+    return pd.DataFrame(sizes)
 
 
-def train(
-    name: str, config: Config, data: tuple, steps: int, seeds: int
-) -> tuple[np.ndarray, float]:
+def train(name: str, config: Config, data: tuple, steps: int, seeds: int) -> tuple:
     """Losses of the deepest network, ``[seeds, steps + 1]``, and seconds a step."""
     depth = config.depths[-1]
     loss, tx = make_steps(depth)[name]
@@ -176,58 +166,28 @@ def train(
     return np.array(curves), float(np.median(seconds))
 
 
-def draw(
-    config: Config, sizes: pd.DataFrame, curves: dict[str, np.ndarray]
-) -> plt.Figure:
+def draw(config: Config, sizes: pd.DataFrame, curves: dict) -> plt.Figure:
     """Memory against depth, and the training of the deepest network."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.4))
-    sizes.T.plot(ax=left, style="o-", logx=True, logy=True)
+    sizes.T.plot(ax=left, style="o-")
     left.axhline(config.budget_mb, color="black", ls="--", lw=1)
-    where = config.depths[-1], 0.95 * config.budget_mb
-    left.text(*where, "budget", va="top", ha="right")
-    left.set(xlabel="layers", ylabel="temporary memory [MB]")
-    left.set(title="one step of the optimiser")
+    place = {"va": "top", "ha": "right"}
+    left.text(config.depths[-1], 0.95 * config.budget_mb, "budget", **place)
+    labels = {"xlabel": "layers", "ylabel": "temporary memory [MB]"}
+    plotting.dress(left, log="xy", title="one step of the optimiser", **labels)
     left.set_xticks(config.depths, config.depths)
     left.minorticks_off()
-    for name, losses in curves.items():
-        fits = "fits" if fit(config, sizes)[name] else "does not fit"
-        style = {"label": f"{name} ({fits})", "color": f"C{sizes.index.get_loc(name)}"}
-        plotting.plot_quartiles(right, np.arange(losses.shape[1]), losses, **style)
+    for i, (name, size) in enumerate(sizes[config.depths[-1]].items()):
+        if name in curves:
+            fits = "fits" if size <= config.budget_mb else "does not fit"
+            x, style = np.arange(curves[name].shape[1]), {"color": f"C{i}"}
+            label = f"{name} ({fits})"
+            plotting.plot_quartiles(right, x, curves[name], label=label, **style)
     title = f"{config.depths[-1]} layers, median and quartiles of {config.seeds} seeds"
-    right.set(xlabel="iteration", ylabel="logistic loss", title=title)
-    right.set_ylim(0, 1.1 * max(losses[:, 0].max() for losses in curves.values()))
-    for axes in (left, right):
-        axes.legend(fontsize=7.5)
-        axes.grid(alpha=0.3)
+    top = 1.1 * max(losses[:, 0].max() for losses in curves.values())
+    labels = {"xlabel": "iteration", "ylabel": "logistic loss"}
+    plotting.dress(right, title=title, ylim=(0, top), **labels)
     return figure
-
-
-def fit(config: Config, sizes: pd.DataFrame) -> pd.Series:
-    """Which methods train the deepest network within the budget."""
-    return sizes[config.depths[-1]] <= config.budget_mb
-
-
-def summary(
-    config: Config,
-    sizes: pd.DataFrame,
-    curves: dict[str, np.ndarray],
-    seconds: dict[str, float],
-) -> str:
-    """A row a method; the losses of those that trained."""
-    frame = sizes.map("{:.2f}".format).add_prefix("MB, ").add_suffix(" layers")
-    fits = fit(config, sizes).map({True: "yes", False: "no"})
-    frame[f"fits {config.budget_mb:g} MB"] = fits
-    frame["ms a step"] = [f"{1e3 * seconds[name]:.0f}" for name in sizes.index]
-    losses = {
-        name: {
-            "first loss": study.mean_and_deviation(curve[:, 0]),
-            "last loss": study.mean_and_deviation(curve[:, -1]),
-            "steps": curve.shape[1] - 1,
-        }
-        for name, curve in curves.items()
-    }
-    frame = frame.join(pd.DataFrame.from_dict(losses, "index", dtype=object))
-    return study.table(frame.rename_axis("method").reset_index())
 
 
 def main(config: Config) -> None:
@@ -237,17 +197,26 @@ def main(config: Config) -> None:
     study.at_least(1, config, "steps", "seeds", "width", "batch")
     data = spirals(config.batch)
     sizes = measure(config, data)
-    curves, seconds = {}, {}
-    for name, fits in study.progress(fit(config, sizes), "method"):
-        if fits or name == FRUGAL:
-            # Adam is there in a quarter of the steps.
-            steps = -(-config.steps // 4) if name == FRUGAL else config.steps
-            run = train(name, config, data, steps, config.seeds)
-            curves[name], seconds[name] = run
-        else:  # a few steps, for their time
-            seconds[name] = train(name, config, data, 5, 1)[1]
-    text = summary(config, sizes, curves, seconds)
-    study.write(config.out / "memory", text, memory=draw(config, sizes, curves))
+    rows, curves = [], {}
+    for name, size in study.progress(sizes[config.depths[-1]], "method"):
+        fits = size <= config.budget_mb
+        row = {f"MB, {d} layers": f"{x:.2f}" for d, x in sizes.loc[name].items()}
+        row[f"fits {config.budget_mb:g} MB"] = "yes" if fits else "no"
+        # Adam is there in a quarter of the steps. What does not fit takes a few steps,
+        # for their time.
+        steps = -(-config.steps // 4) if name == FRUGAL else config.steps
+        trained = fits or name == FRUGAL
+        count = (steps, config.seeds) if trained else (5, 1)
+        losses, seconds = train(name, config, data, *count)
+        row["ms a step"] = f"{1e3 * seconds:.0f}"
+        if trained:
+            curves[name] = losses
+            row["first loss"] = study.mean_and_deviation(losses[:, 0])
+            row["last loss"] = study.mean_and_deviation(losses[:, -1])
+            row["steps"] = steps
+        rows.append({"method": name} | row)
+    figure = draw(config, sizes, curves)
+    study.write(config.out / "memory", study.table(rows), memory=figure)
 
 
 if __name__ == "__main__":

@@ -19,11 +19,7 @@ FORWARD, BACKWARD = ("fgd", "fomoh", "fomoh_kd"), ("fomoh_bp", "sgd", "adam")
 
 
 def make_method(
-    name: str,
-    rate: float | None,
-    k: int,
-    milestone: int | None = None,
-    gamma: float = 0.1,
+    name: str, rate: float | None, k: int, milestone: int | None = None
 ) -> Method:
     """An optimiser of ``FORWARD`` or ``BACKWARD``.
 
@@ -31,8 +27,7 @@ def make_method(
       name: of the optimiser.
       rate: the learning rate; without one, fomoh_kd tunes itself.
       k: directions of fomoh_kd.
-      milestone: step at which the learning rate is multiplied by ``gamma``, if any.
-      gamma: that factor.
+      milestone: step from which on the learning rate is a tenth, if any.
     """
     makers = {
         "fgd": fomoh_jax.fgd,
@@ -43,5 +38,5 @@ def make_method(
         "adam": optax.adam,
     }
     if milestone is not None:
-        rate = optax.piecewise_constant_schedule(rate, {milestone: gamma})
+        rate = optax.piecewise_constant_schedule(rate, {milestone: 0.1})
     return Method(makers[name](rate), name in BACKWARD)

@@ -101,12 +101,13 @@ def minimise_all(
 
 
 def searched(contenders: Mapping[str, Contender]) -> str:
-    """The grids of those whose learning rate is searched for."""
-    return "; ".join(
+    """A sentence with the grids of those whose learning rate is searched for."""
+    grids = "; ".join(
         f"{name} over {', '.join(f'{rate:g}' for rate in contender.rates)}"
         for name, contender in contenders.items()
         if len(contender.rates) > 1
     )
+    return f"Learning rates of the best median final loss for these starts: {grids}."
 
 
 def steps_to(losses: np.ndarray, target: float) -> np.ndarray:

@@ -24,19 +24,15 @@ import tyro
 from jax import lax
 
 import fomoh_jax
-from experiments import plotting, study
-from experiments.minimisation import (
-    Contender,
-    Runs,
-    minimise_all,
-    searched,
-    steps_to,
-)
+from experiments import minimisation, plotting, study
+from experiments.minimisation import Contender, Runs
 from fomoh_jax import solvers
 
 # Growth of the prey, predation, growth of the predators, their death.
 TRUTH = np.array([1.1, 0.4, 0.1, 0.4])
 POPULATIONS = np.array([10.0, 5.0])  # at time zero
+NOISE = 0.1  # standard deviation of the observed log-populations
+TOLERANCE = 1e-6  # of the solver's step, absolute and relative
 NEAR = 1e-6  # a loss that is this close to the best one has arrived
 
 
@@ -54,12 +50,6 @@ class Config:
     """Length of time that is observed."""
     observations: int = 20
     """Number of times, equally spaced, at which both populations are observed."""
-    noise: float = 0.1
-    """Standard deviation of the observed log-populations."""
-    rtol: float = 1e-6
-    """Relative tolerance of the solver's step."""
-    atol: float = 1e-6
-    """Absolute tolerance of the solver's step."""
     out: Path = study.RESULTS
     """A folder; the results are in its folder ode."""
 
@@ -86,12 +76,7 @@ ERROR = tuple(b - c for b, c in zip((*STAGES[-1], 0), FOURTH))
 
 
 def solve(
-    field: Callable,
-    y: jax.Array,
-    times: jax.Array,
-    rtol: float,
-    atol: float,
-    max_steps: int = 200,
+    field: Callable, y: jax.Array, times: jax.Array, max_steps: int = 200
 ) -> jax.Array:
     """The solution of ``y' = field(y)``, ``y(0) = y``, at the times.
 
@@ -101,7 +86,6 @@ def solve(
       field: of the state alone.
       y: the state at time zero, ``[n]``.
       times: increasing, ``[m]``.
-      rtol, atol: what an error of 1 is relative to and beside the state.
       max_steps: in all, the rejected ones too, beside one for each of the times. Where
         they do not suffice the state is NaN.
 
@@ -115,7 +99,7 @@ def solve(
             stage = y + h * sum(a * s for a, s in zip(row, slopes))
             slopes.append(field(stage))
         error = h * sum(e * s for e, s in zip(ERROR, slopes))
-        scale = atol + rtol * jnp.maximum(jnp.abs(y), jnp.abs(stage))
+        scale = TOLERANCE + TOLERANCE * jnp.maximum(jnp.abs(y), jnp.abs(stage))
         # A step's length is a choice and no part of the solution: nothing is learnt
         # from its derivative.
         norm = lax.stop_gradient(jnp.sqrt(jnp.mean((error / scale) ** 2)))
@@ -132,10 +116,8 @@ def solve(
             new_y, new_slope, error = attempt(y, slope, cut)
             accepted = error <= 1
             t = jnp.where(accepted, jnp.where(cut < h, end, t + cut), t)
-            y, slope = (
-                jnp.where(accepted, new, old)
-                for new, old in ((new_y, y), (new_slope, slope))
-            )
+            pairs = (new_y, y), (new_slope, slope)
+            y, slope = (jnp.where(accepted, *pair) for pair in pairs)
             factor = jnp.clip(0.9 * error**-0.14 * last_error**0.08, 0.2, 5)
             # A step that was cut to end here says little about the next one.
             h = jnp.where(accepted & (cut < h), h, cut * factor)
@@ -151,21 +133,18 @@ def solve(
     return lax.scan(interval, start, times)[1]
 
 
-def trajectory(
-    log_parameters: jax.Array, times: jax.Array, config: Config
-) -> jax.Array:
+def trajectory(log_parameters: jax.Array, times: jax.Array) -> jax.Array:
     """The log-populations at the times, ``[m, 2]``."""
     field = lambda y: lotka_volterra(jnp.exp(log_parameters), y)
-    start = jnp.log(jnp.asarray(POPULATIONS))
-    return solve(field, start, times, config.rtol, config.atol)
+    return solve(field, jnp.log(jnp.asarray(POPULATIONS)), times)
 
 
 def observe(config: Config) -> tuple[jax.Array, jax.Array]:
     """Times ``[m]`` and noisy log-populations ``[m, 2]``."""
     times = jnp.linspace(0, config.duration, config.observations + 1)[1:]
-    exact = trajectory(jnp.log(jnp.asarray(TRUTH)), times, config)
+    exact = trajectory(jnp.log(jnp.asarray(TRUTH)), times)
     noise = jax.random.normal(jax.random.key(2), exact.shape, exact.dtype)
-    return times, exact + config.noise * noise
+    return times, exact + NOISE * noise
 
 
 def make_loss(config: Config) -> Callable[[jax.Array], jax.Array]:
@@ -173,7 +152,7 @@ def make_loss(config: Config) -> Callable[[jax.Array], jax.Array]:
     times, data = observe(config)
 
     def loss(log_parameters):
-        error = trajectory(log_parameters, times, config) - data
+        error = trajectory(log_parameters, times) - data
         return jnp.mean(error**2) / 2
 
     return loss
@@ -190,14 +169,16 @@ def reverse_mode_error(loss: Callable, x: jax.Array) -> str:
 
 def make_contenders() -> dict[str, Contender]:
     """What is compared. The rate 1 on the full hyperplane is Newton's method."""
-    kd = lambda k, solver: (
-        lambda rate, key: fomoh_jax.fomoh_kd(k, rate, solver=solver, key=key)
-    )
+
+    def kd(k, solver, *fixed):
+        return lambda rate, key: fomoh_jax.fomoh_kd(
+            k, *(fixed or [rate]), solver=solver, key=key
+        )
+
     fgd = lambda rate, key: fomoh_jax.fgd(rate, key=key)
     fomoh = lambda rate, key: fomoh_jax.fomoh(rate, key=key)
     # Radii are in log-parameters, and the starts are about 0.2 from the truth.
-    within = solvers.trust_region(0.1)
-    region = lambda rate, key: fomoh_jax.fomoh_kd(4, solver=within, key=key)
+    region = kd(4, solvers.trust_region(0.1), None)
     rates = (0.1, 0.3, 1.0)
     return {
         "FGD": Contender(fgd, (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)),
@@ -210,74 +191,61 @@ def make_contenders() -> dict[str, Contender]:
     }
 
 
-def draw(
-    config: Config, results: dict[str, Runs], best: float, starts: jax.Array
-) -> plt.Figure:
+def draw(config: Config, results: dict[str, Runs], starts: jax.Array) -> plt.Figure:
     """Distance from the best loss, and the data with the best fit."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.4))
+    winner = min(results.values(), key=lambda run: run.losses[:, -1].min())
+    best = min(run.losses.min() for run in results.values())
     for name, run in results.items():
         x = np.arange(1, run.losses.shape[1] + 1)
         shown = np.clip(run.losses - best, 1e-16, 1e30)
         plotting.plot_quartiles(left, x, shown, label=name)
     left.axhline(NEAR, color="black", lw=0.8, ls=":")
-    left.set(xscale="log", yscale="log", ylim=(1e-13, 10))
-    left.set(xlabel="iteration", ylabel="loss - best loss")
-    left.set(title="median over the starts, and the quartiles")
-    left.legend(fontsize=7.5, loc="lower left")
+    title = "median over the starts, and the quartiles"
+    labels = {"xlabel": "iteration", "ylabel": "loss - best loss", "title": title}
+    plotting.dress(left, "xy", {"loc": "lower left"}, ylim=(1e-13, 10), **labels)
 
     times, data = observe(config)
     fine = jnp.linspace(0, config.duration, 401)[1:]
-    populations = lambda x: np.exp(trajectory(x, fine, config))
-    winner = min(results.values(), key=lambda run: run.losses[:, -1].min())
     seed = winner.losses[:, -1].argmin()
-    fitted, started = populations(winner.points[seed]), populations(starts[seed])
-    for i, (label, color) in enumerate({"prey": "blue", "predators": "red"}.items()):
-        color = f"tab:{color}"
+    fits = {"fit": ({}, winner.points[seed])}
+    fits["its start"] = {"ls": ":", "lw": 1}, starts[seed]
+    for i, label in enumerate(("prey", "predators")):
+        color = f"tab:{('blue', 'red')[i]}"
         right.plot(times, np.exp(data[:, i]), "o", ms=4, color=color, label=label)
-        right.plot(fine, fitted[:, i], color=color, label="fit")
-        right.plot(fine, started[:, i], color=color, ls=":", lw=1, label="its start")
-    right.set(xlabel="time", ylabel="population", title="data and the best fit")
-    right.set_ylim(0, 1.5 * float(np.exp(data).max()))
-    right.legend(fontsize=7.5, ncols=2)
-    for axes in (left, right):
-        axes.grid(alpha=0.3)
+        for name, (style, x) in fits.items():
+            curve = np.exp(trajectory(x, fine))[:, i]
+            right.plot(fine, curve, color=color, label=name, **style)
+    limits = 0, 1.5 * float(np.exp(data).max())
+    labels = {"xlabel": "time", "ylabel": "population", "ylim": limits}
+    plotting.dress(right, "", {"ncols": 2}, title="data and the best fit", **labels)
     return figure
-
-
-def by_start(results: dict[str, Runs], best: float) -> pd.DataFrame:
-    """A row a method and start: loss, iterations to the best one, parameter error."""
-    frames = {}
-    for name, run in results.items():
-        with np.errstate(over="ignore"):
-            errors = np.abs(np.exp(run.points) / TRUTH - 1).max(axis=1)
-        steps = steps_to(run.losses, best + NEAR)
-        columns = run.rate, run.losses[:, -1], steps, errors
-        names = "rate", "final loss", "iterations", "parameter error"
-        frames[name] = pd.DataFrame(dict(zip(names, columns)))
-    return pd.concat(frames, names=["method", "start"]).reset_index()
 
 
 def summary(results: dict[str, Runs], best: float) -> str:
     """A row a method, then a row a start."""
-    starts = by_start(results, best)
-    methods = []
-    for name, rows in starts.groupby("method", sort=False):
-        arrived = rows[np.isfinite(rows.iterations)]
-        median = arrived.median(numeric_only=True)
+    names = "final loss", "iterations", "parameter error"
+    methods, starts = [], {}
+    for name, run in results.items():
+        with np.errstate(over="ignore"):
+            errors = np.abs(np.exp(run.points) / TRUTH - 1).max(axis=1)
+        steps = minimisation.steps_to(run.losses, best + NEAR)
+        frame = pd.DataFrame(dict(zip(names, (run.losses[:, -1], steps, errors))))
+        there = frame[np.isfinite(steps)]
         row = {
             "method": name,
-            "learning rate": f"{rows.rate.iloc[0]:g}",
-            "median final loss": f"{rows['final loss'].median():.6f}",
-            f"within {NEAR:g} of the best": f"{len(arrived)} / {len(rows)}",
-            "median iterations of those": f"{median.iterations:.0f}",
-            "their parameter error": f"{median['parameter error']:.3f}",
+            "learning rate": f"{run.rate:g}",
+            "median final loss": f"{frame['final loss'].median():.6f}",
+            f"within {NEAR:g} of the best": f"{len(there)} / {len(frame)}",
+            "median iterations of those": f"{there.iterations.median():.0f}",
+            "their parameter error": f"{there['parameter error'].median():.3f}",
         }
         methods.append({k: study.NONE if v == "nan" else v for k, v in row.items()})
-    starts["final loss"] = starts["final loss"].map("{:.6g}".format)
-    starts["parameter error"] = starts["parameter error"].map("{:.3g}".format)
-    starts["iterations"] = starts.iterations.map("{:.0f}".format).replace("inf", None)
-    rows = study.table(starts.drop(columns="rate"))
-    return f"{study.table(methods)}\n\nEvery start:\n\n{rows}"
+        for column, digits in zip(names, ("{:.6g}", "{:.0f}", "{:.3g}")):
+            frame[column] = frame[column].map(digits.format)
+        starts[name] = frame.replace({"iterations": "inf"}, study.NONE)
+    rows = pd.concat(starts, names=["method", "start"]).reset_index()
+    return f"{study.table(methods)}\n\nEvery start:\n\n{study.table(rows)}"
 
 
 def main(config: Config) -> None:
@@ -288,15 +256,14 @@ def main(config: Config) -> None:
     noise = jax.random.normal(jax.random.key(0), (config.seeds, 4), truth.dtype)
     starts, contenders = truth + config.spread * noise, make_contenders()
     refusal = reverse_mode_error(loss, truth)
-    results = minimise_all(loss, contenders, starts, config.steps)
+    results = minimisation.minimise_all(loss, contenders, starts, config.steps)
     best = min(run.losses.min() for run in results.values())
     text = (
         f"`jax.grad` of the loss: {refusal}\n\nBest loss {best:.6f}; at the true "
-        f"parameters {float(loss(truth)):.6f}. {config.steps} iterations. Learning "
-        "rates of the best median final loss for these same starts: "
-        f"{searched(contenders)}.\n\n{summary(results, best)}"
+        f"parameters {float(loss(truth)):.6f}. {config.steps} iterations. "
+        f"{minimisation.searched(contenders)}\n\n{summary(results, best)}"
     )
-    study.write(config.out / "ode", text, fit=draw(config, results, best, starts))
+    study.write(config.out / "ode", text, fit=draw(config, results, starts))
 
 
 if __name__ == "__main__":

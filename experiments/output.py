@@ -1,8 +1,7 @@
-"""What a run writes into its folder: metrics, and checkpoints that count on them."""
+"""What a run writes into its folder: metrics, checkpoints and parameters."""
 
-import fcntl
 import json
-import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,45 +24,30 @@ class Output:
 
     records: list[Record]
 
-    def __init__(self, folder: Path, standing: Standing):
-        """Opens the folder, with the metrics as they were when the run stood there."""
-        self._folder, path = folder, folder / "metrics.jsonl"
-        self._log = path.open("ab")
-        try:  # until it is closed, or the process ends, however it ends
-            fcntl.flock(self._log, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._log.close()
-            raise SystemExit(f"The run in {folder} is still going on.") from None
-        if self._log.tell() < standing.metrics_size:
-            raise SystemExit(
-                f"{path} is smaller than it was at the last checkpoint. Put it back, "
-                "or start a new run."
-            )
-        self._log.truncate(standing.metrics_size)  # what came after it will come again
-        self._log.seek(standing.metrics_size)
-        self.records = list(map(json.loads, path.read_text().splitlines()))
+    def __init__(self, folder: Path, records: Sequence[Record]):
+        self._folder, self.records = folder, list(records)
         self._checkpoints = _checkpoints(folder, cleanup_tmp_directories=True)
 
-    def close(self) -> None:
-        """Nothing is written any more."""
+    def close(self) -> list[Record]:
+        """Nothing is written any more; the records."""
         self._checkpoints.close()
-        self._log.close()
+        return self.records
 
     def write(self, record: Record) -> None:
-        """A line of metrics."""
+        """A line of metrics; what a checkpoint does not know goes."""
         self.records.append(record)
-        self._log.write(json.dumps(record).encode() + b"\n")
-        self._log.flush()
+        lines = (json.dumps(record) + "\n" for record in self.records)
+        partial = self._folder / "metrics.partial"
+        partial.write_text("".join(lines))
+        partial.replace(self._folder / "metrics.jsonl")  # never a half-written one
 
     def save(self, number: int, standing: Standing) -> None:
-        """A checkpoint that counts on the metrics so far; numbers only grow."""
-        os.fsync(self._log.fileno())
-        numbers = standing._replace(metrics_size=self._log.tell())._asdict()
+        """A checkpoint, with the metrics so far; numbers only grow."""
+        numbers = standing._replace(records=self.records)._asdict()
         arrays = keys_as_data({name: numbers.pop(name) for name in ("params", "state")})
         del numbers["losses"]
-        items = ocp.args.Composite(
-            arrays=ocp.args.StandardSave(arrays), numbers=ocp.args.JsonSave(numbers)
-        )
+        arrays, numbers = ocp.args.StandardSave(arrays), ocp.args.JsonSave(numbers)
+        items = ocp.args.Composite(arrays=arrays, numbers=numbers)
         self._checkpoints.save(number, args=items)
 
     def save_params(self, seed: int, params: Any) -> None:
@@ -84,10 +68,8 @@ def restore(folder: Path, fresh: Standing) -> Standing:
         if checkpoints.latest_step() is None:
             return fresh
         like = {"params": fresh.params, "state": fresh.state}
-        items = ocp.args.Composite(
-            arrays=ocp.args.StandardRestore(keys_as_data(like)),
-            numbers=ocp.args.JsonRestore(),
-        )
+        arrays = ocp.args.StandardRestore(keys_as_data(like))
+        items = ocp.args.Composite(arrays=arrays, numbers=ocp.args.JsonRestore())
         read = checkpoints.restore(checkpoints.latest_step(), args=items)
     return fresh._replace(**data_as_keys(read["arrays"], like), **read["numbers"])
 

@@ -18,37 +18,26 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from experiments.interruption import Stopped
-
 BATCH = "batch"
 
 
 @contextlib.contextmanager
-def joined(
-    coordinator: str, processes: int, process_id: int, options: str
-) -> Iterator[None]:
+def joined(options: str, *where: Any) -> Iterator[None]:
     """Inside, JAX sees the devices of all processes.
 
     An error inside ends this process at once. JAX would have it wait for the others,
     and they wait for it.
 
     Args:
-      coordinator: ``host:port`` of process 0.
-      processes: how many there are.
-      process_id: of this one, from 0 on.
-      options: what all of them must have been started with.
+      options: what all processes must have been started with.
+      *where: the coordinator, how many processes there are, and which of them this is.
     """
-    jax.distributed.initialize(
-        coordinator, processes, process_id, cluster_detection_method="deactivate"
-    )
+    jax.distributed.initialize(*where, cluster_detection_method="deactivate")
     try:
         digest = np.frombuffer(hashlib.sha256(options.encode()).digest(), np.uint8)
         message = f"Start all processes with the same options; this one has {options}."
         multihost_utils.assert_equal(digest, message)
         yield
-    except Stopped:  # all of them, after the same epoch
-        jax.distributed.shutdown()
-        raise
     except BaseException:
         traceback.print_exc()
         sys.stdout.flush()
@@ -83,6 +72,7 @@ def over_mesh(function: Callable, mesh: Mesh) -> Callable:
     return wrapped
 
 
-def largest(number: int) -> int:
-    """Of the numbers of all processes, in every process."""
-    return int(np.max(multihost_utils.process_allgather(np.int32(number))))
+def any_of(signals: list[int]) -> list[int]:
+    """The signal that any process has had, in every process."""
+    number = multihost_utils.process_allgather(np.int32(max(signals, default=0))).max()
+    return [int(number)] if number else []

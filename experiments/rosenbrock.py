@@ -20,17 +20,8 @@ import optax
 import tyro
 
 import fomoh_jax
-from experiments import plotting, study
-from experiments.minimisation import (
-    Contender,
-    Runs,
-    backpropagated,
-    minimise,
-    minimise_all,
-    newton,
-    searched,
-    steps_to,
-)
+from experiments import minimisation, plotting, study
+from experiments.minimisation import Contender, Runs, backpropagated, minimise, steps_to
 
 TARGET = 1e-8  # a loss that has arrived at the minimum, which is zero
 PRECISE = 1e-12  # the same, for the trust region
@@ -64,9 +55,7 @@ def rosenbrock(x: jax.Array) -> jax.Array:
 
 def make_contenders(dimension: int, config: Config) -> dict[str, Contender]:
     """What is compared. Only FGD and Adam need a learning rate."""
-    kd = lambda k, solver=None: Contender(
-        lambda rate, key: fomoh_jax.fomoh_kd(k, rate, solver=solver, key=key)
-    )
+    kd = lambda k: Contender(lambda rate, key: fomoh_jax.fomoh_kd(k, rate, key=key))
     fgd = lambda rate, key: fomoh_jax.fgd(rate, key=key)
     adam = lambda rate, key: optax.chain(backpropagated(), optax.adam(rate))
     return {
@@ -74,32 +63,28 @@ def make_contenders(dimension: int, config: Config) -> dict[str, Contender]:
         "FoMoH": Contender(lambda rate, key: fomoh_jax.fomoh(rate, key=key)),
         **{f"FoMoH-{k}D": kd(k) for k in range(2, dimension + 1)},
         TRUST_REGION: trust_region(dimension),
-        "Newton": Contender(lambda rate, key: newton()),
+        "Newton": Contender(lambda rate, key: minimisation.newton()),
         "Adam": Contender(adam, config.adam_rates),
     }
 
 
 def trust_region(dimension: int) -> Contender:
     """The minimum of the whole quadratic model, within a radius."""
-    solver = fomoh_jax.solvers.trust_region()
-    return Contender(
-        lambda rate, key: fomoh_jax.fomoh_kd(dimension, solver=solver, key=key)
-    )
+    options = {"k": dimension, "solver": fomoh_jax.solvers.trust_region()}
+    return Contender(lambda rate, key: fomoh_jax.fomoh_kd(**options, key=key))
 
 
 def run_all(dimension: int, config: Config) -> dict[str, Runs]:
     """Every method, from the same starts."""
-    shape = config.seeds, dimension
-    starts = jax.random.normal(jax.random.key(0), shape, jnp.float64)
+    starts = jax.random.normal(jax.random.key(0), (config.seeds, dimension))
     contenders = make_contenders(dimension, config)
-    return minimise_all(rosenbrock, contenders, starts, config.steps)
+    return minimisation.minimise_all(rosenbrock, contenders, starts, config.steps)
 
 
 def draw(results: dict[int, dict[str, Runs]]) -> plt.Figure:
     """A panel a dimension, a curve a method, on logarithmic axes."""
-    figure, panels = plt.subplots(
-        1, len(results), figsize=(4.4 * len(results), 4.8), sharey=True, squeeze=False
-    )
+    shape = {"figsize": (4.4 * len(results), 4.8), "sharey": True, "squeeze": False}
+    figure, panels = plt.subplots(1, len(results), **shape)
     for axes, (dimension, runs) in zip(panels[0], results.items()):
         styles = _styles(list(runs))
         for name, run in runs.items():
@@ -108,10 +93,9 @@ def draw(results: dict[int, dict[str, Runs]]) -> plt.Figure:
             shown = np.clip(run.losses, 1e-32, 1e30)
             label = name.removeprefix("FoMoH-")
             plotting.plot_quartiles(axes, x, shown, label=label, **styles[name])
-        axes.set(xscale="log", xlabel="iteration", title=f"D = {dimension}")
-        axes.legend(fontsize=7.5, ncols=2, loc="lower left")
-        axes.grid(alpha=0.3, which="major")
-    panels[0, 0].set(yscale="log", ylim=(1e-20, 1e6), ylabel="f(x) - min f")
+        labels = {"xlabel": "iteration", "title": f"D = {dimension}"}
+        plotting.dress(axes, "xy", {"ncols": 2, "loc": "lower left"}, **labels)
+    panels[0, 0].set(ylim=(1e-20, 1e6), ylabel="f(x) - min f")
     figure.suptitle("Rosenbrock: median over the seeds, and the quartiles")
     return figure
 
@@ -120,13 +104,10 @@ def _styles(names: list[str]) -> dict[str, dict]:
     """The hyperplanes from dark to light as K grows, the others apart from them."""
     planes = [name for name in names if re.fullmatch(r"FoMoH-\d+D", name)]
     shades = plt.colormaps["viridis"](np.linspace(0, 0.92, len(planes)))
-    return {name: {"color": shade} for name, shade in zip(planes, shades)} | {
-        "FGD": {"color": "tab:gray"},
-        "FoMoH": {"color": "tab:red"},
-        "Newton": {"color": "black", "ls": "--", "dashes": (2, 2)},
-        TRUST_REGION: {"color": "crimson"},
-        "Adam": {"color": "tab:orange"},
-    }
+    others = {"FGD": "tab:gray", "FoMoH": "tab:red", "Adam": "tab:orange"}
+    colors = {**dict(zip(planes, shades)), **others, TRUST_REGION: "crimson"}
+    styles = {name: {"color": color} for name, color in colors.items()}
+    return styles | {"Newton": {"color": "black", "ls": "--", "dashes": (2, 2)}}
 
 
 def summary(results: dict[int, dict[str, Runs]], config: Config) -> str:
@@ -149,10 +130,8 @@ def summary(results: dict[int, dict[str, Runs]], config: Config) -> str:
                     "median steps to it": f"{steps:.0f}" if steps < np.inf else None,
                 }
             )
-    return (
-        f"{study.table(rows)}\n\n{config.steps} iterations. Learning rates are of the "
-        f"best median final loss for these same starts: {searched(contenders)}."
-    )
+    rates = minimisation.searched(contenders)
+    return f"{study.table(rows)}\n\n{config.steps} iterations. {rates}"
 
 
 def reliability(config: Config) -> str:
@@ -180,8 +159,7 @@ def reliability(config: Config) -> str:
                 "most steps": f"{np.max(steps):.0f}",
             }
         )
-    title = f"FoMoH-{dimension}D in a trust region, no argument but K:"
-    return f"{title}\n\n{study.table(rows)}"
+    return f"FoMoH-{dimension}D in a trust region:\n\n{study.table(rows)}"
 
 
 def is_minimum(x: jax.Array) -> jax.Array:

@@ -90,9 +90,7 @@ def exchanged_numbers(method: str, parameters: float, k: int) -> float:
 
     Of FoMoH-KD the value, the slopes and each pair once; else a gradient and the loss.
     """
-    if method == "FoMoH-KD":
-        return 1 + k + k * (k + 1) / 2
-    return parameters + 1
+    return 1 + k + k * (k + 1) / 2 if method == "FoMoH-KD" else parameters + 1
 
 
 def all_reduce_seconds(numbers: float, devices: int, config: Config) -> float:
@@ -106,23 +104,16 @@ def all_reduce_seconds(numbers: float, devices: int, config: Config) -> float:
     return min(ring, tree)
 
 
-def compute_seconds(
-    method: str, parameters: float, config: Config, device: Device
-) -> float:
-    """Of one device, whatever the others do."""
-    forward = 2 * parameters * config.examples / device.flops
-    random = MADE[method] * config.k * parameters / device.normals
-    update = 4 * TOUCHED[method] * parameters / device.memory
-    return device.passes[method] * forward + random + update
-
-
 def step_seconds(
     method: str, parameters: float, devices: int, config: Config, device: Device
 ) -> float:
     """Of a step whose exchange waits for all of its passes."""
+    forward = 2 * parameters * config.examples / device.flops
+    random = MADE[method] * config.k * parameters / device.normals
+    update = 4 * TOUCHED[method] * parameters / device.memory
     numbers = exchanged_numbers(method, parameters, config.k)
     exchange = all_reduce_seconds(numbers, devices, config)
-    return compute_seconds(method, parameters, config, device) + exchange
+    return device.passes[method] * forward + random + update + exchange
 
 
 def breaking_even(config: Config, device: Device) -> float:
@@ -130,7 +121,7 @@ def breaking_even(config: Config, device: Device) -> float:
 
     All else being in proportion to the parameters, they do not matter.
     """
-    ours, sgd = (compute_seconds(m, 1.0, config, device) for m in ("FoMoH-KD", "SGD"))
+    ours, sgd = (step_seconds(m, 1.0, 1, config, device) for m in METHODS[:2])
     return 2 * 4 / (ours - sgd)
 
 
@@ -149,27 +140,20 @@ def normals_per_second(count: int = 2**22) -> float:
     return count / fastest(lambda: make(key))
 
 
-WIDTHS = (256, 256, 256, 256, 64)
-
-
-def parameters_of_the_problem() -> int:
-    return sum(map(math.prod, itertools.pairwise(WIDTHS)))
+SHAPES = [*itertools.repeat((256, 256), 3), (256, 64)]  # of the problem's parameters
 
 
 def problem(batch: int) -> tuple[Callable, Any, tuple[jax.Array, jax.Array]]:
     """A tanh network that a step is compiled for, its parameters and a minibatch."""
     random = lambda n, *s: jax.random.normal(jax.random.key(n), s, jnp.float32)
-    params = [
-        random(n, *shape) / shape[0] ** 0.5
-        for n, shape in enumerate(itertools.pairwise(WIDTHS))
-    ]
+    params = [random(n, *shape) / shape[0] ** 0.5 for n, shape in enumerate(SHAPES)]
 
     def loss(params, x, y):
         for w in params[:-1]:
             x = jnp.tanh(x @ w)
         return jnp.mean((x @ params[-1] - y) ** 2)
 
-    return loss, params, (random(8, batch, WIDTHS[0]), random(9, batch, WIDTHS[-1]))
+    return loss, params, (random(8, batch, 256), random(9, batch, 64))
 
 
 def optimiser(method: str, k: int) -> optax.GradientTransformation:
@@ -208,62 +192,50 @@ def counted(k: int, batch: int = 1024) -> dict[str, float]:
     model = lambda p, v: fomoh_jax.quadratic_model(value, (p,), (v,))
     gradient = flops(jax.grad(value), params) / forward
     ours = flops(model, params, vectors) / forward
-    return {"FoMoH-KD": ours, "SGD": gradient, "Adam": gradient}
+    return dict(zip(METHODS, (ours, gradient, gradient)))
 
 
 def sent(config: Config) -> str:
     """What a step exchanges on 1 to 8 devices, counted, beside the prediction."""
-    size = parameters_of_the_problem()
+    size = sum(map(math.prod, SHAPES))
     rows = []
     for method, devices in itertools.product(METHODS, (1, 2, 4, HOST_DEVICES)):
         hlo = compiled_step(method, config.k, devices, 64).as_text()
         numbers = [collective.numbers for collective in collectives(hlo)]
         expected = exchanged_numbers(method, size, config.k) if devices > 1 else 0
-        rows.append(
-            {
-                "method": method,
-                "devices": devices,
-                "numbers predicted": f"{expected:,.0f}",
-                "numbers counted": f"{sum(numbers):,}",
-                "collectives": len(numbers),
-                "the largest": f"{max(numbers, default=0):,}",
-            }
-        )
-    return study.table(rows)
+        row = expected, sum(numbers), len(numbers), max(numbers, default=0)
+        rows.append((method, devices, *map("{:,.0f}".format, row)))
+    titles = ["method", "devices", "numbers predicted", "numbers counted"]
+    titles += ["collectives", "the largest"]
+    return study.table(pd.DataFrame(rows, columns=titles))
 
 
 def predict(config: Config, device: Device) -> pd.DataFrame:
     """Seconds a step of each method, for each size and number of devices."""
-    pairs = itertools.product(config.parameters, config.devices)
-    frame = pd.DataFrame(pairs, columns=["parameters", "devices"])
-    for method in METHODS:
-        frame[method] = [
-            step_seconds(method, *pair, config, device)
-            for pair in zip(frame.parameters, frame.devices)
-        ]
-    return frame
+    return pd.DataFrame(
+        {"parameters": parameters, "devices": devices}
+        | {m: step_seconds(m, parameters, devices, config, device) for m in METHODS}
+        for parameters, devices in itertools.product(config.parameters, config.devices)
+    )
 
 
 def predicted(config: Config, frame: pd.DataFrame) -> str:
     """Seconds a step, and bytes that a device's share of the exchange has."""
     size = EngFormatter("B")
-    rows = []
-    for parameters, devices, *seconds in frame.itertuples(index=False):
-        several = 4 * (devices > 1)
-        exchanged = lambda method: size(
-            several * exchanged_numbers(method, parameters, config.k)
-        )
-        rows.append(
-            {
-                "parameters": f"1e{math.log10(parameters):.3g}",
-                "devices": f"{devices:,}",
-                **{f"{m} [s]": f"{x:.3g}" for m, x in zip(METHODS, seconds)},
-                "exchanged, FoMoH-KD": exchanged("FoMoH-KD"),
-                "exchanged, SGD": exchanged("SGD"),
-                "FoMoH-KD steps an SGD step": f"{seconds[1] / seconds[0]:.3g}",
-            }
-        )
-    return study.table(rows)
+    exchanged = lambda method: [
+        size(4 * exchanged_numbers(method, parameters, config.k) * (devices > 1))
+        for parameters, devices in zip(frame.parameters, frame.devices)
+    ]
+    ratio = frame["SGD"] / frame["FoMoH-KD"]
+    columns = {
+        "parameters": [f"1e{math.log10(x):.3g}" for x in frame.parameters],
+        "devices": frame.devices.map("{:,}".format),
+        **{f"{m} [s]": frame[m].map("{:.3g}".format) for m in METHODS},
+        "exchanged, FoMoH-KD": exchanged("FoMoH-KD"),
+        "exchanged, SGD": exchanged("SGD"),
+        "FoMoH-KD steps an SGD step": ratio.map("{:.3g}".format),
+    }
+    return study.table(pd.DataFrame(columns))
 
 
 def draw(config: Config, frame: pd.DataFrame) -> plt.Figure:
@@ -283,8 +255,7 @@ def draw(config: Config, frame: pd.DataFrame) -> plt.Figure:
         right.plot(config.parameters, sizes, style, color="C0", label=method)
     right.set(xlabel="parameters", ylabel="bytes exchanged a step")
     right.legend()
-    for axes in (left, right):
-        axes.set(xscale="log", yscale="log")
+    plt.setp([left, right], xscale="log", yscale="log")
     return figure
 
 
@@ -293,14 +264,13 @@ def main(config: Config) -> None:
     device = describe_device(config)
     frame = predict(config, device)
     passes = ", ".join(f"{m} {n:.3g}" for m, n in device.passes.items())
+    even = EngFormatter("B/s", places=1)(breaking_even(config, device))
     text = (
-        f"One device: {device.flops / 1e9:.4g} GFLOP/s, "
-        f"{device.memory / 1e9:.3g} GB/s, {device.normals / 1e9:.3g}e9 normal numbers "
-        f"a second. Network: {config.bandwidth_gb:g} GB/s a device, "
-        f"{config.latency_us:g} µs a message. "
+        f"One device: {device.flops / 1e9:.4g} GFLOP/s, {device.memory / 1e9:.3g} GB/s"
+        f", {device.normals / 1e9:.3g}e9 normal numbers a second. Network: "
+        f"{config.bandwidth_gb:g} GB/s a device, {config.latency_us:g} µs a message. "
         f"K = {config.k}, {config.examples} examples a device. Forward passes a step, "
-        f"as the compiler counts operations: {passes}.\n\nBelow "
-        f"{EngFormatter('B/s', places=1)(breaking_even(config, device))} a device, the "
+        f"as the compiler counts operations: {passes}.\n\nBelow {even} a device, the "
         "step of FoMoH-KD is shorter than that of SGD for many devices and large "
         f"models.\n\nCounted in the compiled program:\n\n{sent(config)}\n\n"
         f"Predicted:\n\n{predicted(config, frame)}"

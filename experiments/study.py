@@ -2,9 +2,8 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from tqdm import tqdm
@@ -13,8 +12,6 @@ from experiments import plotting
 
 RESULTS = Path("experiments/results")
 NONE = "–"  # what a table shows where there is no number
-
-T = TypeVar("T")
 
 
 def at_least(least: int, config: Any, *names: str) -> None:
@@ -26,7 +23,7 @@ def at_least(least: int, config: Any, *names: str) -> None:
             raise SystemExit(f"{option} must be at least {least}; got {value}.")
 
 
-def progress(items: Mapping[str, T], unit: str) -> Iterator[tuple[str, T]]:
+def progress(items: Mapping[str, Any], unit: str) -> Iterator[tuple[str, Any]]:
     """The items of a dictionary, with a progress bar that names them."""
     for name, item in (bar := tqdm(items.items(), unit=unit)):
         bar.set_postfix_str(name)
@@ -47,10 +44,10 @@ def mean_and_deviation(values: Iterable[float], digits: int = 3) -> str:
     return mean if len(series) == 1 else f"{mean} ± {deviation}"
 
 
-def write(folder: Path, text: str, **figures: plt.Figure) -> None:
+def write(folder: Path, text: str, file: str = "table.md", **figures: Any) -> None:
     """Writes and prints a study's tables, and writes its figures by their names."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "table.md").write_text(text + "\n")
+    (folder / file).write_text(text + "\n")
     print(text + "\n")
     for name, figure in figures.items():
         path = folder / f"{name}.png"

@@ -1,6 +1,7 @@
 """Training a classifier, one compiled epoch at a time."""
 
-from collections.abc import Callable, Iterator
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -35,7 +36,7 @@ class Standing(NamedTuple):
       params, state: of the model and of the optimiser, after them.
       losses: of the minibatches of the last epoch, each before its step.
       seconds, nonfinite: that it has taken, and non-finite losses that it has met.
-      metrics_size: bytes of the metrics that were written before this.
+      records: the metrics that have been written.
     """
 
     seed: int
@@ -45,7 +46,7 @@ class Standing(NamedTuple):
     losses: Any = ()
     seconds: float = 0.0
     nonfinite: int = 0
-    metrics_size: int = 0
+    records: Sequence[dict[str, Any]] = ()
 
 
 def make_epoch(
@@ -69,10 +70,9 @@ def make_epoch(
     @jax.jit
     def step(carry, batch):
         params, state = carry
+        loss = updates = None
         if method.backpropagates:
             loss, updates = jax.value_and_grad(loss_fn)(params, **batch)
-        else:
-            loss, updates = None, None
         updates, state = tx.update(updates, state, params, value_fn=loss_fn, **batch)
         after = optax.apply_updates(params, updates), state
         if loss is None:  # the forward pass has left it in the state
@@ -84,10 +84,8 @@ def make_epoch(
     def shuffled(key, images, labels):
         batches = len(labels) // batch_size
         order = jax.random.permutation(key, len(labels))[: batches * batch_size]
-        data = {
-            "images": images[order].reshape(batches, batch_size, *images.shape[1:]),
-            "labels": labels[order].reshape(batches, batch_size),
-        }
+        cut = lambda x: x[order].reshape(batches, batch_size, *x.shape[1:])
+        data = {"images": cut(images), "labels": cut(labels)}
         return data if mesh is None else parallel.shared_out(data, mesh)
 
     @jax.jit
@@ -124,13 +122,13 @@ def make_evaluation(model: nn.Module, batch_size: int = 1000) -> Callable:
             return cross_entropy(logits, batch[1]), accuracy(logits, batch[1])
 
         split = lambda x: x.reshape(-1, size, *x.shape[1:])
-        return jax.tree.map(
-            jnp.mean, jax.lax.map(on_batch, (split(images), split(labels)))
-        )
+        parts = jax.lax.map(on_batch, (split(images), split(labels)))
+        return jax.tree.map(jnp.mean, parts)
 
     return evaluate
 
 
+@dataclasses.dataclass
 class Trainer:
     """A model and its optimiser on a data set, compiled once for all seeds.
 
@@ -141,18 +139,18 @@ class Trainer:
       steps: in an epoch.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        method: Method,
-        data: Dataset,
-        batch_size: int,
-        mesh: Mesh | None = None,
-    ):
-        self.model, self.method, self.data = model, method, data
-        self.steps = len(data.train.labels) // batch_size
-        self.epoch = make_epoch(model, method, batch_size, mesh)
-        self._evaluate = make_evaluation(model)
+    model: nn.Module
+    method: Method
+    data: Dataset
+    batch_size: int
+    mesh: Mesh | None = None
+
+    def __post_init__(self):
+        self.steps = (images := len(self.data.train.labels)) // self.batch_size
+        if not self.steps:
+            raise SystemExit(f"--batch-size must be at most {images}, all the images.")
+        self.epoch = make_epoch(self.model, self.method, self.batch_size, self.mesh)
+        self._evaluate = make_evaluation(self.model)
 
     def begin(self, seed: int) -> Standing:
         """A fresh start."""

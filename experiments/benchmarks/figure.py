@@ -1,6 +1,6 @@
 """A figure of the suite's results: time against k, memory against depth."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -9,7 +9,7 @@ from matplotlib.ticker import LogLocator, NullLocator
 
 from experiments.benchmarks import depth
 from experiments.benchmarks.measurement import ADJOINT, OURS
-from experiments.benchmarks.records import Row, at, by_place, time_ratio
+from experiments.benchmarks.report import Row, at, by_place, time_ratio
 
 
 def draw(results: Sequence[dict[str, Any]]) -> plt.Figure | None:
@@ -34,20 +34,21 @@ def draw(results: Sequence[dict[str, Any]]) -> plt.Figure | None:
     return figure
 
 
+def _points(rows: list[Row], workload: str, size: str, value: Callable) -> list:
+    """The sizes of a workload, and what there is of a value, one or several."""
+    mine = [row for row in rows if row["workload"] == workload and value(row)]
+    return list(np.array([[row["sizes"][size], *value(row)] for row in mine]).T)
+
+
 def _draw_hyperplane(axes: plt.Axes, rows: list[Row]) -> None:
     """A colour for each workload, dashed and hollow where ours goes backwards."""
     adjoint = {"ls": "--", "mfc": "white"}
     axes.axhline(1, color="grey", lw=0.8)
     for index, workload in enumerate(dict.fromkeys(row["workload"] for row in rows)):
         for to, style in {OURS: {"label": workload}, ADJOINT: adjoint}.items():
-            points = [
-                (row["sizes"]["k"], *ratio)
-                for row in rows
-                if row["workload"] == workload
-                and (ratio := time_ratio(row, "nested jvp", to))
-            ]
-            if points:  # medians, with bars from quartile to quartile
-                k, lower, median, upper = np.array(points).T
+            ratio = lambda row: time_ratio(row, "nested jvp", to)
+            if points := _points(rows, workload, "k", ratio):
+                k, lower, median, upper = points  # with bars between the quartiles
                 errors = (median - lower, upper - median)
                 style = {"marker": "o", "ms": 4, "capsize": 3, **style}
                 axes.errorbar(k, median, errors, color=f"C{index}", **style)
@@ -63,15 +64,10 @@ def _draw_hyperplane(axes: plt.Axes, rows: list[Row]) -> None:
 def _draw_depth(axes: plt.Axes, rows: list[Row]) -> None:
     for index, (name, title) in enumerate(depth.TITLES.items()):
         for workload, style in {"unrolled": "-", "scanned": ":"}.items():
-            points = [
-                (row["sizes"]["layers"], size / 1e6)
-                for row in rows
-                if row["workload"] == workload
-                and (size := at(row, name, "temporary_bytes"))
-            ]
-            if points:
+            size = lambda row: [at(row, name, "temporary_bytes") / 1e6]
+            if points := _points(rows, workload, "layers", size):
                 style = {"ls": style, "marker": "o", "ms": 3, "color": f"C{index}"}
-                axes.plot(*np.array(points).T, label=f"{title}, {workload}", **style)
+                axes.plot(*points, label=f"{title}, {workload}", **style)
     _logarithmic(axes, [row["sizes"]["layers"] for row in rows])
     axes.set(xlabel="layers", ylabel="temporaries [MB]")
 

@@ -1,9 +1,7 @@
-"""The quadratic model of a loss on k directions, beside other ways to it."""
+"""The quadratic model of a loss on k directions, whole and in chunks."""
 
 import functools
 from collections.abc import Iterator
-
-import jax.numpy as jnp
 
 from experiments.benchmarks import ways, workloads
 from experiments.benchmarks.measurement import ADJOINT, OURS, Contender, Row
@@ -21,11 +19,11 @@ WORKLOADS = {
 QUICK = {"MLP tanh": (64, (1, 3)), "CNN": (4, (1,)), "transformer": (1, (2,))}
 
 
-def rows(quick: bool, dtype: jnp.dtype) -> Iterator[Row]:
+def rows(quick: bool) -> Iterator[Row]:
     """One for each workload and k."""
     for name, (batch, ks) in (QUICK if quick else WORKLOADS).items():
         # The rows of a workload share its arrays.
-        make = functools.cache(functools.partial(workloads.named, name, batch, dtype))
+        make = functools.cache(functools.partial(workloads.named, name, batch))
         for k in ks:
             yield Row(name, {"k": k}, functools.partial(contenders, make, k), NESTED)
 
@@ -43,4 +41,24 @@ def contenders(make: workloads.Make, k: int) -> dict[str, Contender]:
     }
     if k == 1:
         functions["jet"] = ways.taylor(loss)
+    return {name: Contender(function, args) for name, function in functions.items()}
+
+
+def chunked_rows(quick: bool) -> Iterator[Row]:
+    """Time and temporary memory against k, bounded by ``plans.forward(chunk_size)``."""
+    batches = {"MLP tanh": 16} if quick else {"MLP tanh": 512, "MLP 5×256": 64}
+    for name, batch in batches.items():
+        make = functools.partial(workloads.named, name, batch)
+        for k in (4,) if quick else (8, 16, 32, 64):
+            sizes = (2,) if quick else (4, 8, 16)
+            yield Row(name, {"k": k}, functools.partial(chunked, make, k, sizes))
+
+
+def chunked(make: workloads.Make, k: int, sizes: tuple) -> dict[str, Contender]:
+    """Ours whole and in chunks smaller than k, and nested ``jvp``."""
+    loss, args = workloads.with_directions(make(), k)
+    functions = {OURS: ways.ours(loss)}
+    for size in filter(k.__gt__, sizes):
+        functions[f"fomoh_jax, chunks of {size}"] = ways.ours(loss, plans.forward(size))
+    functions["nested jvp"] = ways.nested(loss)
     return {name: Contender(function, args) for name, function in functions.items()}

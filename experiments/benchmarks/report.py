@@ -4,107 +4,126 @@ Times are a rival's over ours, paired within a round: how many times as fast our
 Counts are ours over the rival's: the fraction that ours needs.
 """
 
+import collections
 import itertools
-import json
-from collections.abc import Sequence
-from pathlib import Path
+import textwrap
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import pandas as pd
-import tyro
 
-from experiments import plotting, study
+from experiments import study
 from experiments.benchmarks import depth
-from experiments.benchmarks.figure import draw
 from experiments.benchmarks.measurement import ADJOINT, OURS
-from experiments.benchmarks.records import (
-    Cell,
-    Row,
-    by_place,
-    failures,
-    fraction,
-    megabytes,
-    milliseconds,
-    times,
-)
 
-NESTED, REVERSE, HESSIAN = "nested jvp", "forward over reverse", "jax.hessian"
+Row = dict[str, Any]
+Places = dict[tuple[str, ...], list[Row]]
+
+# What titles call contenders that have longer names.
+NAMES = {title: name for name, title in depth.TITLES.items()} | {
+    **dict.fromkeys(("ours", "forward", "whole"), OURS),
+    "adjoint": ADJOINT,
+    "nested": "nested jvp",
+    "reverse": "forward over reverse",
+}
 COUNTS = {
     "FLOPs": "flops",
     "temporaries": "temporary_bytes",
     "compile time": "compile_seconds",
 }
-BESIDE_NESTED = {
-    "ours ms": milliseconds(OURS),
-    "adjoint ms": milliseconds(ADJOINT),
-    "nested ms": milliseconds(NESTED),
-    "nested ÷ ours": times(NESTED),
-    "nested ÷ adjoint": times(NESTED, ADJOINT),
-}
-COUNTS_BESIDE_NESTED = {
-    f"{title}, {way} ÷ nested": fraction(NESTED, key, name)
-    for title, key in COUNTS.items()
-    for way, name in {"forward": OURS, "adjoint": ADJOINT}.items()
-}
-# The columns of each of a table's Markdown tables; those of width depend on its rows.
-TABLES: dict[str, list[dict[str, Cell]]] = {
-    "hyperplane": [
-        {
-            **BESIDE_NESTED,
-            "reverse ÷ ours": times(REVERSE),
-            "reverse ÷ adjoint": times(REVERSE, ADJOINT),
-            "jet ÷ ours": times("jet"),
-        },
-        COUNTS_BESIDE_NESTED,
-    ],
-    "operators": [
-        {
-            **BESIDE_NESTED,
-            "jax.hessian ÷ ours": times(HESSIAN),
-            "jax.hessian ÷ adjoint": times(HESSIAN, ADJOINT),
-            "jet ÷ ours": times("jet"),
-            "folx ÷ ours": times("folx"),
-        },
-        COUNTS_BESIDE_NESTED,
-    ],
-    "step": [
-        {
-            "ours ms": milliseconds(OURS),
-            "SGD ms": milliseconds("SGD"),
-            "Adam ms": milliseconds("Adam"),
-            "SGD ÷ ours": times("SGD"),
-            "Adam ÷ ours": times("Adam"),
-            "FLOPs, ours ÷ Adam": fraction("Adam", "flops"),
-            "temporaries, ours ÷ Adam": fraction("Adam", "temporary_bytes"),
-        }
-    ],
-    "depth": [
-        {f"{title}, MB": megabytes(name) for name, title in depth.TITLES.items()}
-        | {"FLOPs, ours ÷ nested": fraction(NESTED, "flops")}
-    ],
+TIMES = ("ours ms", "adjoint ms", "nested ms", "nested ÷ ours", "nested ÷ adjoint")
+FRACTIONS = [f"{c}, {way} ÷ nested" for c in COUNTS for way in ("forward", "adjoint")]
+REVERSE = ("reverse ÷ ours", "reverse ÷ adjoint", "jet ÷ ours")
+OTHERS = ("jax.hessian ÷ ours", "jax.hessian ÷ adjoint", "jet ÷ ours", "folx ÷ ours")
+STEPS = ("ours ms", "SGD ms", "Adam ms", "SGD ÷ ours", "Adam ÷ ours")
+STEP_COUNTS = ("FLOPs, ours ÷ Adam", "temporaries, ours ÷ Adam")
+DEPTHS = (*(f"{title}, MB" for title in depth.TITLES.values()), "FLOPs, ours ÷ nested")
+# The titles of each of a table's Markdown tables; those of width depend on its rows.
+TABLES = {
+    "hyperplane": [TIMES + REVERSE, FRACTIONS],
+    "operators": [TIMES + OTHERS, FRACTIONS],
+    "step": [STEPS + STEP_COUNTS],
+    "depth": [DEPTHS],
 }
 
 
-def main(
-    files: tyro.conf.Positional[tuple[Path, ...]],
-    figure: Path | None = None,
-    compare: bool = False,
-) -> None:
-    """Print Markdown tables of JSON files, and draw what they hold into a figure.
+def at(row: Row, name: str, *path: str) -> Any:
+    """What a row says of a contender, or ``None`` where it says nothing."""
+    found = row["contenders"].get(name)
+    for key in path:
+        found = None if found is None else found.get(key)
+    return found
 
-    Args:
-      files: as the tables write them.
-      figure: a PNG; by default ``benchmarks.png`` beside the first file.
-      compare: print one table, of the hyperplane files' ratios of time side by side.
+
+def time_ratio(row: Row, name: str, to: str = OURS) -> tuple[float, ...] | None:
+    """Lower quartile, median and upper quartile of a contender's time over that of
+    ours, paired within a round; ``None`` if it was not timed."""
+    path = ("seconds_over_adjoint",) if to == ADJOINT else ("ratio", "seconds")
+    found = at(row, name, *path)
+    return found and (found["lower_quartile"], found["median"], found["upper_quartile"])
+
+
+def milliseconds(row: Row, name: str) -> str | None:
+    """The median of a contender's times."""
+    return _digits(1e3, at(row, name, "seconds", "median"))
+
+
+def megabytes(row: Row, name: str) -> str | None:
+    """A contender's temporary memory."""
+    return _digits(1e-6, at(row, name, "temporary_bytes"))
+
+
+def times(row: Row, name: str, to: str = OURS) -> str | None:
+    """Median and quartiles of a rival's time over ours, or why there is none."""
+    if not (ratio := time_ratio(row, name, to)):
+        return next((x for x in ("error", "skipped") if at(row, name, x)), None)
+    lower, median, upper = map(_ratio, ratio)
+    return f"{median} ({lower}–{upper})"
+
+
+def cell(row: Row, title: str) -> str | None:
+    """What a row says under a title, such as "A ms", "A, MB", "A ÷ B" or, of a count,
+    "FLOPs, A ÷ B"."""
+    full = lambda name: NAMES.get(name, name.replace("chunks of", f"{OURS}, chunks of"))
+    if title.endswith(" ms"):
+        return milliseconds(row, full(title.removesuffix(" ms")))
+    if title.endswith(", MB"):
+        return megabytes(row, full(title.removesuffix(", MB")))
+    first, second = title.split(" ÷ ")
+    count, _, ours = first.partition(", ")
+    if count not in COUNTS:
+        return times(row, full(first), full(second))
+    ours, theirs = (at(row, full(name), COUNTS[count]) for name in (ours, second))
+    return None if ours is None or not theirs else _ratio(ours / theirs)
+
+
+def by_place(results: Iterable[Row], table: str) -> Places:
+    """The rows of one table, for each place where they were measured.
+
+    A place is a device, a version of JAX, a precision, and whether the run was quick.
     """
-    if not files:
-        raise SystemExit("report needs the JSON files of some tables.")
-    results = [json.loads(path.read_text()) for path in files]
-    print(comparison(results) if compare else "\n\n".join(map(section, results)))
-    if drawn := draw(results):
-        path = figure or files[0].parent / "benchmarks.png"
-        plotting.save(drawn, path)
-        print(f"\nfigure: {path}")
+    places: Places = collections.defaultdict(list)
+    for result in results:
+        if result["table"] == table:
+            env, config = result["environment"], result["config"]
+            device = env["cpu"] if env["device"] == "cpu" else env["device"]
+            quick = "quick" if config.get("quick") else ""  # other sizes
+            place = device, f"jax {env['jax']}", config["precision"], quick
+            places[place] += result["rows"]
+    return places
+
+
+def _ratio(value: float) -> str:
+    """Two decimals, or one significant digit of a small ratio."""
+    return f"{value:.2f}" if value >= 0.1 else f"{value:.1g}"
+
+
+def _digits(factor: float, value: float | None) -> str | None:
+    """Three significant digits, and no exponent."""
+    if value is None:
+        return None
+    value = factor * value
+    return f"{value:.0f}" if value >= 100 else f"{value:#.3g}"
 
 
 def section(result: dict[str, Any]) -> str:
@@ -131,22 +150,20 @@ def markdown(result: dict[str, Any]) -> str:
         study.table(
             {"workload": row["workload"]}
             | row["sizes"]
-            | {title: cell(row) for title, cell in columns.items()}
+            | {title: cell(row, title) for title in titles}
             for row in rows
         )
-        for columns in tables
+        for titles in tables
     )
 
 
-def width(rows: list[Row]) -> list[dict[str, Cell]]:
+def width(rows: list[Row]) -> list[list[str]]:
     """Times and memory of the chunks, the smallest first, and of nested ``jvp``."""
     names = dict.fromkeys(name for row in rows for name in row["contenders"])
-    chunked = [name for name in names if name.startswith(f"{OURS}, ")]
-    rivals = {name.removeprefix(f"{OURS}, "): name for name in chunked}
-    rivals["nested"] = NESTED
-    ratios = {f"{title} ÷ whole": times(name) for title, name in rivals.items()}
-    sizes = {f"{t}, MB": megabytes(n) for t, n in {"whole": OURS, **rivals}.items()}
-    return [{"whole ms": milliseconds(OURS), **ratios}, sizes]
+    chunks = [n.removeprefix(f"{OURS}, ") for n in names if n.startswith(f"{OURS}, ")]
+    rivals = [*chunks, "nested"]
+    ratios = [f"{title} ÷ whole" for title in rivals]
+    return [["whole ms", *ratios], [f"{title}, MB" for title in ("whole", *rivals)]]
 
 
 def comparison(results: Sequence[dict[str, Any]]) -> str:
@@ -162,9 +179,23 @@ def comparison(results: Sequence[dict[str, Any]]) -> str:
         for place, rows in places.items():
             differs = filter(None, itertools.compress(place, distinctive))
             columns[", ".join([title, *differs])] = {
-                (row["workload"], row["sizes"]["k"]): times(NESTED, to)(row)
+                (row["workload"], row["sizes"]["k"]): times(row, "nested jvp", to)
                 for row in rows
             }
     keys = dict.fromkeys(key for column in columns.values() for key in column)
     frame = pd.DataFrame(columns, index=pd.MultiIndex.from_tuples(keys), dtype=object)
     return study.table(frame.rename_axis(["workload", "k"]).reset_index())
+
+
+def failures(rows: Iterable[Row]) -> Iterator[str]:
+    """One line for each reason why contenders have no time."""
+    reasons = collections.defaultdict(list)
+    for row in rows:
+        sizes = ", ".join(f"{key} = {size}" for key, size in row["sizes"].items())
+        for name, record in row["contenders"].items():
+            reason = record.get("error") or record.get("skipped")
+            if reason and "which" not in record:
+                reasons[name, reason].append(f"{row['workload']}, {sizes}")
+    for (name, reason), where in reasons.items():
+        reason = textwrap.shorten(reason, 120, placeholder=" …")
+        yield f"- {name} on {'; '.join(where)}: {reason}"

@@ -23,10 +23,10 @@ from jax import lax
 
 import fomoh_jax
 from experiments import study
-from experiments.benchmarks import environment, hyperplane, operators, ways, workloads
+from experiments.benchmarks import environment, hyperplane, operators, workloads
 from experiments.benchmarks.measurement import Limits, time_interleaved
 from experiments.benchmarks.tables import RESULTS
-from experiments.benchmarks.traces import WAYS
+from experiments.benchmarks.ways import TRACES
 from fomoh_jax import _xla
 from fomoh_jax.hyperdual import Operation, linear
 
@@ -70,10 +70,7 @@ def main(config: Config) -> None:
         'quartiles; the ratio of the fastest. "same": the same program is compiled.'
         f"\n\n{study.table(lines)}"
     )
-    print(text)
-    path = config.out / f"soundness-{environment.slug(jaxlib)}.md"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text + "\n")
+    study.write(config.out, text, f"soundness-{environment.slug(jaxlib)}.md")
 
 
 def measure(name: str, program: Program, rounds: int) -> dict[str, str]:
@@ -131,40 +128,27 @@ def rows() -> dict[str, Callable[[], Program]]:
     Ours on programs of the suite, and plain JAX on the same: the flag holds for all
     that a process compiles.
     """
-    dtype = jnp.dtype("float32")
+    contender = lambda name, make, *args: lambda: make(*args)[name][:2]
     table: dict[str, Callable[[], Program]] = {}
-    for name, ks in {
-        "MLP relu": (2, 10),
-        "MLP tanh": (2, 10),
-        "MLP 5×256": (5,),
-        "CNN": (3,),
-        "transformer": (5,),
-    }.items():
-        make = functools.partial(
-            workloads.named, name, hyperplane.WORKLOADS[name][0], dtype
-        )
-        for k in ks:
-            table[f"quadratic model, {name}, k={k}"] = functools.partial(model, make, k)
+    for name, k in [
+        *(("MLP relu", 2), ("MLP relu", 10), ("MLP tanh", 2), ("MLP tanh", 10)),
+        *(("MLP 5×256", 5), ("CNN", 3), ("transformer", 5)),
+    ]:
+        make = functools.partial(workloads.named, name, hyperplane.WORKLOADS[name][0])
+        model = contender("fomoh_jax", hyperplane.contenders, make, k)
+        table[f"quadratic model, {name}, k={k}"] = model
         table[f"jax.grad, {name}"] = functools.partial(gradient, make)
-    laplacians = functools.partial(operators.laplacians, 10, 64, 512, dtype)
-    hessians = functools.partial(operators.hessians, 100, 64, dtype)
-    contender = lambda make, name: lambda: make()[name][:2]
+    laplacians = operators.laplacians, 10, 64
+    hessians = operators.hessians, 100, 64
     for name in ("fomoh_jax", "nested jvp"):
-        table |= {
-            f"Laplacian of a tanh network, D=10, {name}": contender(laplacians, name),
-            f"Hessian of a tanh network, D=100, {name}": contender(hessians, name),
-        }
-    plain = contender(hessians, "jax.hessian")
-    table["jax.hessian of a tanh network, D=100"] = plain
+        title = f"of a tanh network, D=10, {name}"
+        table[f"Laplacian {title}"] = contender(name, *laplacians)
+        table[f"Hessian {title.replace('10', '100')}"] = contender(name, *hessians)
+    table["jax.hessian of a tanh network, D=100"] = contender("jax.hessian", *hessians)
     for name in ("fomoh_jax", "jax.hessian"):
         title = f"Laplacian of a FermiNet-like wave function, D=24, {name}"
-        table[title] = functools.partial(kinetic, WAYS[name])
+        table[title] = functools.partial(kinetic, TRACES[name])
     return table
-
-
-def model(make: workloads.Make, k: int) -> Program:
-    loss, args = workloads.with_directions(make(), k)
-    return ways.ours(loss), args
 
 
 def gradient(make: workloads.Make) -> Program:

@@ -14,11 +14,11 @@ from experiments.minimisation import backpropagated, make_step
 BATCHES = {"softmax regression": 2048, "MLP tanh": 2048, "CNN": 256}
 
 
-def rows(quick: bool, dtype: jnp.dtype) -> Iterator[Row]:
+def rows(quick: bool) -> Iterator[Row]:
     """One for each workload and k; the rivals are the same for every k."""
     batches = {"softmax regression": 64} if quick else BATCHES
     for name, batch in batches.items():
-        make = functools.partial(workloads.named, name, batch, dtype)
+        make = functools.partial(workloads.named, name, batch)
         for k in (3,) if quick else (1, 5, 10):
             yield Row(name, {"k": k}, functools.partial(contenders, make, k))
 
@@ -27,14 +27,15 @@ def contenders(make: workloads.Make, k: int) -> dict[str, Contender]:
     """They take different steps, so that there is nothing to compare."""
     loss, params, data = make()
 
-    def contender(tx):
-        # As behind a first step: before it there is no reduction to report but NaN.
-        state = optax.tree.set(tx.init(params), value=jnp.zeros(()))
-        args = (params, state, *data)
-        return Contender(make_step(loss, tx), args, agrees=False)
-
+    methods = {
+        OURS: fomoh_jax.fomoh_kd(k, learning_rate=0.1),
+        "SGD": optax.chain(backpropagated(), optax.sgd(0.1)),
+        "Adam": optax.chain(backpropagated(), optax.adam(1e-3)),
+    }
+    states = {name: tx.init(params) for name, tx in methods.items()}
+    # As behind a first step: before it there is no reduction to report but NaN.
+    states[OURS] = optax.tree.set(states[OURS], value=jnp.zeros(()))
     return {
-        OURS: contender(fomoh_jax.fomoh_kd(k, learning_rate=0.1)),
-        "SGD": contender(optax.chain(backpropagated(), optax.sgd(0.1))),
-        "Adam": contender(optax.chain(backpropagated(), optax.adam(1e-3))),
+        name: Contender(make_step(loss, tx), (params, states[name], *data), False)
+        for name, tx in methods.items()
     }

@@ -31,16 +31,16 @@ class Workload(NamedTuple):
 Make = Callable[[], Workload]
 
 
-def named(name: str, batch: int, dtype: jnp.dtype) -> Workload:
+def named(name: str, batch: int) -> Workload:
     """The workloads of several tables, at a batch size."""
     wide, deep = (784, 100, 10), (256,) * 6 + (10,)
     makers = {
-        "softmax regression": lambda: digits("softmax", batch, dtype),
-        "MLP relu": lambda: mlp(wide, batch, jax.nn.relu, dtype),
-        "MLP tanh": lambda: mlp(wide, batch, jnp.tanh, dtype),
-        "MLP 5×256": lambda: mlp(deep, batch, jnp.tanh, dtype),
-        "CNN": lambda: digits("cnn", batch, dtype),
-        "transformer": lambda: transformer(4, 128, 128, batch, dtype),
+        "softmax regression": lambda: digits("softmax", batch),
+        "MLP relu": lambda: mlp(wide, batch, jax.nn.relu),
+        "MLP tanh": lambda: mlp(wide, batch, jnp.tanh),
+        "MLP 5×256": lambda: mlp(deep, batch, jnp.tanh),
+        "CNN": lambda: digits("cnn", batch),
+        "transformer": lambda: transformer(4, 128, 128, batch),
     }
     return makers[name]()
 
@@ -87,7 +87,7 @@ def apply_dense(layers: Any, x: jax.Array, activation: Callable) -> jax.Array:
 
 
 def mlp(
-    widths: Sequence[int], batch: int, activation: Callable, dtype: jnp.dtype
+    widths: Sequence[int], batch: int, activation: Callable, dtype: Any = jnp.float32
 ) -> Workload:
     """Cross-entropy of a network of dense layers."""
 
@@ -98,7 +98,7 @@ def mlp(
     return Workload(loss, *cast((dense_layers(widths), data), dtype))
 
 
-def digits(model: str, batch: int, dtype: jnp.dtype) -> Workload:
+def digits(model: str, batch: int, dtype: Any = jnp.float32) -> Workload:
     """Cross-entropy of a model of ``experiments.models`` on 28×28 images."""
     return _flax(MODELS[model], _examples((batch, 28, 28, 1), (batch,), 10), dtype)
 
@@ -117,46 +117,24 @@ class Block(nn.Module):
         return x + nn.Dense(self.width)(nn.gelu(wide))
 
 
-class Transformer(nn.Module):
-    """It classifies every token."""
-
-    layers: int
-    width: int
-    classes: int = 32
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        for _ in range(self.layers):
-            x = Block(self.width)(x)
-        return nn.Dense(self.classes)(nn.LayerNorm()(x))
-
-
 def transformer(
-    layers: int, width: int, length: int, batch: int, dtype: jnp.dtype
+    layers: int, width: int, length: int, batch: int, dtype: Any = jnp.float32
 ) -> Workload:
     """Cross-entropy of the tokens of sequences of embeddings."""
-    model = Transformer(layers, width)
-    data = _examples((batch, length, width), (batch, length), model.classes)
+    blocks = [Block(width) for _ in range(layers)]
+    model = nn.Sequential([*blocks, nn.LayerNorm(), nn.Dense(32)])
+    data = _examples((batch, length, width), (batch, length), 32)
     return _flax(model, data, dtype)
 
 
-def deep(
-    layers: int,
-    width: int,
-    batch: int,
-    dtype: jnp.dtype,
-    *,
-    scanned: bool,
-    wrap: Callable = lambda layer: layer,
-) -> Workload:
+def deep(layers: int, width: int, batch: int, scanned: bool, wrap=None) -> Workload:
     """Mean square of a tanh network of equal layers, written out or scanned.
 
-    ``wrap`` is applied to the layer, as ``jax.checkpoint`` is.
+    ``wrap``, such as ``jax.checkpoint``, is applied to the layer.
     """
 
-    @wrap
-    def layer(x, weight):
-        return jnp.tanh(x @ weight)
+    layer = lambda x, weight: jnp.tanh(x @ weight)
+    layer = layer if wrap is None else wrap(layer)
 
     def loss(weights, x):
         if scanned:
@@ -169,7 +147,7 @@ def deep(
     stacked = normal(0, layers, width, width) / np.float32(width**0.5)
     weights = stacked if scanned else list(stacked)
     data = (normal(1, batch, width),)
-    return Workload(loss, *cast((weights, data), dtype))
+    return Workload(loss, *jax.device_put((weights, data)))
 
 
 def _examples(inputs: tuple, labels: tuple, classes: int) -> tuple:

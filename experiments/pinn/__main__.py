@@ -18,17 +18,14 @@ import tyro
 from experiments import study
 from experiments.pinn import report
 from experiments.pinn.comparison import compare
-from experiments.pinn.config import Config
-from experiments.pinn.training import train
+from experiments.pinn.training import Config, train
 
 
 def main(config: Config) -> None:
     """Train, compare, and write what came out."""
-    study.at_least(1, config, "points", "every", "hidden")
+    study.at_least(1, config, "points", "every", "hidden", "dimensions")
     study.at_least(0, config, "adam_steps", "lbfgs_steps", "seeds", "repeats")
-    if config.dimensions:
-        study.at_least(1, config, "dimensions")
-    jax.config.update("jax_enable_x64", config.precision == "float64")
+    jax.config.update("jax_enable_x64", True)
     runs = train(config) if config.seeds else {}
     text = report.summary(config, runs, compare(config))
     figures = {"pinn": report.draw(runs)} if runs else {}

@@ -7,14 +7,11 @@ import jax
 
 from experiments import study
 from experiments.benchmarks.measurement import Contender, Limits, Row, measure
-from experiments.benchmarks.traces import FACTORED, WAYS
-from experiments.pinn import equations
-from experiments.pinn.config import Config
-from experiments.pinn.equations import EQUATIONS, Equation
-from experiments.pinn.network import initialise, make_loss
+from experiments.benchmarks.ways import FACTORED, TRACES
+from experiments.pinn import problem
+from experiments.pinn.problem import EQUATIONS, Equation
+from experiments.pinn.training import Config
 
-# How far a way may be from ours, relative to the largest element of a result.
-TOLERANCE = {"float32": 1e-3, "float64": 1e-10}
 QUANTITIES = {"residual loss": lambda loss: loss, "its gradient": jax.grad}
 
 
@@ -24,11 +21,7 @@ def compare(config: Config) -> list[dict[str, Any]]:
     Raises:
       DisagreementError: if a way that runs has other numbers than ours.
     """
-    limits = Limits(
-        repeats=config.repeats,
-        seconds=config.seconds_per_row,
-        tolerance=TOLERANCE[config.precision],
-    )
+    limits = Limits(config.repeats, config.seconds_per_row, tolerance=1e-10)
     rows = {}
     for equation in map(EQUATIONS.get, config.equations):
         for quantity in QUANTITIES:
@@ -46,12 +39,12 @@ def contenders(
 ) -> dict[str, Contender]:
     """All the ways, ours first, on a network that is not trained."""
     start, inside = jax.random.split(jax.random.key(0))
-    params = initialise(start, (dimension, *config.hidden, 1), config.precision)
-    x = equations.points(inside, config.points, dimension, config.precision)
-    args = params, x, jax.vmap(lambda x: equations.source(equation, x))(x)
+    params = problem.initialise(start, (dimension, *config.hidden, 1))
+    x = problem.points(inside, config.points, dimension)
+    args = params, x, jax.vmap(lambda x: problem.source(equation, x))(x)
     make = QUANTITIES[quantity]
     return {
-        name: Contender(make(make_loss(equation, way)), args)
-        for name, way in WAYS.items()
-        if name != FACTORED or equation.weights is not None
+        name: Contender(make(problem.make_loss(equation, way)), args)
+        for name, way in TRACES.items()
+        if name != FACTORED or equation.weights(x[0]) is not None
     }

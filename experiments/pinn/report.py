@@ -1,7 +1,6 @@
 """The figure and the tables."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,18 +9,18 @@ import numpy as np
 
 from experiments import plotting, study
 from experiments.benchmarks.measurement import OURS
-from experiments.benchmarks.records import failures, megabytes, milliseconds, times
-from experiments.benchmarks.traces import WAYS
-from experiments.pinn.config import Config
-from experiments.pinn.equations import EQUATIONS, solution
-from experiments.pinn.network import network
-from experiments.pinn.training import Run
+from experiments.benchmarks.report import Row, failures, megabytes, milliseconds, times
+from experiments.benchmarks.ways import TRACES
+from experiments.pinn.problem import EQUATIONS, network, solution
+from experiments.pinn.training import Config, Run
+
+Runs = Mapping[str, Sequence[Run]]  # by equation
 
 
-def draw(runs: Mapping[str, Sequence[Run]]) -> plt.Figure:
+def draw(runs: Runs) -> plt.Figure:
     """A line for each equation: solution, network, error, and how it was learned."""
-    shape = len(runs), 4
-    figure, grid = plt.subplots(*shape, figsize=(16, 3.9 * shape[0]), squeeze=False)
+    size = 16, 3.9 * len(runs)
+    figure, grid = plt.subplots(len(runs), 4, figsize=size, squeeze=False)
     for (name, seeds), (*fields, last) in zip(runs.items(), grid):
         _draw_fields(seeds[0], EQUATIONS[name].title, fields)
         for field, label in (("residuals", "residual"), ("errors", "L2 error")):
@@ -29,9 +28,8 @@ def draw(runs: Mapping[str, Sequence[Run]]) -> plt.Figure:
             style = {"label": label, "logarithmic": True}
             plotting.plot_seeds(last, seeds[0].steps, curves, **style)
         last.axhline(1e-3, color="black", lw=0.8, ls=":")
-        last.set(yscale="log", xlabel="iteration", title="relative, all seeds")
-        last.legend(fontsize=8)
-        last.grid(alpha=0.3)
+        labels = {"xlabel": "iteration", "title": "relative, all seeds"}
+        plotting.dress(last, "y", {"fontsize": 8}, **labels)
     return figure
 
 
@@ -57,63 +55,46 @@ def _draw_fields(run: Run, title: str, axes: Sequence[plt.Axes]) -> None:
         panel.set(title=label, xticks=(-1, 0, 1), yticks=(-1, 0, 1))
 
 
-def training_table(runs: Mapping[str, Sequence[Run]]) -> str:
+def training_table(runs: Runs) -> str:
     """A row a seed."""
-    return study.table(
-        {
-            "equation": EQUATIONS[name].title,
-            "seed": seed,
-            "relative L2 error": f"{run.errors[-1]:.2e}",
-            "relative residual": f"{run.residuals[-1]:.2e}",
-            "iterations to 1e-3": _arrival(run),
-            "seconds": f"{run.seconds:.0f}",
-        }
-        for name, seeds in runs.items()
-        for seed, run in enumerate(seeds)
-    )
+    rows = []
+    for name, seeds in runs.items():
+        for seed, run in enumerate(seeds):
+            above = np.flatnonzero(run.errors > 1e-3)
+            after = above[-1] + 1 if len(above) else 0  # no error is above it again
+            row = {"equation": EQUATIONS[name].title, "seed": seed}
+            row["relative L2 error"] = f"{run.errors[-1]:.2e}"
+            row["relative residual"] = f"{run.residuals[-1]:.2e}"
+            row["iterations to 1e-3"] = next(iter(run.steps[after:]), None)
+            row["seconds"] = f"{run.seconds:.0f}"
+            rows.append(row)
+    return study.table(rows)
 
 
-def _arrival(run: Run) -> int | None:
-    """The first record from which on no error is above 1e-3."""
-    above = np.flatnonzero(run.errors > 1e-3)
-    after = above[-1] + 1 if len(above) else 0
-    return int(run.steps[after]) if after < len(run.steps) else None
-
-
-def summary(
-    config: Config,
-    runs: Mapping[str, Sequence[Run]],
-    records: Sequence[dict[str, Any]],
-) -> str:
+def summary(config: Config, runs: Runs, records: Sequence[Row]) -> str:
     """All the tables, with a sentence on each."""
-    parts = []
-    if runs:
-        widths = ", ".join(map(str, config.hidden))
-        parts += [
-            f"Hidden layers of {widths}, {config.points} points in the disc, "
-            f"{config.precision}: {config.adam_steps} iterations of Adam, then "
-            f"{config.lbfgs_steps} of L-BFGS.",
-            training_table(runs),
-        ]
-    if records:
-        rivals = [name for name in WAYS if name != OURS]
-        time = {f"{OURS} [ms]": milliseconds(OURS)} | {n: times(n) for n in rivals}
-        memory = {name: megabytes(name) for name in WAYS}
-        parts += [
-            f"Times on {config.points} points in the unit ball of D dimensions, "
-            f"{config.precision}, jax {jax.__version__}: the other ways over {OURS}, "
-            "medians of paired ratios and their quartiles.",
-            _table(records, time),
-            "Temporary memory in MB, by the compiler's count:",
-            _table(records, memory),
-            "\n".join(failures(records)),
-        ]
-    return "\n\n".join(filter(None, parts))
-
-
-def _table(records: Sequence[dict[str, Any]], columns: Mapping[str, Any]) -> str:
-    return study.table(
-        {"": record["workload"], "D": record["sizes"]["D"]}
-        | {title: cell(record) for title, cell in columns.items()}
-        for record in records
+    table = lambda cells: study.table(
+        {"": row["workload"], **row["sizes"], **cells(row)} for row in records
     )
+    rivals = [name for name in TRACES if name != OURS]
+    widths = ", ".join(map(str, config.hidden))
+    training = (
+        f"Hidden layers of {widths}, {config.points} points in the disc, float64: "
+        f"{config.adam_steps} iterations of Adam, then {config.lbfgs_steps} of L-BFGS."
+    )
+    parts = [
+        *([training, training_table(runs)] if runs else []),
+        f"Times on {config.points} points in the unit ball of D dimensions, "
+        f"float64, jax {jax.__version__}: the other ways over {OURS}, "
+        "medians of paired ratios and their quartiles.",
+        table(
+            lambda row: (
+                {f"{OURS} [ms]": milliseconds(row, OURS)}
+                | {name: times(row, name) for name in rivals}
+            )
+        ),
+        "Temporary memory in MB, by the compiler's count:",
+        table(lambda row: {name: megabytes(row, name) for name in TRACES}),
+        "\n".join(failures(records)),
+    ]
+    return "\n\n".join(filter(None, parts))

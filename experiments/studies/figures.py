@@ -1,26 +1,18 @@
 """The figures of the report."""
 
-from collections.abc import Iterable
-
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
 from experiments import plotting
-from experiments.studies import tables
-from experiments.studies.summary import by_rate
+from experiments.methods import BACKWARD
+from experiments.studies.runs import METHODS
+from experiments.studies.tables import by_rate, chosen
 
 SCHEDULES = {"constant": "constant learning rate", "step": "a tenth from 2/3 on"}
-STYLES = {
-    "FGD": {"color": "tab:gray"},
-    "FoMoH": {"color": "tab:orange"},
-    "FoMoH-2D": {"color": "yellowgreen"},
-    "FoMoH-3D": {"color": "tab:green"},
-    "FoMoH-10D": {"color": "darkslategray"},
-    "FoMoH-BP": {"color": "tab:purple", "ls": "--"},
-    "SGD": {"color": "tab:blue", "ls": "--"},
-    "Adam": {"color": "tab:cyan", "ls": "--"},
-}
+COLORS = ("tab:gray", "tab:orange", "yellowgreen", "tab:green", "darkslategray")
+COLORS = dict(zip(METHODS, (*COLORS, "tab:purple", "tab:blue", "tab:cyan")))
+GRID = {"squeeze": False, "sharex": True, "sharey": True}
 BESIDE = {"fontsize": 8, "title_fontsize": 8, "loc": "upper left", "frameon": False}
 
 
@@ -30,8 +22,7 @@ def curves_by_rate(results: pd.DataFrame, title: str) -> plt.Figure:
     columns = min(2, len(by_k))
     rows = -(-len(by_k) // columns)
     size = 4.6 * columns + 1, 3.1 * rows + 0.4
-    shared = {"squeeze": False, "sharex": True, "sharey": True}
-    figure, axes = plt.subplots(rows, columns, figsize=size, **shared)
+    figure, axes = plt.subplots(rows, columns, figsize=size, **GRID)
     styles = _rate_styles(results)
     for panel, (k, mine) in zip(axes.flat, by_k):
         for rate, group in by_rate(mine).items():
@@ -51,8 +42,7 @@ def losses_by_k(results: pd.DataFrame, title: str) -> plt.Figure:
     styles = _rate_styles(results)
     for rate, group in by_rate(results).items():
         color = {"color": styles[rate]["color"]}
-        by_k = group.groupby("k").final
-        means = by_k.mean().replace(np.inf, np.nan)
+        means = group.groupby("k").final.mean().replace(np.inf, np.nan)
         means = means.reindex(sorted(results.k.unique()))
         axes.plot(means.index, means, "o-", ms=5, **styles[rate])
         axes.plot(group.k, group.final, ".", ms=4, alpha=0.35, **color)
@@ -61,7 +51,7 @@ def losses_by_k(results: pd.DataFrame, title: str) -> plt.Figure:
         edge = {"transform": axes.get_xaxis_transform(), "ms": 7, "mew": 2}
         axes.plot(lost, [0.97] * len(lost), "x", **edge, **color)
     axes.set(xscale="log", yscale="log", xlabel="k", ylabel="final train loss")
-    axes.set(title=f"FoMoH-KD: {title}")
+    axes.set_title(f"FoMoH-KD: {title}")
     axes.set_xticks(means.index, labels=map(str, means.index), minor=False)
     axes.xaxis.set_minor_locator(plt.NullLocator())
     _plain_logarithm(axes)
@@ -72,20 +62,19 @@ def losses_by_k(results: pd.DataFrame, title: str) -> plt.Figure:
 
 def methods(results: pd.DataFrame, title: str) -> plt.Figure:
     """Minibatch loss against steps: a panel a schedule, a curve a method."""
-    shared = {"squeeze": False, "sharex": True, "sharey": True}
-    figure, axes = plt.subplots(1, 2, figsize=(10.5, 4), **shared)
-    chosen = tables.chosen(results)
+    figure, axes = plt.subplots(1, 2, figsize=(10.5, 4), **GRID)
+    listed = chosen(results)
     for panel, (schedule, name) in zip(axes.flat, SCHEDULES.items()):
         panel.set_title(name, fontsize=10)
-        for label, rate, group, _ in chosen:
-            style = STYLES[label.removesuffix(", self-tuned")]
+        for label, rate, group, _ in listed:
+            backwards = group.method.iloc[0] in BACKWARD
+            line = ":" if rate is None else "--" if backwards else "-"
             # What tunes itself is a reference in both panels.
-            if rate is None:
-                _curves(panel, group, label=label, **style | {"ls": ":"})
-            elif (group.schedule == schedule).all():
-                _curves(panel, group, label=label, **style)
-    _loss_axes(axes, pd.concat(group for _, _, group, _ in chosen))
-    _legend(axes, dict.fromkeys(label for label, *_ in chosen), None)
+            if rate is None or (group.schedule == schedule).all():
+                color = COLORS[label.removesuffix(", self-tuned")]
+                _curves(panel, group, label=label, color=color, ls=line)
+    _loss_axes(axes, pd.concat(group for _, _, group, _ in listed))
+    _legend(axes, list(dict.fromkeys(label for label, *_ in listed)), None)
     figure.suptitle(title)
     return figure
 
@@ -93,9 +82,8 @@ def methods(results: pd.DataFrame, title: str) -> plt.Figure:
 def _curves(axes: plt.Axes, group: pd.DataFrame, **style) -> None:
     """The seeds of a configuration; one that diverged ends where it was stopped."""
     losses = pd.DataFrame(group.curve.tolist(), dtype=float).to_numpy()
-    first = group.iloc[0]
-    steps = (np.arange(losses.shape[1]) + 0.5) * first.steps_per_bin
-    steps = np.minimum(steps, first.steps)
+    steps = (np.arange(losses.shape[1]) + 0.5) * group.steps_per_bin.iloc[0]
+    steps = np.minimum(steps, group.steps.iloc[0])
     plotting.plot_seeds(axes, steps, losses, logarithmic=True, **style)
 
 
@@ -106,10 +94,8 @@ def _loss_axes(axes: np.ndarray, results: pd.DataFrame) -> None:
     for panel in axes.flat:
         panel.set(yscale="log", ylim=(bottom, top))
         _plain_logarithm(panel)
-    for panel in axes[-1]:
-        panel.set_xlabel("step")
-    for panel in axes[:, 0]:
-        panel.set_ylabel("minibatch loss")
+    plt.setp(axes[-1], xlabel="step")
+    plt.setp(axes[:, 0], ylabel="minibatch loss")
 
 
 def _plain_logarithm(axes: plt.Axes) -> None:
@@ -120,17 +106,13 @@ def _plain_logarithm(axes: plt.Axes) -> None:
     axes.grid(alpha=0.3, which="both")
 
 
-def _legend(axes: np.ndarray, labels: Iterable[str], title: str | None) -> None:
+def _legend(axes: np.ndarray, labels: list[str], title: str | None) -> None:
     """One for all the panels, beside the last of the first row."""
-    found = {}
-    for panel in axes.flat:
-        handles, names = panel.get_legend_handles_labels()
-        found = dict(zip(names, handles)) | found
-    handles = {label: found[label] for label in labels}
-    beside = axes[0, -1]
-    beside.legend(
-        handles.values(), handles, title=title, bbox_to_anchor=(1.02, 1), **BESIDE
-    )
+    named = [zip(*panel.get_legend_handles_labels()) for panel in axes.flat]
+    found = {label: handle for panel in named for handle, label in panel}
+    handles = [found[label] for label in labels]
+    place = {"bbox_to_anchor": (1.02, 1), **BESIDE}
+    axes[0, -1].legend(handles, labels, title=title, **place)
 
 
 def _rate_styles(results: pd.DataFrame) -> dict[float | None, dict]:

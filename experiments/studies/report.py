@@ -8,20 +8,14 @@ import pandas as pd
 from experiments import plotting
 from experiments.studies import figures, tables
 from experiments.studies.runs import load_all
-from experiments.studies.summary import by_setting
+from experiments.studies.tables import by_setting
 
-HEADER = """\
-# Comparisons on the digits
+HEADER = """# Comparisons on the digits
 
-Made by `python -m experiments.studies report` of the runs in `runs.jsonl`, which
-`python -m experiments.studies --help` makes: 4,000 of the 5,000 digits of
-`experiments.data.load_small` to train, 1,000 to test. The train loss is that of all
-4,000 at the end. Mean ± standard deviation over seeds. A run has *diverged* when a
-minibatch loss is not finite, or after the tenth step ten times the first; *largest ÷
-first* is the worst such ratio of any seed. Learning rates are picked by the train loss;
-*(edge)* says that none beyond was tried. Times are medians over a run's steps, on the
-machine that its line names and with whatever else that was doing.
+Made by `python -m experiments.studies report` of the runs in `runs.jsonl`; what the
+words mean is said in [experiments](../../README.md).
 """
+BATCHES = "Largest minibatch loss after step ten ÷ the first (final train loss):\n"
 
 
 def main(results: Path) -> None:
@@ -29,14 +23,14 @@ def main(results: Path) -> None:
     kept = load_all(results / "runs.jsonl")
     if kept.empty:
         raise SystemExit(f"There are no runs in {results / 'runs.jsonl'} yet.")
+    sections = {
+        "FoMoH-KD with a learning rate and without": list(_tuning(kept, results)),
+        "Batch sizes": list(_batches(kept)),
+        "The methods of the paper": list(_paper(kept, results)),
+    }
     parts = [HEADER]
-    for title, section in {
-        "FoMoH-KD with a learning rate and without": _tuning(kept, results),
-        "Batch sizes": _batches(kept),
-        "The methods of the paper": _paper(kept, results),
-    }.items():
-        if found := list(section):
-            parts += [f"## {title}\n", *found]
+    for title, found in sections.items():
+        parts += [f"## {title}\n", *found] if found else []
     (results / "README.md").write_text("\n".join(parts))
     print(f"report: {results / 'README.md'}")
 
@@ -64,10 +58,7 @@ def _batches(kept: pd.DataFrame) -> Iterator[str]:
     for (problem, steps), results in tuned.groupby(["problem", "steps"]):
         if results.batch_size.nunique() > 1:
             yield f"### {problem}, self-tuned, {steps:,} steps\n"
-            yield (
-                "Largest minibatch loss after the tenth step over the first, and in "
-                "brackets the train loss at the end:\n"
-            )
+            yield BATCHES
             yield tables.batch_sizes(results) + "\n"
 
 

@@ -16,9 +16,6 @@ from experiments.models import MODELS
 from experiments.studies.runs import Run, load_all, save
 from experiments.training import Trainer
 
-POINTS = 200  # of a curve
-CHECKS = 50  # for divergence in a run: each waits for the device
-
 
 def run_all(runs: Iterable[Run], file: Path, data: Dataset) -> int:
     """Do and keep the runs that are not in the file; returns how many they were.
@@ -34,8 +31,8 @@ def run_all(runs: Iterable[Run], file: Path, data: Dataset) -> int:
         for run in group:
             record = execute(run, trainer)
             save(file, record)
-            said = describe(run, record)
-            print(f"[{next(numbers)}/{len(runs)}] {said}", flush=True)
+            end = "diverged" if record["diverged"] else record["train_loss"]
+            print(f"[{next(numbers)}/{len(runs)}] {run}: {end}", flush=True)
     print(f"{len(runs)} runs done, {len(kept)} were kept.", flush=True)
     return len(runs)
 
@@ -61,7 +58,7 @@ def execute(run: Run, trainer: Trainer) -> dict[str, Any]:
     """
     start = last = time.perf_counter()
     epochs = -(-run.steps // trainer.steps)
-    chunk = -(-epochs // CHECKS)
+    chunk = -(-epochs // 50)  # between checks for divergence: each waits for the device
     losses, times, waiting, diverged = np.zeros(0), [], [], False
     for standing in trainer.train(epochs, trainer.begin(run.seed)):
         waiting.append(standing.losses)
@@ -80,7 +77,7 @@ def execute(run: Run, trainer: Trainer) -> dict[str, Any]:
     }
     # The last step comes after the last minibatch loss: it counts too.
     ended = np.append(losses, np.nan if (x := end["train_loss"]) is None else x)
-    steps_per_bin = -(-epochs * trainer.steps // POINTS)
+    steps_per_bin = -(-epochs * trainer.steps // 200)  # at most 200 points a curve
     return {
         "run": dataclasses.asdict(run),
         "steps": len(losses),
@@ -118,12 +115,3 @@ def thin(losses: np.ndarray, steps_per_bin: int) -> list[float | None]:
 def number_or_none(x: float) -> float | None:
     """Six digits, which is what float32 has; JSON knows no infinity."""
     return float(f"{x:.6g}") if np.isfinite(x) else None
-
-
-def describe(run: Run, record: dict[str, Any]) -> str:
-    """A line for the log."""
-    end = f"diverged within {record['steps']} steps"
-    if not record["diverged"]:
-        accuracy = f"test accuracy {record['test_accuracy']:.3f}"
-        end = f"train loss {record['train_loss']:.4f}, {accuracy}"
-    return f"{run.slug}: {end}, {record['seconds']:.1f} s"

@@ -31,17 +31,6 @@ class Run:
     seed: int
     schedule: str = "constant"
 
-    @property
-    def slug(self) -> str:
-        """Its name."""
-        k = self.k if self.method == "fomoh_kd" else ""
-        rate = "self-tuned" if self.learning_rate is None else f"{self.learning_rate:g}"
-        step = "-step" if self.schedule == "step" else ""
-        return (
-            f"{self.problem}-{self.method}{k}-{rate}{step}"
-            f"-batch{self.batch_size}-steps{self.steps}-seed{self.seed}"
-        )
-
 
 class Size(NamedTuple):
     """How large the studies of a problem are, unless they are told otherwise."""
@@ -58,9 +47,21 @@ SIZES = {
     "cnn": Size(256, 400, (2, 5), 2),
 }
 
+# As the paper calls them: the name in experiments.methods, and k.
+METHODS = {
+    "FGD": ("fgd", 1),
+    "FoMoH": ("fomoh", 1),
+    "FoMoH-2D": ("fomoh_kd", 2),
+    "FoMoH-3D": ("fomoh_kd", 3),
+    "FoMoH-10D": ("fomoh_kd", 10),
+    "FoMoH-BP": ("fomoh_bp", 1),
+    "SGD": ("sgd", 1),
+    "Adam": ("adam", 1),
+}
+
 
 def load_all(file: Path) -> pd.DataFrame:
-    """Every result that is kept, a row each, in the order of the names of the runs.
+    """Every result that is kept, a row each, in the order of the runs.
 
     Returns:
       The columns of a record, those of its run, the run itself as ``run``, and as
@@ -73,7 +74,7 @@ def load_all(file: Path) -> pd.DataFrame:
     each = {Run(**record["run"]): record for record in kept}  # of two studies at once
     rows = [
         each[run] | dataclasses.asdict(run) | {"run": run}
-        for run in sorted(each, key=lambda run: run.slug)
+        for run in sorted(each, key=str)
     ]
     frame = pd.DataFrame(rows, columns=None if rows else ["run"])
     if rows:

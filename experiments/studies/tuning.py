@@ -1,7 +1,6 @@
-"""Fixed learning rates beside none: which runs."""
+"""Self-tuning beside fixed learning rates, and at every batch size: which runs."""
 
 import dataclasses
-import itertools
 from typing import Literal
 
 from experiments.studies.runs import SIZES, Run
@@ -31,11 +30,29 @@ def runs(config: Config) -> list[Run]:
     for problem in config.problems:
         size = SIZES[problem]
         batch_size, steps = config.batch_size or size[0], config.steps or size[1]
-        seeds = range(config.seeds or size.seeds)
         listed += [
             Run(problem, "fomoh_kd", k, rate, batch_size, steps, seed)
-            for k, rate, seed in itertools.product(
-                config.ks or size.ks, rates[config.rates], seeds
-            )
+            for k in config.ks or size.ks
+            for rate in rates[config.rates]
+            for seed in range(config.seeds or size.seeds)
         ]
     return listed
+
+
+@dataclasses.dataclass(frozen=True)
+class Batches:
+    """Self-tuned FoMoH-KD on softmax regression, from small batches to the full one."""
+
+    batch_sizes: tuple[int, ...] = (64, 256, 1024, 4000)
+    ks: tuple[int, ...] = (1, 2, 5, 10, 20)
+    steps: int = 1000
+    seed: int = 2
+
+
+def batches(config: Batches) -> list[Run]:
+    """One run a batch size and k."""
+    return [
+        Run("softmax", "fomoh_kd", k, None, batch_size, config.steps, config.seed)
+        for batch_size in config.batch_sizes
+        for k in config.ks
+    ]

@@ -1,6 +1,7 @@
 """The model of a step over many devices, and the count of what a program sends."""
 
 import dataclasses
+import math
 
 import pytest
 
@@ -47,7 +48,7 @@ def test_an_all_reduce_is_bound_by_latency_or_by_bandwidth():
 @pytest.mark.parametrize("method", ["FoMoH-KD", "SGD"])
 def test_the_numbers_exchanged_are_those_of_the_compiled_program(method):
     found = collectives(scaling.compiled_step(method, 3, 8, 16).as_text())
-    size = scaling.parameters_of_the_problem()
+    size = sum(map(math.prod, scaling.SHAPES))
     expected = scaling.exchanged_numbers(method, size, 3)
     # Numbers for deferred directions to wait for, and the loss that SGD lacks.
     assert abs(sum(c.numbers for c in found) - expected) <= 4
