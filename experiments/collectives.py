@@ -1,40 +1,33 @@
 """What a compiled program sends between devices, counted in its HLO."""
 
-import dataclasses
 import math
 import re
+from typing import NamedTuple
 
-_KINDS = (
-    "all-reduce",
-    "all-gather",
-    "reduce-scatter",
-    "all-to-all",
-    "collective-permute",
-    "collective-broadcast",
-)
 # `%name = (f32[3]{0}, f32[]) all-reduce(...)`, or `all-reduce-start`.
 _INSTRUCTION = re.compile(
-    rf"^\s*(?:ROOT )?\S+ = (\(.*?\)|\S+) ({'|'.join(_KINDS)})(-start)?\(", re.MULTILINE
+    r"^\s*(?:ROOT )?\S+ = (\(.*?\)|\S+) (all-reduce|all-gather|reduce-scatter|"
+    r"all-to-all|collective-permute|collective-broadcast)(-start)?\(",
+    re.MULTILINE,
 )
-_ARRAY = re.compile(r"([a-z]+[0-9]*)\[([0-9,]*)\]")
-_BITS = re.compile(r"[a-z]+([0-9]+)")
+_SHAPE = re.compile(r"[a-z]+[0-9]*\[([0-9,]*)\]")
 
 
-@dataclasses.dataclass(frozen=True)
-class Collective:
+class Collective(NamedTuple):
     """One collective operation.
 
     Attributes:
       kind: such as ``"all-reduce"``.
       shapes: of the arrays that come out of it on each device.
-      numbers: their elements in all.
-      bytes: what these take.
     """
 
     kind: str
-    shapes: tuple[tuple[int, ...], ...]
-    numbers: int
-    bytes: int
+    shapes: list[tuple[int, ...]]
+
+    @property
+    def numbers(self) -> int:
+        """The elements of all the arrays."""
+        return sum(map(math.prod, self.shapes))
 
 
 def collectives(hlo: str) -> list[Collective]:
@@ -46,16 +39,8 @@ def collectives(hlo: str) -> list[Collective]:
 
 
 def _read(arrays: str, kind: str, start: str | None) -> Collective:
-    found = _ARRAY.findall(arrays)
+    shapes = _SHAPE.findall(arrays)
     if start and kind != "all-reduce":
-        found = found[len(found) // 2 :]  # its operands come first
-    shapes = tuple(tuple(map(int, filter(None, s.split(",")))) for _, s in found)
-    sizes = list(map(math.prod, shapes))
-    size_in_bytes = sum(n * _bytes(dtype) for n, (dtype, _) in zip(sizes, found))
-    return Collective(kind, shapes, sum(sizes), size_in_bytes)
-
-
-def _bytes(dtype: str) -> int:
-    """Of one number: ``pred`` takes one byte, ``f32`` four."""
-    bits = _BITS.fullmatch(dtype)
-    return int(bits[1]) // 8 if bits else 1
+        shapes = shapes[len(shapes) // 2 :]  # its operands come first
+    sizes = (filter(None, shape.split(",")) for shape in shapes)
+    return Collective(kind, [tuple(map(int, size)) for size in sizes])

@@ -13,19 +13,20 @@ prints the table.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import tyro
 from jax.flatten_util import ravel_pytree
-from tqdm import tqdm
 
-from experiments import plotting
+from experiments import plotting, study
 from fomoh_jax import curvature
 
 DECAY = 0.3  # of the weights
@@ -44,7 +45,7 @@ class Config:
     """Numbers of samples, or of probes."""
     repetitions: int = 400
     """Estimates of each number of samples."""
-    out: Path = Path("experiments/results")
+    out: Path = study.RESULTS
     """A folder; the results are in its folder curvature."""
 
 
@@ -78,21 +79,6 @@ class Estimator(NamedTuple):
     estimate: Callable
     exact: jax.Array
     variance: float
-
-
-class Spread(NamedTuple):
-    """What came of many estimates, for each number of samples.
-
-    Attributes:
-      measured: the variance over the repetitions, summed over the elements.
-      reported: the mean of the squares of the standard errors, summed likewise.
-      deviation: of the mean of the repetitions from the truth, in its own standard
-        deviations: the root of the mean over the elements, which is 1 without bias.
-    """
-
-    measured: np.ndarray
-    reported: np.ndarray
-    deviation: np.ndarray
 
 
 def make_problem(config: Config) -> Problem:
@@ -146,44 +132,33 @@ def make_estimators(problem: Problem) -> dict[str, Estimator]:
     """What is compared, by name."""
     loss, params, h, _ = problem
     trace, diagonal = jnp.trace(h), jnp.diagonal(h)
-    level = trace / len(h) * jnp.eye(len(h))
-    off = jnp.sum(h**2) - jnp.sum(diagonal**2)
-
-    def of(function, **options):
-        return lambda key, n: function(loss, (params,), key, n, **options)
-
-    former = jax.jit(lambda key: of(curvature.sampled_hessian)(key, FORMER).value)(
-        jax.random.key(1)
+    off = float(jnp.sum(h**2) - jnp.sum(diagonal**2))
+    of = lambda function, **options: (
+        lambda key, n: function(loss, (params,), key, n, **options)
     )
-    baselines = {
-        ", no baseline": (0.0, h),
-        "": (None, h - level),
-        ", former estimate": (former, h - former),
+
+    def estimator(panel, left, **options):
+        """From samples, of what a baseline leaves of the Hessian."""
+        whole, variance = panel == "Hessian", variances(left)
+        function = curvature.sampled_hessian if whole else curvature.sampled_diagonal
+        total = jnp.sum(variance) if whole else jnp.trace(variance)
+        exact = h.ravel() if whole else diagonal
+        return Estimator(panel, of(function, **options), exact, float(total))
+
+    sampled = of(curvature.sampled_hessian)
+    former = jax.jit(lambda key: sampled(key, FORMER).value)(jax.random.key(1))
+    level = h - trace / len(h) * jnp.eye(len(h))
+    beside = estimator("Hessian", h - former, baseline=former)
+    probed, traced = curvature.hutchinson_diagonal, curvature.hutchinson_trace
+    return {
+        "Hutchinson's trace": Estimator("trace", of(traced), trace[None], 2 * off),
+        "Hutchinson's diagonal": Estimator("diagonal", of(probed), diagonal, off),
+        "sampled diagonal, no baseline": estimator("diagonal", h, baseline=0.0),
+        "sampled Hessian, no baseline": estimator("Hessian", h, baseline=0.0),
+        "sampled diagonal": estimator("diagonal", level),
+        "sampled Hessian": estimator("Hessian", level),
+        "sampled Hessian, former estimate": beside,
     }
-    estimators = {
-        "Hutchinson's trace": Estimator(
-            "trace", of(curvature.hutchinson_trace), trace[None], float(2 * off)
-        ),
-        "Hutchinson's diagonal": Estimator(
-            "diagonal", of(curvature.hutchinson_diagonal), diagonal, float(off)
-        ),
-    }
-    for suffix, (baseline, rest) in baselines.items():
-        variance = variances(rest)
-        if suffix != ", former estimate":
-            estimators[f"sampled diagonal{suffix}"] = Estimator(
-                "diagonal",
-                of(curvature.sampled_diagonal, baseline=baseline),
-                diagonal,
-                float(jnp.trace(variance)),
-            )
-        estimators[f"sampled Hessian{suffix}"] = Estimator(
-            "Hessian",
-            of(curvature.sampled_hessian, baseline=baseline),
-            h.ravel(),
-            float(jnp.sum(variance)),
-        )
-    return estimators
 
 
 def repeat(function: Callable, repetitions: int) -> list[np.ndarray]:
@@ -193,19 +168,29 @@ def repeat(function: Callable, repetitions: int) -> list[np.ndarray]:
     return list(map(np.asarray, jax.tree.leaves(results)))
 
 
-def measure(estimator: Estimator, config: Config) -> Spread:
-    """Many estimates of each number of samples."""
+def measure(estimator: Estimator, samples: int, repetitions: int) -> dict[str, Any]:
+    """Many estimates from so many samples.
+
+    Returns:
+      ``predicted``, ``measured`` and ``reported``: the variance by the closed form,
+      over the repetitions, and as the mean of the squares of the standard errors, each
+      summed over the elements. ``deviation``: of the mean of the repetitions from the
+      truth, in its own standard deviations; about 1 without bias.
+    """
     flat = lambda estimate: [ravel_pytree(part)[0] for part in estimate]
-    rows = []
-    for n in config.samples:
-        values, errors = repeat(
-            lambda key: flat(estimator.estimate(key, n)), config.repetitions
-        )
-        variance = np.var(values, axis=0, ddof=1)
-        off = (values.mean(0) - np.asarray(estimator.exact)) ** 2
-        standard = off / (variance / config.repetitions)
-        rows.append((variance.sum(), (errors**2).mean(0).sum(), standard.mean() ** 0.5))
-    return Spread(*map(np.array, zip(*rows)))
+    estimate = lambda key: flat(estimator.estimate(key, samples))
+    values, errors = repeat(estimate, repetitions)
+    variance = np.var(values, axis=0, ddof=1)
+    bias = (values.mean(0) - np.asarray(estimator.exact)) ** 2
+    return {
+        "panel": estimator.panel,
+        "samples": samples,
+        "predicted": estimator.variance / samples,
+        "measured": variance.sum(),
+        "reported": (errors**2).mean(0).sum(),
+        "deviation": (bias / (variance / repetitions)).mean() ** 0.5,
+        "error": estimator.variance**0.5 / np.linalg.norm(estimator.exact),
+    }
 
 
 def newton_reductions(problem: Problem, config: Config) -> np.ndarray:
@@ -222,78 +207,44 @@ def newton_reductions(problem: Problem, config: Config) -> np.ndarray:
         step = ravel_pytree(curvature.newton_step(loss, (params,), hessian))[0]
         return -(gradient @ step + step @ h @ step / 2) / best
 
-    columns = [
-        repeat(lambda key: reduction(key, n), config.repetitions)[0]
-        for n in config.samples
-    ]
-    return np.stack(columns, 1)
+    at = lambda n: repeat(functools.partial(reduction, n=n), config.repetitions)[0]
+    return np.stack(list(map(at, config.samples)), 1)
 
 
-def draw(
-    estimators: dict[str, Estimator],
-    spreads: dict[str, Spread],
-    reductions: np.ndarray,
-    config: Config,
-    path: Path,
-) -> None:
+def draw(spreads: pd.DataFrame, reductions: np.ndarray) -> plt.Figure:
     """A panel for each of what is estimated, and one for Newton's step."""
-    figure, panels = plt.subplots(1, 4, figsize=(16, 4.4))
-    x = np.array(config.samples)
+    figure, (*panels, last) = plt.subplots(1, 4, figsize=(16, 4.4))
     for axes, panel in zip(panels, ("trace", "diagonal", "Hessian")):
-        names = [name for name in estimators if estimators[name].panel == panel]
-        for i, name in enumerate(names):
-            predicted = estimators[name].variance / x
-            axes.plot(x, predicted, color=f"C{i}", lw=1)
-            axes.plot(x, spreads[name].measured, "o", color=f"C{i}", label=name)
-            axes.plot(x, spreads[name].reported, "x", color=f"C{i}", ms=8)
-        axes.set(xscale="log", yscale="log", xlabel="samples", title=panel)
-        if names:
-            axes.legend(fontsize=7.5)
+        mine = spreads[spreads.panel == panel].groupby("estimate", sort=False)
+        for i, (name, rows) in enumerate(mine):
+            axes.plot(rows.samples, rows.predicted, color=f"C{i}", lw=1)
+            axes.plot(rows.samples, rows.measured, "o", color=f"C{i}", label=name)
+            axes.plot(rows.samples, rows.reported, "x", color=f"C{i}", ms=8)
+        plotting.dress(axes, log="xy", xlabel="samples", title=panel)
     panels[0].set_ylabel("variance, summed over the elements")
-    figure.suptitle(
-        "Variance: closed form (line), over the repetitions (dots), as reported (x)"
-    )
-    last = panels[-1]
+    shown = "closed form (line), over the repetitions (dots), as reported (x)"
+    figure.suptitle(f"Variance: {shown}")
+    x = spreads.samples.unique()
     plotting.plot_quartiles(last, x, reductions, label="sampled Hessian", color="C1")
-    title = "Newton's step: part of the reduction"
     last.axhline(1, color="black", ls="--", lw=1, label="exact Hessian")
-    last.set(xscale="log", xlabel="samples", title=title, ylim=(0, 1.1))
-    last.legend(fontsize=7.5)
-    for axes in panels:
-        axes.grid(alpha=0.3)
-    plotting.save(figure, path)
+    title = "Newton's step: part of the reduction"
+    plotting.dress(last, log="x", xlabel="samples", title=title, ylim=(0, 1.1))
+    return figure
 
 
-def summary(
-    estimators: dict[str, Estimator], spreads: dict[str, Spread], config: Config
-) -> str:
-    """A row an estimate."""
-    between = lambda row: f"{row.min():.2f}-{row.max():.2f}"
-    columns = {
-        "estimate": list(estimators),
-        "error of one sample": [
-            f"{e.variance**0.5 / np.linalg.norm(e.exact):.3g}"
-            for e in estimators.values()
-        ],
-    }
-    for field in ("measured", "reported"):
-        columns[f"{field} variance ÷ closed form"] = [
-            between(getattr(spreads[name], field) * config.samples / e.variance)
-            for name, e in estimators.items()
-        ]
-    columns["deviation of the mean"] = [
-        between(spreads[name].deviation) for name in estimators
-    ]
-    counts = ", ".join(map(str, config.samples))
-    notes = (
-        f"{config.repetitions} repetitions of {counts} samples each: smallest and "
-        "largest. The error of one sample is the root of its variance, summed over the "
-        "elements, relative to the norm of what is estimated; that of n goes with "
-        "1 / √n. The deviation of the mean from the truth is in its own standard "
-        f"deviations, about 1 if there is no bias. The former estimate is from "
-        f"{FORMER} other samples."
+def summary(spreads: pd.DataFrame) -> str:
+    """A row an estimate: smallest and largest over the numbers of samples."""
+    between = lambda column: f"{column.min():.2f}-{column.max():.2f}"
+    return study.table(
+        {
+            "estimate": name,
+            "error of one sample": f"{rows.error.iloc[0]:.3g}",
+            "measured variance ÷ closed form": between(rows.measured / rows.predicted),
+            "reported variance ÷ closed form": between(rows.reported / rows.predicted),
+            "deviation of the mean": between(rows.deviation),
+        }
+        for name, rows in spreads.groupby("estimate", sort=False)
     )
-    return f"{plotting.table(columns)}\n\n{notes}"
 
 
 def checks(problem: Problem) -> str:
@@ -301,78 +252,59 @@ def checks(problem: Problem) -> str:
     loss, params, h, gradient = problem
     unravel = ravel_pytree(params)[1]
     flat = lambda tree: np.asarray(ravel_pytree(tree)[0])
-    relative = lambda x, exact: np.linalg.norm(x - exact) / np.linalg.norm(exact)
+    error = lambda x, like: f"{np.linalg.norm(x - like) / np.linalg.norm(like):.0e}"
     eigenvalues = np.linalg.eigvalsh(h)
     top = eigenvalues[np.argsort(-np.abs(eigenvalues))][:3]
-    rows = []
 
-    product = jax.jit(lambda p: curvature.hvp(loss, (p,), (unravel(gradient),)))
-    error = relative(flat(product(params)), np.asarray(h @ gradient))
-    rows.append(("product with the gradient", 1, f"{error:.0e}", "-"))
-
-    pairs = jax.jit(
-        lambda p: curvature.top_eigenvalues(loss, (p,), jax.random.key(3), 3)
-    )(params)
-    error = f"{relative(np.asarray(pairs.values), top):.0e}"
-    found = ", ".join(f"{x:.3g}" for x in pairs.values)
-    rows.append(("three top eigenvalues", int(pairs.iterations), error, found))
+    @jax.jit
+    def estimates(params):
+        product = curvature.hvp(loss, (params,), (unravel(gradient),))
+        key = jax.random.key(3)
+        return product, curvature.top_eigenvalues(loss, (params,), key, 3)
 
     # As it is, and with the sign of the decay turned, so that it is no minimum.
     @jax.jit
     def solve(params, growth):
         turned = lambda p: loss(p) - growth / 2 * jnp.sum(ravel_pytree(p)[0] ** 2)
-        return curvature.conjugate_gradients(
-            turned, (params,), (unravel(gradient),), tol=1e-10
-        )
+        vector = (unravel(gradient),)
+        return curvature.conjugate_gradients(turned, (params,), vector, tol=1e-10)
 
+    product, pairs = estimates(params)
     convex, saddle = solve(params, 0.0), solve(params, 2 * DECAY)
-    error = relative(flat(convex.solution), np.linalg.solve(h, gradient))
-    found = "negative curvature" if convex.negative_curvature else "-"
-    name = "conjugate gradients"
-    rows.append((name, int(convex.iterations), f"{error:.0e}", found))
-    d = flat(saddle.direction)
+    d, exact = flat(saddle.direction), np.linalg.solve(h, gradient)
     along = d @ (h - 2 * DECAY * np.eye(len(h))) @ d
-    found = f"dᵀHd = {along:.2g}" if saddle.negative_curvature else "-"
-    name += ", weight decay turned"
-    rows.append((name, int(saddle.iterations), "-", found))
-
-    titles = "by forward passes alone", "passes", "relative error", "found"
-    columns = {
-        title: list(map(str, column)) for title, column in zip(titles, zip(*rows))
-    }
+    found = ", ".join(f"{x:.3g}" for x in pairs.values)
+    solved, negative = "conjugate gradients", f"dᵀHd = {along:.2g}"
+    rows = [
+        ("product with the gradient", 1, error(flat(product), h @ gradient), None),
+        ("three top eigenvalues", pairs.iterations, error(pairs.values, top), found),
+        (solved, convex.iterations, error(flat(convex.solution), exact), None),
+        (f"{solved}, weight decay turned", saddle.iterations, None, negative),
+    ]
+    titles = ["by forward passes alone", "passes", "relative error", "found"]
+    table = study.table(pd.DataFrame(rows, columns=titles, dtype=object))
     spectrum = f"from {eigenvalues[0]:.3g} to {eigenvalues[-1]:.3g}"
-    return (
-        f"{plotting.table(columns)}\n\n{len(h)} parameters; the eigenvalues of the "
-        f"Hessian are {spectrum}."
-    )
+    return f"{table}\n\n{len(h)} parameters; the eigenvalues are {spectrum}."
 
 
 def main(config: Config) -> None:
     """Estimate over and over, check, and write what came out."""
-    if min(config.samples, default=0) < 2 or config.repetitions < 2:
-        raise SystemExit("--samples and --repetitions must be at least 2.")
-    if min(config.inputs, config.hidden) < 1:
-        raise SystemExit("--inputs and --hidden must be at least 1.")
+    study.at_least(2, config, "samples", "repetitions")
+    study.at_least(1, config, "inputs", "hidden")
     jax.config.update("jax_enable_x64", True)
     problem = make_problem(config)
-    estimators = make_estimators(problem)
-    spreads = {}
-    for name, estimator in (bar := tqdm(estimators.items(), unit="estimate")):
-        bar.set_postfix_str(name)
-        spreads[name] = measure(estimator, config)
+    spreads = pd.DataFrame(
+        {"estimate": name} | measure(estimator, samples, config.repetitions)
+        for name, estimator in study.progress(make_estimators(problem), "estimate")
+        for samples in config.samples
+    )
     reductions = newton_reductions(problem, config)
-    folder = config.out / "curvature"
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "variance.png"
-    draw(estimators, spreads, reductions, config, path)
     parts = ", ".join(f"{x:.2f}" for x in np.median(reductions, 0))
     text = (
-        f"{summary(estimators, spreads, config)}\n\nNewton's step from so many samples "
-        "lowers the exact quadratic model by a median of "
-        f"{parts} of what its minimum does.\n\n{checks(problem)}"
+        f"{summary(spreads)}\n\nNewton's step lowers the exact quadratic model by a "
+        f"median of {parts} of what its minimum does.\n\n{checks(problem)}"
     )
-    (folder / "table.md").write_text(text + "\n")
-    print(f"{text}\n\nfigure: {path}")
+    study.write(config.out / "curvature", text, variance=draw(spreads, reductions))
 
 
 if __name__ == "__main__":

@@ -6,12 +6,13 @@ Every set is normalised by the mean and deviation of its training pixels.
 import gzip
 import hashlib
 import io
+import itertools
 import os
 import struct
 import tarfile
-import urllib.error
 import urllib.request
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,38 +22,30 @@ import numpy as np
 MEAN, STD = 0.1307, 0.3081
 
 # The four standard files and their SHA-256.
+MNIST_SHA256 = (
+    "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
+    "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
+    "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
+    "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
+)
+MNIST_PARTS = itertools.product(("train", "t10k"), ("images-idx3", "labels-idx1"))
 MNIST_FILES = {
-    "train-images-idx3-ubyte.gz": (
-        "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609"
-    ),
-    "train-labels-idx1-ubyte.gz": (
-        "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c"
-    ),
-    "t10k-images-idx3-ubyte.gz": (
-        "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6"
-    ),
-    "t10k-labels-idx1-ubyte.gz": (
-        "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6"
-    ),
+    f"{split}-{kind}-ubyte.gz": digest
+    for (split, kind), digest in zip(MNIST_PARTS, MNIST_SHA256)
 }
 MNIST_MIRRORS = (
     "https://ossci-datasets.s3.amazonaws.com/mnist/",
     "https://storage.googleapis.com/cvdf-datasets/mnist/",
 )
 
-
-# CIFAR-10: the archive, its SHA-256, and what is in it (the binary version).
+# CIFAR-10: the archive of its binary version, its SHA-256, and what is in it.
 CIFAR_ARCHIVE = "cifar-10-binary.tar.gz"
 CIFAR_SHA256 = "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"
 CIFAR_FOLDER = "cifar-10-batches-bin"
-CIFAR_TRAIN = tuple(f"data_batch_{i}.bin" for i in range(1, 6))
-CIFAR_TEST = "test_batch.bin"
+CIFAR_FILES = (*(f"data_batch_{i}.bin" for i in range(1, 6)), "test_batch.bin")
 CIFAR_IMAGES = 10_000  # in each file
 CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 CIFAR_MIRRORS = ("https://www.cs.toronto.edu/~kriz/",)
-
-
-UNREADABLE = (OSError, EOFError, ValueError, zlib.error)  # what gzip and NumPy raise
 
 
 class Split(NamedTuple):
@@ -75,19 +68,12 @@ def load(name: str, directory: Path | None = None) -> Dataset:
       directory: of its files, if it has any; by default ``data/`` and the name.
 
     Raises:
-      RuntimeError: if its files cannot be had, or one is damaged; it says what to do.
+      SystemExit: if its files cannot be had, or one is damaged; it says what to do.
     """
-    directory = Path("data") / name if directory is None else directory
-    match name:
-        case "small":
-            return load_small()
-        case "mnist":
-            return load_mnist(directory)
-        case "cifar10":
-            return load_cifar10(directory)
-        case "synthetic":
-            return make_synthetic()
-    raise ValueError(f"no data set {name!r}.")
+    if name in ("small", "synthetic"):
+        return load_small() if name == "small" else make_synthetic()
+    read = {"mnist": load_mnist, "cifar10": load_cifar10}[name]
+    return read(directory or Path("data") / name)
 
 
 def load_small(test_size: int = 1000, seed: int = 0) -> Dataset:
@@ -99,58 +85,38 @@ def load_small(test_size: int = 1000, seed: int = 0) -> Dataset:
 
     images, labels = mnist_data()
     order = np.random.default_rng(seed).permutation(len(labels))
-    test, train = order[:test_size], order[test_size:]
-    return Dataset(
-        _grey(images[train], labels[train]), _grey(images[test], labels[test])
-    )
+    split = lambda of: _grey(images[of], labels[of])
+    return Dataset(split(order[test_size:]), split(order[:test_size]))
 
 
 def load_mnist(directory: Path, mirrors: tuple[str, ...] = MNIST_MIRRORS) -> Dataset:
     """MNIST from its four IDX files, which are downloaded if they are not there.
 
     Args:
-      directory: where the files are or go; with or without ``.gz``.
+      directory: where the files are or go.
       mirrors: addresses to download from, tried in order.
 
     Raises:
-      RuntimeError: if a file is absent and cannot be downloaded, or is damaged; it says
+      SystemExit: if a file is absent and cannot be downloaded, or is damaged; it says
         what to do.
     """
-    arrays = [_read_idx(_locate(directory, name, mirrors)) for name in MNIST_FILES]
-    train_images, train_labels, test_images, test_labels = arrays
-    return Dataset(_grey(train_images, train_labels), _grey(test_images, test_labels))
+    advice = "Or leave out --data mnist to use the 5,000 digits that are installed."
+    arrays = [
+        _read(_fetched(directory / name, digest, mirrors, advice), _parse_idx)
+        for name, digest in MNIST_FILES.items()
+    ]
+    return Dataset(_grey(*arrays[:2]), _grey(*arrays[2:]))
 
 
 def load_cifar10(directory: Path, mirrors: tuple[str, ...] = CIFAR_MIRRORS) -> Dataset:
-    """CIFAR-10 from the six files of its binary version, or from their archive.
-
-    Args:
-      directory: where the files are, or the folder that holds them in the archive, or
-        the archive itself, which is downloaded if there is nothing.
-      mirrors: addresses to download from, tried in order.
-
-    Raises:
-      RuntimeError: as :func:`load_mnist`.
-    """
-    names = (*CIFAR_TRAIN, CIFAR_TEST)
-    for folder in (directory, directory / CIFAR_FOLDER):
-        if any((folder / name).exists() for name in names):
-            parts = [_read_cifar(folder / name) for name in names]
-            break
-    else:
-        archive = directory / CIFAR_ARCHIVE
-        if not archive.exists():
-            advice = (
-                f"Put the six files of its binary version ({', '.join(names)}) or the "
-                f"archive into {directory} yourself, or use --data synthetic, which "
-                "needs no files."
-            )
-            _download(archive, CIFAR_SHA256, mirrors, advice)
-        parts = _read_cifar_archive(archive, names)
-    *train, (test_images, test_labels) = parts
-    images, labels = (np.concatenate(arrays) for arrays in zip(*train))
-    normalised = lambda *split: _normalised(*split, CIFAR_MEAN, CIFAR_STD)
-    return Dataset(normalised(images, labels), normalised(test_images, test_labels))
+    """CIFAR-10 from the archive of its binary version; as :func:`load_mnist`."""
+    advice = "Or use --data synthetic, which needs no files."
+    archive = _fetched(directory / CIFAR_ARCHIVE, CIFAR_SHA256, mirrors, advice)
+    pixels, labels = map(np.concatenate, zip(*_read(archive, _parse_archive)))
+    images = (pixels / np.float32(255) - np.float32(CIFAR_MEAN)) / np.float32(CIFAR_STD)
+    last = len(images) - CIFAR_IMAGES  # where the last file begins
+    split = lambda of: Split(images[of], labels[of].astype(np.int32))
+    return Dataset(split(slice(last)), split(slice(last, None)))
 
 
 def make_synthetic(sizes: tuple[int, int] = (4000, 1000), seed: int = 0) -> Dataset:
@@ -171,8 +137,7 @@ def make_synthetic(sizes: tuple[int, int] = (4000, 1000), seed: int = 0) -> Data
         images = (clean + 2 * noise) / np.float32(5**0.5)
         return Split(images, labels.astype(np.int32))
 
-    train_size, test_size = sizes
-    return Dataset(split(train_size), split(test_size))
+    return Dataset(*map(split, sizes))
 
 
 def _grey(pixels: np.ndarray, labels: np.ndarray) -> Split:
@@ -181,105 +146,60 @@ def _grey(pixels: np.ndarray, labels: np.ndarray) -> Split:
     return Split(images.astype(np.float32), labels.astype(np.int32))
 
 
-def _normalised(pixels: np.ndarray, labels: np.ndarray, mean: Any, std: Any) -> Split:
-    """Of bytes ``[n, height, width, channels]``."""
-    images = (pixels / np.float32(255) - np.float32(mean)) / np.float32(std)
-    return Split(images, labels.astype(np.int32))
-
-
-def _locate(directory: Path, name: str, mirrors: tuple[str, ...]) -> Path:
-    """The path of a file of MNIST, downloaded if neither form of it is there."""
-    for path in (directory / name, directory / name.removesuffix(".gz")):
-        if path.exists():
-            return path
-    advice = (
-        f"Put the four MNIST files ({', '.join(MNIST_FILES)}) into {directory} "
-        "yourself, or leave out --data mnist to use the 5,000 digits that come\n"
-        "with the installation."
-    )
-    return _download(directory / name, MNIST_FILES[name], mirrors, advice)
-
-
-def _download(path: Path, expected: str, mirrors: tuple[str, ...], advice: str) -> Path:
-    """Fetch a file of that SHA-256."""
+def _fetched(path: Path, expected: str, mirrors: tuple[str, ...], advice: str) -> Path:
+    """The file, downloaded if it is not there, with that SHA-256."""
     problems = []
     for mirror in mirrors:
+        if path.exists():
+            break
         try:
             with urllib.request.urlopen(mirror + path.name, timeout=60) as response:
                 content = response.read()
-        except (urllib.error.URLError, OSError) as error:
-            problems.append(f"{mirror}: {error}")
-            continue
-        digest = hashlib.sha256(content).hexdigest()
-        if digest != expected:
-            problems.append(f"{mirror}: SHA-256 is {digest}, expected {expected}")
+            if (digest := hashlib.sha256(content).hexdigest()) != expected:
+                raise OSError(f"SHA-256 is {digest}, expected {expected}")
+        except OSError as error:
+            problems.append(f"\n  {mirror}: {error}")
             continue
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(f".{os.getpid()}.partial")
         partial.write_bytes(content)
         partial.rename(path)  # never a half-written file under the final name
-        return path
-    raise RuntimeError(
-        f"{path.name} is not in {path.parent} and could not be downloaded:\n  "
-        + "\n  ".join(problems)
-        + f"\n{advice}"
-    )
+    if not path.exists():
+        raise SystemExit(
+            f"{path.name} is not in {path.parent} and could not be downloaded:"
+            f"{''.join(problems)}\nPut it there yourself. {advice}"
+        )
+    return path
 
 
-def _read_cifar(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Images and labels of one file of the binary version."""
+def _read(path: Path, parse: Callable[[bytes], Any]) -> Any:
+    """What is in a file; whatever is wrong with it is said with its name."""
+    unreadable = OSError, EOFError, ValueError, zlib.error, struct.error, KeyError
     try:
-        return _parse_cifar(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise RuntimeError(
-            f"{path} is damaged or absent ({error}); get it again, or use "
-            "--data synthetic, which needs no files."
-        ) from None
+        return parse(path.read_bytes())
+    except (*unreadable, tarfile.TarError) as error:
+        message = f"{path} is damaged ({error}); delete it and run again."
+        raise SystemExit(message) from None
 
 
-def _read_cifar_archive(
-    archive: Path, names: tuple[str, ...]
-) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Images and labels of each of the files, straight from the archive."""
-    try:
-        # To its end, where gzip has a checksum, which tarfile would not read.
-        content = io.BytesIO(gzip.decompress(archive.read_bytes()))
-        with tarfile.open(fileobj=content) as tar:
-            return [
-                _parse_cifar(tar.extractfile(f"{CIFAR_FOLDER}/{name}").read())
-                for name in names
-            ]
-    except (*UNREADABLE, KeyError, tarfile.TarError) as error:
-        raise RuntimeError(
-            f"{archive} is damaged ({error}); delete it and run again."
-        ) from None
+def _parse_archive(content: bytes) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Images and labels of each of the files in it."""
+    # As a whole: gzip has a checksum at its end, which tarfile would not read.
+    with tarfile.open(fileobj=io.BytesIO(gzip.decompress(content))) as tar:
+        names = [f"{CIFAR_FOLDER}/{name}" for name in CIFAR_FILES]
+        return [_parse_cifar(tar.extractfile(name).read()) for name in names]
 
 
 def _parse_cifar(content: bytes) -> tuple[np.ndarray, np.ndarray]:
-    """A record is a label and three planes of 32×32 bytes."""
-    size = 1 + 3 * 32 * 32
-    if len(content) != CIFAR_IMAGES * size:
-        raise ValueError(f"{len(content)} bytes, expected {CIFAR_IMAGES * size}")
-    records = np.frombuffer(content, np.uint8).reshape(CIFAR_IMAGES, size)
+    """Images and labels: a record is a label and three planes of 32×32 bytes."""
+    records = np.frombuffer(content, np.uint8).reshape(CIFAR_IMAGES, 1 + 3 * 32 * 32)
     labels, planes = records[:, 0], records[:, 1:].reshape(-1, 3, 32, 32)
-    if labels.max() > 9:
-        raise ValueError(f"a label is {labels.max()}, expected 0 to 9")
     return planes.transpose(0, 2, 3, 1), labels
 
 
-def _read_idx(path: Path) -> np.ndarray:
-    """An array of unsigned bytes in IDX format, gzipped or not."""
-    content = path.read_bytes()
-    try:
-        if content[:2] == b"\x1f\x8b":
-            content = gzip.decompress(content)
-        zero, kind, ndim = struct.unpack_from(">HBB", content)
-        shape = struct.unpack_from(f">{ndim}I", content, 4)
-        array = np.frombuffer(content, np.uint8, offset=4 + 4 * ndim).reshape(shape)
-    except (*UNREADABLE, struct.error) as error:
-        raise RuntimeError(
-            f"{path} is damaged ({error}); delete it and run again."
-        ) from None
-    if (zero, kind) != (0, 8):
-        raise RuntimeError(f"{path} is no IDX file of unsigned bytes; delete it.")
-    return array
+def _parse_idx(content: bytes) -> np.ndarray:
+    """An array of unsigned bytes in gzipped IDX format."""
+    content = gzip.decompress(content)
+    (ndim,) = struct.unpack_from(">xxxB", content)
+    shape = struct.unpack_from(f">{ndim}I", content, 4)
+    return np.frombuffer(content, np.uint8, offset=4 + 4 * ndim).reshape(shape)

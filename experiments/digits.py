@@ -14,35 +14,26 @@ Writes ``metrics.jsonl``, ``curves.png``, the last parameters and checkpoints in
 
 import contextlib
 import dataclasses
+import functools
 import json
 import math
-import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple, NoReturn
+from typing import Annotated, Literal
 
-import flax.linen as nn
 import matplotlib.pyplot as plt
 import numpy as np
-import optax
+import pandas as pd
 import tyro
 from tqdm import tqdm
 
-from experiments import interruption, methods, parallel, plotting
-from experiments.checkpoints import Checkpoint, write_whole
+from experiments import interruption, methods, parallel, plotting, study
 from experiments.data import Dataset, load
 from experiments.models import MODELS
-from experiments.output import NoOutput, Output, Record
-from experiments.training import (
-    Method,
-    Standing,
-    begin,
-    make_epoch,
-    make_evaluation,
-    train,
-)
+from experiments.output import Output, Record, restore
+from experiments.training import Standing, Trainer
 
 # How a run is run, which may change when it goes on; the other options are what it is.
 HOW = {"processes", "coordinator", "process_id"}
@@ -63,9 +54,7 @@ class Config:
     learning_rate: Annotated[float | None, tyro.conf.arg(aliases=["--lr"])] = None
     """By default fomoh_kd tunes itself, and the others take one found by experiment."""
     milestone: int | None = None
-    """Step at which the learning rate is multiplied by gamma; by default never."""
-    gamma: float = 0.1
-    """Factor at the milestone."""
+    """Step from which on the learning rate is a tenth; by default never."""
     batch_size: int = 1024
     steps: int = 2000
     """Rounded up to whole epochs."""
@@ -77,8 +66,8 @@ class Config:
     """The 5,000 digits that are installed, MNIST or CIFAR-10 from --data-dir, or
     made-up images of the shape of CIFAR-10's."""
     data_dir: Path | None = None
-    """The files of MNIST or of CIFAR-10 (binary version), downloaded if they are not
-    there; by default data/mnist or data/cifar10."""
+    """The files of MNIST or the archive of CIFAR-10 (binary version), downloaded if
+    they are not there; by default data/mnist or data/cifar10."""
     out: Path = Path("runs/digits")
     """A folder for the results; a run makes one of its own in it."""
     checkpoint_every: int = 500
@@ -93,120 +82,71 @@ class Config:
     """Which of the processes this one is, from 0 on."""
 
 
-class Lengths(NamedTuple):
-    """The length of a run in epochs.
-
-    Attributes:
-      steps: in an epoch.
-      epochs: of each seed.
-      evaluate_every, checkpoint_every: epochs from one to the next.
-    """
-
-    steps: int
-    epochs: int
-    evaluate_every: int
-    checkpoint_every: int
-
-
 def parse(arguments: Sequence[str] | None = None) -> Config:
-    """The options of a new run, or with ``--resume`` those that the run had."""
-    ask = lambda **default: tyro.cli(
-        Config, args=arguments, description=__doc__, **default
-    )
-    config = ask()
-    if config.resume is None:
-        return config
-    # What is given beside --resume differs from these defaults only if it contradicts.
-    return ask(default=read_config(config.resume))
+    """The options of a new run, or with ``--resume`` those that the run had.
+
+    Ends the program if others are given beside ``--resume``.
+    """
+    ask = functools.partial(tyro.cli, Config, args=arguments, description=__doc__)
+    if (folder := ask().resume) is None:
+        return ask()
+    saved = read_config(folder)
+    config = ask(default=saved)
+    flags = [
+        f"--{name.replace('_', '-')} {asked} (the run has {getattr(saved, name)})"
+        for name, asked in vars(config).items()
+        if name not in HOW and asked != getattr(saved, name)
+    ]
+    if flags:
+        file, others = folder / "config.json", ", ".join(flags)
+        raise SystemExit(f"--resume goes on with those of {file}; leave out {others}.")
+    return config
 
 
 def main(config: Config) -> None:
     """Run all the seeds, or what is left of them, and write what came out."""
-    if config.resume is not None:
-        check_agreement(config, read_config(config.resume))
-    check_processes(config)
+    check(config)
     with joined(config):
-        try:
-            data = load(config.data, config.data_dir)
-        except RuntimeError as error:  # it says what to do; a traceback would hide it
-            raise SystemExit(str(error)) from None
-        plan = lengths_of(config, data)
+        trainer = make_trainer(config, load(config.data, config.data_dir))
         writes = config.process_id in (None, 0)
         folder = (config.resume or make_folder(config)) if writes else None
-        with interruption.postponed() as asked:
-            runs = run_all(config, data, plan, folder, asked)
-        if folder is not None:
-            show(config, folder, runs)
+        with interruption.postponed() as signals:
+            records = run_all(config, trainer, folder, signals)
+        if signals and folder is not None:
+            command = f"python -m experiments.digits --resume {folder}"
+            one = " --processes 1" if config.processes > 1 else ""
+            print(f"Stopped. To go on:\n    {command}{one}", file=sys.stderr)
+        elif folder is not None:
+            frame = pd.DataFrame(records)
+            plotting.save(draw(config, frame), folder / "curves.png")
+            print(f"{closing_table(config, frame)}\n\nmetrics and curves: {folder}")
+    if signals:
+        raise SystemExit(128 + signals[0])  # as a shell reports it
 
 
-def show(config: Config, folder: Path, runs: list[list[Record]]) -> None:
-    """Draw the curves, and print a table."""
-    partial = folder / "partial.png"
-    draw(config, runs, partial)
-    partial.replace(folder / "curves.png")
-    print(closing_table(full_name(config), config, runs))
-    print(f"\nmetrics: {folder / 'metrics.jsonl'}\ncurves:  {folder / 'curves.png'}")
-
-
-def check_processes(config: Config) -> None:
-    """The options about processes make sense together."""
+def check(config: Config) -> None:
+    """The options make sense together."""
+    study.at_least(1, config, "batch_size", "steps", "seeds", "k", "processes")
+    study.at_least(1, config, "evaluate_every", "checkpoint_every")
     n, number = config.processes, config.process_id
-    if n < 1:
-        raise SystemExit(f"--processes must be at least 1; got {n}.")
-    if n > 1 and (config.coordinator is None or number is None):
+    if n > 1 and (config.coordinator is None or number not in range(n)):
         raise SystemExit(
             f"--processes {n} needs --coordinator HOST:PORT of process 0 and a "
-            f"--process-id from 0 to {n - 1}: start each process with the same command "
-            "and an id of its own."
+            f"--process-id from 0 to {n - 1}, one for each process."
         )
-    if number is not None and not (n > 1 and 0 <= number < n):
-        raise SystemExit(
-            f"--process-id must be from 0 to one less than --processes, which is the "
-            f"number of all processes, from 2 on; got {number} and {n}."
-        )
-    try:
-        parallel.check_batch_size(config.batch_size, n)  # at least a device in each
-    except ValueError as error:
-        raise SystemExit(f"--batch-size: {error}") from None
+    if config.batch_size % n:  # a device in each process
+        raise SystemExit(f"--batch-size must be a multiple of {n}, the processes.")
+    if config.milestone is not None and learning_rate(config) is None:
+        raise SystemExit("--milestone needs --learning-rate: fomoh_kd tunes itself.")
 
 
 def joined(config: Config) -> contextlib.AbstractContextManager[None]:
     """Inside, this is one of the processes that it is said to be."""
     if config.coordinator is None or config.process_id is None:
         return contextlib.nullcontext()
-    options = {
-        field.name: getattr(config, field.name)
-        for field in dataclasses.fields(Config)
-        if field.name not in HOW | WHERE
-    }
-    return parallel.joined(
-        config.coordinator, config.processes, config.process_id, json.dumps(options)
-    )
-
-
-def flag(name: str) -> str:
-    """Of an option, as it is given."""
-    return f"--{name.replace('_', '-')}"
-
-
-def lengths_of(config: Config, data: Dataset) -> Lengths:
-    """Steps in whole epochs; or an end with what is wrong with the options."""
-    images = len(data.train.labels)
-    steps = images // config.batch_size if config.batch_size > 0 else 0
-    counts = (config.steps, config.seeds, config.k, config.checkpoint_every)
-    if steps < 1 or min(counts) < 1:
-        raise SystemExit(
-            f"--batch-size must be at most {images}, the number of "
-            "training images, and --steps, --seeds and --k at least 1 "
-            "(--checkpoint-every too)."
-        )
-    whole = lambda every: max(1, every // steps)
-    return Lengths(
-        steps,
-        -(-config.steps // steps),
-        whole(config.evaluate_every),
-        whole(config.checkpoint_every),
-    )
+    shared = {k: v for k, v in vars(config).items() if k not in HOW | WHERE}
+    where = config.coordinator, config.processes, config.process_id
+    return parallel.joined(json.dumps(shared), *where)
 
 
 def full_name(config: Config) -> str:
@@ -219,12 +159,9 @@ def make_folder(config: Config) -> Path:
     name = f"{config.model}-{full_name(config)}-{time.strftime('%Y%m%d-%H%M%S')}"
     folder = config.out / name
     folder.mkdir(parents=True)
-    options = dataclasses.asdict(config)
-    for name in ("resume", "coordinator", "process_id"):
-        del options[name]
-    write_whole(
-        folder / "config.json", json.dumps(options, default=str, indent=2) + "\n"
-    )
+    own = ("resume", "coordinator", "process_id")
+    options = {k: v for k, v in vars(config).items() if k not in own}
+    (folder / "config.json").write_text(json.dumps(options, default=str, indent=2))
     return folder
 
 
@@ -233,190 +170,105 @@ def read_config(folder: Path) -> Config:
     path = folder / "config.json"
     try:
         options = json.loads(path.read_text())
-        for name in ("data_dir", "out"):
-            if options[name] is not None:
-                options[name] = Path(options[name])
-        return Config(**options, resume=folder)
-    except FileNotFoundError:
-        raise SystemExit(f"--resume: {folder} holds no run: no {path}.") from None
-    except (ValueError, TypeError, KeyError) as error:
+        paths = {k: Path(options[k]) for k in ("data_dir", "out") if options[k]}
+        return Config(**options | paths, resume=folder)
+    except (OSError, ValueError, TypeError, KeyError) as error:
         raise SystemExit(f"--resume: {path} cannot be read: {error}.") from None
 
 
-def check_agreement(config: Config, saved: Config) -> None:
-    """A run goes on under the options that it was started with, or not at all."""
-    contradictions = [
-        f"{flag(field.name)} {asked} (the run has {had})"
-        for field in dataclasses.fields(Config)
-        if field.name not in HOW
-        and (asked := getattr(config, field.name))
-        != (had := getattr(saved, field.name))
-    ]
-    if contradictions:
-        raise SystemExit(
-            f"--resume goes on with the options in {config.resume / 'config.json'}; "
-            f"leave out {', '.join(contradictions)}."
-        )
+def learning_rate(config: Config) -> float | None:
+    """What is asked for, or found by experiment; ``None`` for self-tuning."""
+    if config.learning_rate is not None or config.method == "fomoh_kd":
+        return config.learning_rate
+    return methods.LEARNING_RATES[config.model][config.method]
 
 
-def learning_rate(config: Config) -> optax.ScalarOrSchedule | None:
-    """A number, the step schedule that was asked for, or ``None`` for self-tuning."""
-    rate = config.learning_rate
-    if rate is None:
-        rate = methods.default_learning_rate(config.model, config.method)
-    if config.milestone is None:
-        return rate
-    if rate is None:
-        raise SystemExit(
-            "--milestone cuts a learning rate, and fomoh_kd without one tunes itself: "
-            "give --learning-rate, or leave --milestone out."
-        )
-    return optax.piecewise_constant_schedule(rate, {config.milestone: config.gamma})
+def make_trainer(config: Config, data: Dataset) -> Trainer:
+    """The model and the optimiser, in all the processes that there are."""
+    rate = learning_rate(config)
+    method = methods.make_method(config.method, rate, config.k, config.milestone)
+    mesh = parallel.make_mesh() if config.processes > 1 else None
+    return Trainer(MODELS[config.model], method, data, config.batch_size, mesh)
 
 
 def run_all(
-    config: Config,
-    data: Dataset,
-    plan: Lengths,
-    folder: Path | None,
-    asked: interruption.Interruption,
-) -> list[list[Record]]:
+    config: Config, trainer: Trainer, folder: Path | None, signals: list[int]
+) -> list[Record]:
     """The metrics of every seed; compiled once, logged as they come.
 
-    From the last checkpoint in the folder on, if there is one. An interruption that was
-    asked for is honoured at the end of an epoch. Without a folder nothing is written:
-    another process does that.
+    From the last checkpoint on, if the run is resumed, and to the end of the epoch in
+    which a signal comes, to any process. Without a folder nothing is written: another
+    process does that.
     """
-    model = MODELS[config.model]
-    method = methods.make_method(config.method, learning_rate(config), config.k)
-    several = config.processes > 1
-    common = as_first_has_it if several else lambda last: last
-    epoch = make_shared_epoch(config, method)
-    evaluate = make_evaluation(model)
-    with NoOutput() if folder is None else Output(folder) as output:
-        fresh = begin(model, method, data.train, seed=0)
-        last = common(output.restore(fresh) or Checkpoint(0, fresh, 0.0, 0, 0))
-        done = last.seed * plan.epochs + last.standing.epoch
-        with tqdm(
-            total=plan.epochs * plan.steps * config.seeds,
-            initial=done * plan.steps,
-            unit="step",
-            disable=folder is None,
-        ) as bar:
-            for seed in range(last.seed, config.seeds):
-                if seed != last.seed:
-                    fresh = begin(model, method, data.train, seed)
-                    last = common(Checkpoint(seed, fresh, 0.0, 0, 0))
-                progress = _run_seed(model, method, epoch, evaluate, data, plan, last)
-                for last, record in progress:
-                    bar.update(plan.steps)
-                    if record is not None:
-                        output.write(record)
-                        _show(record, bar)
-                    stop = asked.signal
-                    if several:  # all of them, whichever was asked
-                        stop = parallel.largest(stop or 0) or None
-                    epochs = last.standing.epoch
-                    if (
-                        stop is not None
-                        or epochs % plan.checkpoint_every == 0
-                        or epochs == plan.epochs
-                    ):
-                        output.save(seed * plan.epochs + epochs, last)
-                    if stop is not None:
-                        bar.close()
-                        _leave(stop, folder, several)
-                output.save_params(seed, last.standing.params)
-        return [
-            [record for record in output.records if record["seed"] == seed]
-            for seed in range(config.seeds)
-        ]
+    epochs = -(-config.steps // trainer.steps)
+    last = trainer.begin(0)
+    if config.resume is not None:
+        last = restore(config.resume, last)
+    output = None if folder is None else Output(folder, last.records)
+    size = {
+        "total": config.seeds * epochs * trainer.steps,
+        "initial": (last.seed * epochs + last.epoch) * trainer.steps,
+    }
+    with tqdm(**size, unit="step", disable=output is None) as bar:
+        for seed in range(last.seed, config.seeds):
+            start = standing = last if seed == last.seed else trainer.begin(seed)
+            clock, nonfinite = time.perf_counter() - start.seconds, start.nonfinite
+            for standing in trainer.train(epochs, start):
+                nonfinite += int(np.sum(~np.isfinite(standing.losses)))
+                seconds = time.perf_counter() - clock
+                standing = standing._replace(seconds=seconds, nonfinite=nonfinite)
+                bar.update(trainer.steps)
+                if config.processes > 1:
+                    signals[:] = parallel.any_of(signals)
+                if output is not None:
+                    keep(config, trainer, output, standing, bool(signals))
+                    shown = ("seed", "batch_loss", "test_accuracy")
+                    bar.set_postfix({k: output.records[-1][k] for k in shown})
+                if signals:
+                    break
+            if signals:
+                break
+            if output is not None:
+                output.save_params(seed, standing.params)
+    return [] if output is None else output.close()
 
 
-def make_shared_epoch(config: Config, method: Method) -> Callable:
-    """An epoch in all the processes that there are."""
-    mesh = parallel.make_mesh() if config.processes > 1 else None
-    try:
-        return make_epoch(MODELS[config.model], method, config.batch_size, mesh)
-    except ValueError as error:
-        raise SystemExit(f"--batch-size: {error}") from None
-
-
-def as_first_has_it(last: Checkpoint) -> Checkpoint:
-    """Where process 0 begins or goes on from, in every process."""
-    numbers = np.int32([last.seed, last.standing.epoch])
-    (seed, epoch), params, state = parallel.from_first(
-        (numbers, last.standing.params, last.standing.state)
-    )
-    return last._replace(seed=int(seed), standing=Standing(int(epoch), params, state))
-
-
-def _run_seed(
-    model: nn.Module,
-    method: Method,
-    epoch: Callable,
-    evaluate: Callable,
-    data: Dataset,
-    plan: Lengths,
-    start: Checkpoint,
-) -> Iterator[tuple[Checkpoint, Record | None]]:
-    """After each epoch, where the seed's run stands, and now and then its metrics."""
-    clock = time.perf_counter() - start.seconds
-    first, nonfinite = start.standing.epoch + 1, start.nonfinite
-    progress = train(
-        model, method, epoch, data.train, plan.epochs, start.seed, start.standing
-    )
-    for number, state in enumerate(progress, first):
-        losses = np.asarray(state.losses)
+def keep(
+    config: Config, trainer: Trainer, output: Output, standing: Standing, stop: bool
+) -> None:
+    """A record, a checkpoint, both or neither, as an epoch has it."""
+    epoch, epochs = standing.epoch, -(-config.steps // trainer.steps)
+    due = lambda every: epoch % max(1, every // trainer.steps) == 0 or epoch == epochs
+    if epoch == 1 or due(config.evaluate_every):
+        losses = np.asarray(standing.losses)
         finite = losses[np.isfinite(losses)]
-        nonfinite += len(losses) - len(finite)
-        seconds, record = time.perf_counter() - clock, None
-        if number in (1, plan.epochs) or number % plan.evaluate_every == 0:
-            test_loss, test_accuracy = map(float, evaluate(state.params, *data.test))
-            record = {
-                "seed": start.seed,
-                "epoch": number,
-                "step": number * plan.steps,
-                "seconds": round(seconds, 3),
-                "batch_loss": float(finite.mean()) if len(finite) else math.nan,
-                "nonfinite_losses": nonfinite,
-                "test_loss": test_loss,
-                "test_accuracy": test_accuracy,
-            }
-            nonfinite = 0
-        if number == plan.epochs:
-            train_loss, train_accuracy = map(float, evaluate(state.params, *data.train))
-            record |= {"train_loss": train_loss, "train_accuracy": train_accuracy}
-        standing = Standing(number, state.params, state.state)
-        yield Checkpoint(start.seed, standing, seconds, nonfinite, 0), record
+        mine = [r for r in output.records if r["seed"] == standing.seed]
+        before = sum(record["nonfinite_losses"] for record in mine)
+        record = {
+            "seed": standing.seed,
+            "epoch": epoch,
+            "step": epoch * trainer.steps,
+            "seconds": round(standing.seconds, 3),
+            "batch_loss": float(finite.mean()) if len(finite) else math.nan,
+            "nonfinite_losses": standing.nonfinite - before,
+            **trainer.evaluate(standing.params, "test"),
+        }
+        if epoch == epochs:
+            record |= trainer.evaluate(standing.params, "train")
+        output.write(record)
+    if stop or due(config.checkpoint_every):
+        output.save(standing.seed * epochs + epoch, standing)
 
 
-def _show(record: Record, bar: tqdm) -> None:
-    bar.set_postfix(
-        seed=record["seed"],
-        loss=f"{record['batch_loss']:.3f}",
-        accuracy=f"{record['test_accuracy']:.3f}",
-    )
-
-
-def _leave(number: int, folder: Path | None, several: bool) -> NoReturn:
-    if folder is not None:
-        command = f"python -m experiments.digits --resume {shlex.quote(str(folder))}"
-        if several:
-            command += " --processes 1"
-        print(f"Stopped. To go on:\n    {command}", file=sys.stderr)
-    # As the shell reports a process that a signal ended.
-    raise interruption.Stopped(128 + number)
-
-
-def draw(config: Config, runs: list[list[Record]], path: Path) -> None:
+def draw(config: Config, frame: pd.DataFrame) -> plt.Figure:
     """Loss and accuracy against steps."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6))
-    steps = np.array([record["step"] for record in runs[0]])
-    curve = lambda key: np.array([[record[key] for record in run] for run in runs])
-    plotting.plot_seeds(left, steps, curve("batch_loss"), label="training (minibatch)")
-    plotting.plot_seeds(left, steps, curve("test_loss"), label="test")
-    plotting.plot_seeds(right, steps, curve("test_accuracy"), label="test")
+    drawn = {"batch_loss": left, "test_loss": left, "test_accuracy": right}
+    for column, axes in drawn.items():
+        label = "training (minibatch)" if column == "batch_loss" else "test"
+        curves = frame.pivot(index="seed", columns="step", values=column)
+        x = curves.columns.to_numpy()
+        plotting.plot_seeds(axes, x, curves.to_numpy(), label=label)
     left.set(xlabel="step", ylabel="cross-entropy", yscale="log")
     right.set(xlabel="step", ylabel="test accuracy", ylim=(None, 1))
     left.legend()
@@ -427,32 +279,25 @@ def draw(config: Config, runs: list[list[Record]], path: Path) -> None:
         f"{config.model}: {config.method}{k}, batch {config.batch_size}, "
         f"{config.seeds} seed{'s' * (config.seeds > 1)}"
     )
-    plotting.save(figure, path)
+    return figure
 
 
-def closing_table(name: str, config: Config, runs: list[list[Record]]) -> str:
+def closing_table(config: Config, frame: pd.DataFrame) -> str:
     """The end of every run, as mean ± standard deviation over the seeds."""
-    last = [run[-1] for run in runs]
-    show = lambda key, digits=3: plotting.mean_and_deviation(
-        np.array([record[key] for record in last]), digits
-    )
-    rate = config.learning_rate
-    if rate is None:
-        rate = methods.default_learning_rate(config.model, config.method)
-    nonfinite = sum(record["nonfinite_losses"] for run in runs for record in run)
-    return plotting.table(
-        {
-            "method": [name],
-            "learning rate": ["self-tuned" if rate is None else f"{rate:g}"],
-            "steps": [str(last[0]["step"])],
-            "train loss": [show("train_loss")],
-            "train accuracy": [show("train_accuracy")],
-            "test loss": [show("test_loss")],
-            "test accuracy": [show("test_accuracy")],
-            "seconds": [show("seconds", 1)],
-        }
-        | ({"non-finite losses": [str(nonfinite)]} if nonfinite else {})
-    )
+    last = frame.drop_duplicates("seed", keep="last")
+    rate = learning_rate(config)
+    row = {
+        "method": full_name(config),
+        "learning rate": "self-tuned" if rate is None else f"{rate:g}",
+        "steps": last.step.max(),
+    }
+    ends = "train_loss", "train_accuracy", "test_loss", "test_accuracy"
+    for name in (*ends, "seconds"):
+        digits = 1 if name == "seconds" else 3
+        row[name.replace("_", " ")] = study.mean_and_deviation(last[name], digits)
+    if nonfinite := frame.nonfinite_losses.sum():
+        row["non-finite losses"] = nonfinite
+    return study.table([row])
 
 
 if __name__ == "__main__":

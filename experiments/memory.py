@@ -25,13 +25,13 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 import optax
+import pandas as pd
 import tyro
 from jax import lax
-from tqdm import tqdm
 
 import fomoh_jax
-from experiments import plotting
-from experiments.minimisation import backpropagated
+from experiments import plotting, study
+from experiments.minimisation import backpropagated, make_step
 
 FRUGAL = "Adam, checkpointed in fours of fours …"
 
@@ -52,7 +52,7 @@ class Config:
     """Iterations of training."""
     seeds: int = 3
     """Random initialisations."""
-    out: Path = Path("experiments/results")
+    out: Path = study.RESULTS
     """A folder; the results are in its folder memory."""
 
 
@@ -69,20 +69,13 @@ def spirals(points: int) -> tuple[np.ndarray, np.ndarray]:
 
 def initialise(key: jax.Array, depth: int, width: int) -> dict[str, jax.Array]:
     """Weights that keep the variance of the stream."""
-    first, hidden, last = jax.random.split(key, 3)
+    keys = jax.random.split(key, 3)
+    normal = lambda i, *shape: jax.random.normal(keys[i], shape, jnp.float32)
     return {
-        "first": jax.random.normal(first, (2, width), jnp.float32),
-        "hidden": jax.random.normal(hidden, (depth, width, width), jnp.float32)
-        / width**0.5,
-        "last": jax.random.normal(last, (width,), jnp.float32) / width,
+        "first": normal(0, 2, width),
+        "hidden": normal(1, depth, width, width) / width**0.5,
+        "last": normal(2, width) / width,
     }
-
-
-def layer(x: jax.Array, weight: jax.Array, depth: int) -> jax.Array:
-    """A residual tanh layer, normalised over the batch."""
-    z = x @ weight
-    z = (z - jnp.mean(z, 0)) / jnp.sqrt(jnp.var(z, 0) + 1e-5)
-    return x + jnp.tanh(z) / depth**0.5
 
 
 def make_loss(depth: int, segments: tuple[int, ...] = ()) -> Callable:
@@ -95,7 +88,10 @@ def make_loss(depth: int, segments: tuple[int, ...] = ()) -> Callable:
     """
 
     def body(x, weight):
-        return layer(x, weight, depth), None
+        """A residual tanh layer, normalised over the batch."""
+        z = x @ weight
+        z = (z - jnp.mean(z, 0)) / jnp.sqrt(jnp.var(z, 0) + 1e-5)
+        return x + jnp.tanh(z) / depth**0.5, None
 
     def checkpointed(x, weights):
         inner = body if weights.ndim == 3 else checkpointed
@@ -121,27 +117,16 @@ def make_steps(depth: int) -> dict[str, tuple[Callable, optax.GradientTransforma
         "Adam": (make_loss(depth), adam),
         "Adam, every layer checkpointed": (make_loss(depth, (depth,)), adam),
         "Adam, checkpointed in √depth segments": (make_loss(depth, (root, root)), adam),
-        FRUGAL: (
-            make_loss(depth, (4,) * fours),
-            adam,
-        ),
+        FRUGAL: (make_loss(depth, (4,) * fours), adam),
         "FoMoH": (make_loss(depth), fomoh_jax.fomoh(1.0)),
         "FoMoH-2D": (make_loss(depth), plane),
     }
 
 
-def compile_step(
-    loss: Callable, tx: optax.GradientTransformation, params: Any, data: tuple
-) -> Any:
+def compile_step(loss: Callable, tx: Any, params: Any, data: tuple) -> Any:
     """One step, ``(params, state, inputs, labels) -> (params, state)``."""
-
-    def step(params, state, inputs, labels):
-        on_data = lambda params: loss(params, inputs, labels)
-        updates, state = tx.update(None, state, params, value_fn=on_data)
-        return optax.apply_updates(params, updates), state
-
-    tx = optax.with_extra_args_support(tx)
-    return jax.jit(step).lower(params, tx.init(params), *data).compile()
+    step = jax.jit(make_step(loss, tx))
+    return step.lower(params, tx.init(params), *data).compile()
 
 
 def megabytes(compiled: Any) -> float:
@@ -149,134 +134,89 @@ def megabytes(compiled: Any) -> float:
     return compiled.memory_analysis().temp_size_in_bytes / 1e6
 
 
-def measure(config: Config, data: tuple) -> dict[str, list[float]]:
-    """Megabytes of a step of every method, at each of the depths."""
+def measure(config: Config, data: tuple) -> pd.DataFrame:
+    """Megabytes of a step of every method (rows) at each of the depths (columns)."""
     sizes = {}
-    for depth in (bar := tqdm(config.depths, unit="depth")):
+    for depth in config.depths:
         params = initialise(jax.random.key(0), depth, config.width)
-        for name, (loss, tx) in make_steps(depth).items():
-            bar.set_postfix_str(name)
-            size = megabytes(compile_step(loss, tx, params, data))
-            sizes.setdefault(name, []).append(size)
-    return sizes
+        sizes[depth] = {
+            name: megabytes(compile_step(loss, tx, params, data))
+            for name, (loss, tx) in study.progress(make_steps(depth), "method")
+        }
+    return pd.DataFrame(sizes)
 
 
-def train(
-    name: str, config: Config, data: tuple, steps: int, seeds: int
-) -> tuple[np.ndarray, float]:
+def train(name: str, config: Config, data: tuple, steps: int, seeds: int) -> tuple:
     """Losses of the deepest network, ``[seeds, steps + 1]``, and seconds a step."""
     depth = config.depths[-1]
     loss, tx = make_steps(depth)[name]
-    tx = optax.with_extra_args_support(tx)
     evaluate = jax.jit(make_loss(depth))
-    params = initialise(jax.random.key(0), depth, config.width)
-    step = compile_step(loss, tx, params, data)
+    start = lambda seed: initialise(jax.random.key(seed), depth, config.width)
+    step = compile_step(loss, tx, start(0), data)
     curves, seconds = [], []
     for seed in range(seeds):
-        params = initialise(jax.random.key(seed), depth, config.width)
+        params = start(seed)
         state, curve = tx.init(params), []
         for _ in range(steps):
             curve.append(float(evaluate(params, *data)))
-            start = time.perf_counter()
+            began = time.perf_counter()
             params, state = jax.block_until_ready(step(params, state, *data))
-            seconds.append(time.perf_counter() - start)
+            seconds.append(time.perf_counter() - began)
         curves.append([*curve, float(evaluate(params, *data))])
     return np.array(curves), float(np.median(seconds))
 
 
-def draw(
-    config: Config,
-    sizes: dict[str, list[float]],
-    curves: dict[str, np.ndarray],
-    path: Path,
-) -> None:
+def draw(config: Config, sizes: pd.DataFrame, curves: dict) -> plt.Figure:
     """Memory against depth, and the training of the deepest network."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.4))
-    colors = {name: f"C{i}" for i, name in enumerate(sizes)}
-    for name, row in sizes.items():
-        left.plot(config.depths, row, "o-", color=colors[name], label=name)
+    sizes.T.plot(ax=left, style="o-")
     left.axhline(config.budget_mb, color="black", ls="--", lw=1)
-    left.text(
-        config.depths[-1], 0.95 * config.budget_mb, "budget", va="top", ha="right"
-    )
-    left.set(
-        xscale="log", yscale="log", xlabel="layers", ylabel="temporary memory [MB]",
-        title="one step of the optimiser", xticks=config.depths,
-        xticklabels=config.depths,
-    )  # fmt: skip
+    place = {"va": "top", "ha": "right"}
+    left.text(config.depths[-1], 0.95 * config.budget_mb, "budget", **place)
+    labels = {"xlabel": "layers", "ylabel": "temporary memory [MB]"}
+    plotting.dress(left, log="xy", title="one step of the optimiser", **labels)
+    left.set_xticks(config.depths, config.depths)
     left.minorticks_off()
-    left.legend(fontsize=7.5)
-    for name, losses in curves.items():
-        fits = "fits" if sizes[name][-1] <= config.budget_mb else "does not fit"
-        x = np.arange(losses.shape[1])
-        label = f"{name} ({fits})"
-        plotting.plot_quartiles(right, x, losses, label=label, color=colors[name])
+    for i, (name, size) in enumerate(sizes[config.depths[-1]].items()):
+        if name in curves:
+            fits = "fits" if size <= config.budget_mb else "does not fit"
+            x, style = np.arange(curves[name].shape[1]), {"color": f"C{i}"}
+            label = f"{name} ({fits})"
+            plotting.plot_quartiles(right, x, curves[name], label=label, **style)
     title = f"{config.depths[-1]} layers, median and quartiles of {config.seeds} seeds"
-    right.set(xlabel="iteration", ylabel="logistic loss", title=title)
-    right.set_ylim(0, 1.1 * max(losses[:, 0].max() for losses in curves.values()))
-    right.legend(fontsize=7.5)
-    for axes in (left, right):
-        axes.grid(alpha=0.3)
-    plotting.save(figure, path)
-
-
-def summary(
-    config: Config,
-    sizes: dict[str, list[float]],
-    runs: dict[str, tuple[np.ndarray, float]],
-) -> str:
-    """A row a method; the losses of those that trained."""
-    columns = {"method": list(sizes)}
-    for i, depth in enumerate(config.depths):
-        columns[f"MB, {depth} layers"] = [f"{row[i]:.2f}" for row in sizes.values()]
-    fits = ["yes" if row[-1] <= config.budget_mb else "no" for row in sizes.values()]
-    columns[f"fits {config.budget_mb:g} MB"] = fits
-    columns["ms a step"] = [f"{1e3 * runs[name][1]:.0f}" for name in sizes]
-    trained = {name: losses for name, (losses, _) in runs.items() if len(losses)}
-    for title, place in {"first loss": 0, "last loss": -1}.items():
-        columns[title] = [
-            plotting.mean_and_deviation(trained[name][:, place])
-            if name in trained
-            else "-"
-            for name in sizes
-        ]
-    columns["steps"] = [
-        str(trained[name].shape[1] - 1) if name in trained else "-" for name in sizes
-    ]
-    notes = (
-        "Temporaries of one optimiser step, by XLA's count. Times are those of this "
-        "machine while other work ran on it. Checkpoints in fours of fours cost a "
-        "forward pass more for every fourfold depth. Losses of what fits, and of that "
-        "one for comparison, which a budget a little larger admits."
-    )
-    return f"{plotting.table(columns)}\n\n{notes}"
+    top = 1.1 * max(losses[:, 0].max() for losses in curves.values())
+    labels = {"xlabel": "iteration", "ylabel": "logistic loss"}
+    plotting.dress(right, title=title, ylim=(0, top), **labels)
+    return figure
 
 
 def main(config: Config) -> None:
     """Measure, train what fits, and write what came out."""
-    powers = [4**i for i in range(1, 9)]
-    if not config.depths or not set(config.depths) <= set(powers):
+    if not config.depths or not set(config.depths) <= {4**i for i in range(1, 9)}:
         raise SystemExit("--depths must be powers of 4, such as 16 64 256.")
-    if min(config.steps, config.seeds, config.width, config.batch) < 1:
-        raise SystemExit("--steps, --seeds, --width and --batch must be at least 1.")
+    study.at_least(1, config, "steps", "seeds", "width", "batch")
     data = spirals(config.batch)
     sizes = measure(config, data)
-    runs = {}
-    for name, row in (bar := tqdm(sizes.items(), unit="method")):
-        bar.set_postfix_str(name)
-        if row[-1] <= config.budget_mb or name == FRUGAL:
-            # Adam is there in a quarter of the steps.
-            steps = -(-config.steps // 4) if name == FRUGAL else config.steps
-            runs[name] = train(name, config, data, steps, config.seeds)
-        else:  # a few steps, for their time
-            runs[name] = np.empty((0, 0)), train(name, config, data, 5, 1)[1]
-    folder = config.out / "memory"
-    folder.mkdir(parents=True, exist_ok=True)
-    curves = {name: losses for name, (losses, _) in runs.items() if len(losses)}
-    draw(config, sizes, curves, folder / "memory.png")
-    text = summary(config, sizes, runs)
-    (folder / "table.md").write_text(text + "\n")
-    print(f"{text}\n\nfigure: {folder / 'memory.png'}")
+    rows, curves = [], {}
+    for name, size in study.progress(sizes[config.depths[-1]], "method"):
+        fits = size <= config.budget_mb
+        row = {f"MB, {d} layers": f"{x:.2f}" for d, x in sizes.loc[name].items()}
+        row[f"fits {config.budget_mb:g} MB"] = "yes" if fits else "no"
+        # Adam is there in a quarter of the steps. What does not fit takes a few steps,
+        # for their time.
+        steps = -(-config.steps // 4) if name == FRUGAL else config.steps
+        trained = fits or name == FRUGAL
+        count = (steps, config.seeds) if trained else (5, 1)
+        losses, seconds = train(name, config, data, *count)
+        row["ms a step"] = f"{1e3 * seconds:.0f}"
+        if trained:
+            curves[name] = losses
+            row["first loss"] = study.mean_and_deviation(losses[:, 0])
+            row["last loss"] = study.mean_and_deviation(losses[:, -1])
+            row["steps"] = steps
+        rows.append({"method": name} | row)
+    figure = draw(config, sizes, curves)
+    study.write(config.out / "memory", study.table(rows), memory=figure)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,14 @@
 """Minimise a function from several starts, with a search for the learning rate."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+
+from experiments import study
 
 
 class Contender(NamedTuple):
@@ -54,20 +56,28 @@ def newton() -> optax.GradientTransformationExtraArgs:
     return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
 
 
+def make_step(loss: Callable, tx: optax.GradientTransformation) -> Callable:
+    """``step(params, state, *data) -> (params, state)`` on ``loss(params, *data)``."""
+    tx = optax.with_extra_args_support(tx)
+
+    def step(params, state, *data):
+        on_data = lambda params: loss(params, *data)
+        updates, state = tx.update(None, state, params, value_fn=on_data)
+        return optax.apply_updates(params, updates), state
+
+    return step
+
+
 def minimise(
     loss: Callable, contender: Contender, starts: jax.Array, steps: int
 ) -> Runs:
     """Every start with every rate in one program; the rate of the best median loss."""
 
     def run(rate, start, key):
-        tx = optax.with_extra_args_support(contender.make(rate, key))
-
-        def step(carry, _):
-            x, state = carry
-            updates, state = tx.update(None, state, x, value_fn=loss)
-            return (optax.apply_updates(x, updates), state), loss(x)
-
-        (x, _), losses = jax.lax.scan(step, (start, tx.init(start)), length=steps)
+        tx = contender.make(rate, key)
+        step = make_step(loss, tx)
+        both = lambda carry, _: (step(*carry), loss(carry[0]))
+        (x, _), losses = jax.lax.scan(both, (start, tx.init(start)), length=steps)
         return jnp.append(losses, loss(x)), x
 
     starts = jnp.asarray(starts)
@@ -78,6 +88,26 @@ def minimise(
     final = np.median(_finite(losses[:, :, -1]), axis=1)
     best = int(final.argmin())
     return Runs(float(contender.rates[best]), _finite(losses[best]), points[best])
+
+
+def minimise_all(
+    loss: Callable, contenders: Mapping[str, Contender], starts: jax.Array, steps: int
+) -> dict[str, Runs]:
+    """Every contender from the same starts."""
+    return {
+        name: minimise(loss, contender, starts, steps)
+        for name, contender in study.progress(contenders, "method")
+    }
+
+
+def searched(contenders: Mapping[str, Contender]) -> str:
+    """A sentence with the grids of those whose learning rate is searched for."""
+    grids = "; ".join(
+        f"{name} over {', '.join(f'{rate:g}' for rate in contender.rates)}"
+        for name, contender in contenders.items()
+        if len(contender.rates) > 1
+    )
+    return f"Learning rates of the best median final loss for these starts: {grids}."
 
 
 def steps_to(losses: np.ndarray, target: float) -> np.ndarray:

@@ -55,12 +55,7 @@ class VGG(nn.Module):
         return nn.Dense(10)(x)
 
 
-MODELS: dict[str, nn.Module] = {
-    "softmax": SoftmaxRegression(),
-    "mlp": MLP(),
-    "cnn": CNN(),
-    "vgg": VGG(),
-}
+MODELS = {"softmax": SoftmaxRegression(), "mlp": MLP(), "cnn": CNN(), "vgg": VGG()}
 
 
 def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:

@@ -19,19 +19,20 @@ import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import tyro
 from jax import lax
-from tqdm import tqdm
 
 import fomoh_jax
-from experiments import plotting
-from experiments.minimisation import Contender, Runs, minimise, steps_to
+from experiments import minimisation, plotting, study
+from experiments.minimisation import Contender, Runs
 from fomoh_jax import solvers
 
 # Growth of the prey, predation, growth of the predators, their death.
-NAMES = ("α", "β", "δ", "γ")
 TRUTH = np.array([1.1, 0.4, 0.1, 0.4])
 POPULATIONS = np.array([10.0, 5.0])  # at time zero
+NOISE = 0.1  # standard deviation of the observed log-populations
+TOLERANCE = 1e-6  # of the solver's step, absolute and relative
 NEAR = 1e-6  # a loss that is this close to the best one has arrived
 
 
@@ -49,13 +50,7 @@ class Config:
     """Length of time that is observed."""
     observations: int = 20
     """Number of times, equally spaced, at which both populations are observed."""
-    noise: float = 0.1
-    """Standard deviation of the observed log-populations."""
-    rtol: float = 1e-6
-    """Relative tolerance of the solver's step."""
-    atol: float = 1e-6
-    """Absolute tolerance of the solver's step."""
-    out: Path = Path("experiments/results")
+    out: Path = study.RESULTS
     """A folder; the results are in its folder ode."""
 
 
@@ -81,12 +76,7 @@ ERROR = tuple(b - c for b, c in zip((*STAGES[-1], 0), FOURTH))
 
 
 def solve(
-    field: Callable,
-    y: jax.Array,
-    times: jax.Array,
-    rtol: float,
-    atol: float,
-    max_steps: int = 200,
+    field: Callable, y: jax.Array, times: jax.Array, max_steps: int = 200
 ) -> jax.Array:
     """The solution of ``y' = field(y)``, ``y(0) = y``, at the times.
 
@@ -96,7 +86,6 @@ def solve(
       field: of the state alone.
       y: the state at time zero, ``[n]``.
       times: increasing, ``[m]``.
-      rtol, atol: what an error of 1 is relative to and beside the state.
       max_steps: in all, the rejected ones too, beside one for each of the times. Where
         they do not suffice the state is NaN.
 
@@ -110,7 +99,7 @@ def solve(
             stage = y + h * sum(a * s for a, s in zip(row, slopes))
             slopes.append(field(stage))
         error = h * sum(e * s for e, s in zip(ERROR, slopes))
-        scale = atol + rtol * jnp.maximum(jnp.abs(y), jnp.abs(stage))
+        scale = TOLERANCE + TOLERANCE * jnp.maximum(jnp.abs(y), jnp.abs(stage))
         # A step's length is a choice and no part of the solution: nothing is learnt
         # from its derivative.
         norm = lax.stop_gradient(jnp.sqrt(jnp.mean((error / scale) ** 2)))
@@ -127,10 +116,8 @@ def solve(
             new_y, new_slope, error = attempt(y, slope, cut)
             accepted = error <= 1
             t = jnp.where(accepted, jnp.where(cut < h, end, t + cut), t)
-            y, slope = (
-                jnp.where(accepted, new, old)
-                for new, old in ((new_y, y), (new_slope, slope))
-            )
+            pairs = (new_y, y), (new_slope, slope)
+            y, slope = (jnp.where(accepted, *pair) for pair in pairs)
             factor = jnp.clip(0.9 * error**-0.14 * last_error**0.08, 0.2, 5)
             # A step that was cut to end here says little about the next one.
             h = jnp.where(accepted & (cut < h), h, cut * factor)
@@ -146,21 +133,18 @@ def solve(
     return lax.scan(interval, start, times)[1]
 
 
-def trajectory(
-    log_parameters: jax.Array, times: jax.Array, config: Config
-) -> jax.Array:
+def trajectory(log_parameters: jax.Array, times: jax.Array) -> jax.Array:
     """The log-populations at the times, ``[m, 2]``."""
     field = lambda y: lotka_volterra(jnp.exp(log_parameters), y)
-    start = jnp.log(jnp.asarray(POPULATIONS))
-    return solve(field, start, times, config.rtol, config.atol)
+    return solve(field, jnp.log(jnp.asarray(POPULATIONS)), times)
 
 
 def observe(config: Config) -> tuple[jax.Array, jax.Array]:
     """Times ``[m]`` and noisy log-populations ``[m, 2]``."""
     times = jnp.linspace(0, config.duration, config.observations + 1)[1:]
-    exact = trajectory(jnp.log(jnp.asarray(TRUTH)), times, config)
+    exact = trajectory(jnp.log(jnp.asarray(TRUTH)), times)
     noise = jax.random.normal(jax.random.key(2), exact.shape, exact.dtype)
-    return times, exact + config.noise * noise
+    return times, exact + NOISE * noise
 
 
 def make_loss(config: Config) -> Callable[[jax.Array], jax.Array]:
@@ -168,7 +152,7 @@ def make_loss(config: Config) -> Callable[[jax.Array], jax.Array]:
     times, data = observe(config)
 
     def loss(log_parameters):
-        error = trajectory(log_parameters, times, config) - data
+        error = trajectory(log_parameters, times) - data
         return jnp.mean(error**2) / 2
 
     return loss
@@ -185,139 +169,101 @@ def reverse_mode_error(loss: Callable, x: jax.Array) -> str:
 
 def make_contenders() -> dict[str, Contender]:
     """What is compared. The rate 1 on the full hyperplane is Newton's method."""
-    kd = lambda k, solver: (
-        lambda rate, key: fomoh_jax.fomoh_kd(k, rate, solver=solver, key=key)
-    )
+
+    def kd(k, solver, *fixed):
+        return lambda rate, key: fomoh_jax.fomoh_kd(
+            k, *(fixed or [rate]), solver=solver, key=key
+        )
+
+    fgd = lambda rate, key: fomoh_jax.fgd(rate, key=key)
+    fomoh = lambda rate, key: fomoh_jax.fomoh(rate, key=key)
+    # Radii are in log-parameters, and the starts are about 0.2 from the truth.
+    region = kd(4, solvers.trust_region(0.1), None)
     rates = (0.1, 0.3, 1.0)
     return {
-        "FGD": Contender(
-            lambda rate, key: fomoh_jax.fgd(rate, key=key),
-            (1e-3, 3e-3, 1e-2, 3e-2, 1e-1),
-        ),
-        "FoMoH": Contender(lambda rate, key: fomoh_jax.fomoh(rate, key=key), rates),
+        "FGD": Contender(fgd, (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)),
+        "FoMoH": Contender(fomoh, rates),
         "FoMoH-2D, saddle-free": Contender(kd(2, solvers.saddle_free()), rates),
         "FoMoH-4D, Newton": Contender(kd(4, solvers.newton())),
         "FoMoH-4D, saddle-free": Contender(kd(4, solvers.saddle_free()), rates),
-        # Radii are in log-parameters, and the starts are about 0.2 from the truth.
-        "FoMoH-4D, trust region": Contender(
-            lambda rate, key: fomoh_jax.fomoh_kd(
-                4, solver=solvers.trust_region(0.1), key=key
-            )
-        ),
+        "FoMoH-4D, trust region": Contender(region),
         "FoMoH-4D, damped": Contender(kd(4, solvers.damped(1e-2)), rates),
     }
 
 
-def draw(
-    config: Config, results: dict[str, Runs], best: float, starts: jax.Array, path: Path
-) -> None:
+def draw(config: Config, results: dict[str, Runs], starts: jax.Array) -> plt.Figure:
     """Distance from the best loss, and the data with the best fit."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.4))
+    winner = min(results.values(), key=lambda run: run.losses[:, -1].min())
+    best = min(run.losses.min() for run in results.values())
     for name, run in results.items():
         x = np.arange(1, run.losses.shape[1] + 1)
         shown = np.clip(run.losses - best, 1e-16, 1e30)
         plotting.plot_quartiles(left, x, shown, label=name)
     left.axhline(NEAR, color="black", lw=0.8, ls=":")
-    left.set(
-        xscale="log", yscale="log", ylim=(1e-13, 10), xlabel="iteration",
-        ylabel="loss - best loss", title="median over the starts, and the quartiles",
-    )  # fmt: skip
-    left.legend(fontsize=7.5, loc="lower left")
-    left.grid(alpha=0.3)
+    title = "median over the starts, and the quartiles"
+    labels = {"xlabel": "iteration", "ylabel": "loss - best loss", "title": title}
+    plotting.dress(left, "xy", {"loc": "lower left"}, ylim=(1e-13, 10), **labels)
 
     times, data = observe(config)
     fine = jnp.linspace(0, config.duration, 401)[1:]
-    populations = lambda x: np.exp(trajectory(x, fine, config))
-    winner = min(results.values(), key=lambda run: run.losses[:, -1].min())
     seed = winner.losses[:, -1].argmin()
-    fitted, started = populations(winner.points[seed]), populations(starts[seed])
-    for i, (label, color) in enumerate(
-        (("prey", "tab:blue"), ("predators", "tab:red"))
-    ):
+    fits = {"fit": ({}, winner.points[seed])}
+    fits["its start"] = {"ls": ":", "lw": 1}, starts[seed]
+    for i, label in enumerate(("prey", "predators")):
+        color = f"tab:{('blue', 'red')[i]}"
         right.plot(times, np.exp(data[:, i]), "o", ms=4, color=color, label=label)
-        right.plot(fine, fitted[:, i], color=color, label="fit")
-        right.plot(fine, started[:, i], color=color, ls=":", lw=1, label="its start")
-    right.set(xlabel="time", ylabel="population", title="data and the best fit")
-    right.set_ylim(0, 1.5 * float(np.exp(data).max()))
-    right.legend(fontsize=7.5, ncols=2)
-    right.grid(alpha=0.3)
-    plotting.save(figure, path)
-
-
-def parameter_error(points: np.ndarray) -> np.ndarray:
-    """The largest relative error of the parameters, ``[seeds]``."""
-    with np.errstate(over="ignore"):
-        return np.abs(np.exp(points) / TRUTH - 1).max(axis=1)
+        for name, (style, x) in fits.items():
+            curve = np.exp(trajectory(x, fine))[:, i]
+            right.plot(fine, curve, color=color, label=name, **style)
+    limits = 0, 1.5 * float(np.exp(data).max())
+    labels = {"xlabel": "time", "ylabel": "population", "ylim": limits}
+    plotting.dress(right, "", {"ncols": 2}, title="data and the best fit", **labels)
+    return figure
 
 
 def summary(results: dict[str, Runs], best: float) -> str:
     """A row a method, then a row a start."""
-    number = lambda x: f"{x:.0f}" if np.isfinite(x) else "-"
-    methods, seeds = [], []
+    names = "final loss", "iterations", "parameter error"
+    methods, starts = [], {}
     for name, run in results.items():
-        finals, errors = run.losses[:, -1], parameter_error(run.points)
-        first = steps_to(run.losses, best + NEAR)
-        arrived = np.isfinite(first)
-        methods.append(
-            {
-                "method": name,
-                "learning rate": f"{run.rate:g}",
-                "median final loss": f"{np.median(finals):.6f}",
-                f"within {NEAR:g} of the best": f"{arrived.sum()} / {len(first)}",
-                "median iterations of those": number(np.median(first[arrived]))
-                if arrived.any()
-                else "-",
-                "their parameter error": f"{np.median(errors[arrived]):.3f}"
-                if arrived.any()
-                else "-",
-            }
-        )
-        for seed, (final, steps, error) in enumerate(zip(finals, first, errors)):
-            seeds.append(
-                {
-                    "method": name,
-                    "start": str(seed),
-                    "final loss": f"{final:.6g}",
-                    "iterations": number(steps),
-                    "parameter error": f"{error:.3g}",
-                }
-            )
-    show = lambda rows: plotting.table({key: [r[key] for r in rows] for key in rows[0]})
-    return f"{show(methods)}\n\nEvery start:\n\n{show(seeds)}"
+        with np.errstate(over="ignore"):
+            errors = np.abs(np.exp(run.points) / TRUTH - 1).max(axis=1)
+        steps = minimisation.steps_to(run.losses, best + NEAR)
+        frame = pd.DataFrame(dict(zip(names, (run.losses[:, -1], steps, errors))))
+        there = frame[np.isfinite(steps)]
+        row = {
+            "method": name,
+            "learning rate": f"{run.rate:g}",
+            "median final loss": f"{frame['final loss'].median():.6f}",
+            f"within {NEAR:g} of the best": f"{len(there)} / {len(frame)}",
+            "median iterations of those": f"{there.iterations.median():.0f}",
+            "their parameter error": f"{there['parameter error'].median():.3f}",
+        }
+        methods.append({k: study.NONE if v == "nan" else v for k, v in row.items()})
+        for column, digits in zip(names, ("{:.6g}", "{:.0f}", "{:.3g}")):
+            frame[column] = frame[column].map(digits.format)
+        starts[name] = frame.replace({"iterations": "inf"}, study.NONE)
+    rows = pd.concat(starts, names=["method", "start"]).reset_index()
+    return f"{study.table(methods)}\n\nEvery start:\n\n{study.table(rows)}"
 
 
 def main(config: Config) -> None:
     """Fit from every start with every method, and write what came out."""
-    if min(config.steps, config.seeds, config.observations) < 1:
-        raise SystemExit("--steps, --seeds and --observations must be at least 1.")
+    study.at_least(1, config, "steps", "seeds", "observations")
     jax.config.update("jax_enable_x64", True)
     loss, truth = make_loss(config), jnp.log(jnp.asarray(TRUTH))
     noise = jax.random.normal(jax.random.key(0), (config.seeds, 4), truth.dtype)
-    starts = truth + config.spread * noise
+    starts, contenders = truth + config.spread * noise, make_contenders()
     refusal = reverse_mode_error(loss, truth)
-    print(f"jax.grad of the loss:\n  {refusal}\n")
-    results = {}
-    for name, contender in (bar := tqdm(make_contenders().items(), unit="method")):
-        bar.set_postfix_str(name)
-        results[name] = minimise(loss, contender, starts, config.steps)
+    results = minimisation.minimise_all(loss, contenders, starts, config.steps)
     best = min(run.losses.min() for run in results.values())
-    folder = config.out / "ode"
-    folder.mkdir(parents=True, exist_ok=True)
-    draw(config, results, best, starts, folder / "fit.png")
-    grids = "; ".join(
-        f"{name} over {', '.join(f'{rate:g}' for rate in contender.rates)}"
-        for name, contender in make_contenders().items()
-        if len(contender.rates) > 1
-    )
     text = (
         f"`jax.grad` of the loss: {refusal}\n\nBest loss {best:.6f}; at the true "
-        f"parameters {float(loss(truth)):.6f}. {config.steps} iterations. The "
-        "parameter error is the largest of the four relative errors. Learning rates "
-        f"of the best median final loss for these same starts: {grids}.\n\n"
-        f"{summary(results, best)}"
+        f"parameters {float(loss(truth)):.6f}. {config.steps} iterations. "
+        f"{minimisation.searched(contenders)}\n\n{summary(results, best)}"
     )
-    (folder / "table.md").write_text(text + "\n")
-    print(f"{text.split('Every start')[0]}figure: {folder / 'fit.png'}")
+    study.write(config.out / "ode", text, fit=draw(config, results, starts))
 
 
 if __name__ == "__main__":

@@ -1,12 +1,15 @@
-"""What a run writes into its folder: metrics, and checkpoints that count on them."""
+"""What a run writes into its folder: metrics, checkpoints and parameters."""
 
-import fcntl
 import json
-import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-from experiments.checkpoints import Checkpoint, Checkpoints, save_params
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+
 from experiments.training import Standing
 
 Record = dict[str, Any]
@@ -21,82 +24,102 @@ class Output:
 
     records: list[Record]
 
-    def __init__(self, folder: Path):
-        self._folder = folder
-        self._path = folder / "metrics.jsonl"
-        self._log = self._path.open("ab")
-        lock(self._log, folder)
-        (folder / "checkpoints").mkdir(exist_ok=True)
-        self._checkpoints = Checkpoints(folder / "checkpoints")
+    def __init__(self, folder: Path, records: Sequence[Record]):
+        self._folder, self.records = folder, list(records)
+        self._checkpoints = _checkpoints(folder, cleanup_tmp_directories=True)
 
-    def __enter__(self) -> "Output":
-        return self
-
-    def __exit__(self, *_: Any) -> None:
+    def close(self) -> list[Record]:
+        """Nothing is written any more; the records."""
         self._checkpoints.close()
-        self._log.close()
-
-    def restore(self, fresh: Standing) -> Checkpoint | None:
-        """The last checkpoint, if there is one, with the metrics as they were then."""
-        last = self._checkpoints.restore(fresh)
-        size = 0 if last is None else last.metrics_size
-        if self._log.tell() < size:
-            raise SystemExit(
-                f"{self._path} has fewer than the {size} bytes that it had at the last "
-                "checkpoint. Put it back, or start a new run."
-            )
-        self._log.truncate(size)  # what came after it will come again
-        self._log.seek(size)
-        lines = self._path.read_text().splitlines()
-        self.records = [json.loads(line) for line in lines]
-        return last
+        return self.records
 
     def write(self, record: Record) -> None:
-        """A line of metrics."""
+        """A line of metrics; what a checkpoint does not know goes."""
         self.records.append(record)
-        self._log.write(json.dumps(record).encode() + b"\n")
-        self._log.flush()
+        lines = (json.dumps(record) + "\n" for record in self.records)
+        partial = self._folder / "metrics.partial"
+        partial.write_text("".join(lines))
+        partial.replace(self._folder / "metrics.jsonl")  # never a half-written one
 
-    def save(self, number: int, checkpoint: Checkpoint) -> None:
-        """A checkpoint that counts on the metrics so far."""
-        os.fsync(self._log.fileno())
-        size = self._log.tell()
-        self._checkpoints.save(number, checkpoint._replace(metrics_size=size))
-
-    def save_params(self, seed: int, params: Any) -> None:
-        """The last parameters of a seed."""
-        save_params(self._folder / "params" / f"seed{seed}", params)
-
-
-class NoOutput:
-    """In the place of :class:`Output` in the processes that write nothing."""
-
-    def __init__(self):
-        self.records: list[Record] = []
-
-    def __enter__(self) -> "NoOutput":
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        pass
-
-    def restore(self, fresh: Standing) -> None:
-        pass
-
-    def write(self, record: Record) -> None:
-        pass
-
-    def save(self, number: int, checkpoint: Checkpoint) -> None:
-        pass
+    def save(self, number: int, standing: Standing) -> None:
+        """A checkpoint, with the metrics so far; numbers only grow."""
+        numbers = standing._replace(records=self.records)._asdict()
+        arrays = keys_as_data({name: numbers.pop(name) for name in ("params", "state")})
+        del numbers["losses"]
+        arrays, numbers = ocp.args.StandardSave(arrays), ocp.args.JsonSave(numbers)
+        items = ocp.args.Composite(arrays=arrays, numbers=numbers)
+        self._checkpoints.save(number, args=items)
 
     def save_params(self, seed: int, params: Any) -> None:
-        pass
+        """The last parameters of a seed, over what may be there."""
+        path = (self._folder / "params" / f"seed{seed}").absolute()
+        with ocp.StandardCheckpointer(multiprocessing_options=_alone()) as checkpointer:
+            checkpointer.save(path, keys_as_data(params), force=True)
 
 
-def lock(log: BinaryIO, folder: Path) -> None:
-    """Until it is closed, or the process ends, however it ends."""
-    try:
-        fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        log.close()
-        raise SystemExit(f"The run in {folder} is still going on.") from None
+def restore(folder: Path, fresh: Standing) -> Standing:
+    """Where the run in a folder stood at its last checkpoint; if it has none, afresh.
+
+    Args:
+      folder: of the run.
+      fresh: a start with the same model and optimiser.
+    """
+    with _checkpoints(folder) as checkpoints:
+        if checkpoints.latest_step() is None:
+            return fresh
+        like = {"params": fresh.params, "state": fresh.state}
+        arrays = ocp.args.StandardRestore(keys_as_data(like))
+        items = ocp.args.Composite(arrays=arrays, numbers=ocp.args.JsonRestore())
+        read = checkpoints.restore(checkpoints.latest_step(), args=items)
+    return fresh._replace(**data_as_keys(read["arrays"], like), **read["numbers"])
+
+
+def _checkpoints(folder: Path, **options: Any) -> ocp.CheckpointManager:
+    """The last three, each under a number.
+
+    Orbax writes each into a folder of another name, and renames it when it is complete.
+    Of several processes, one has the folder to itself.
+    """
+    path = (folder / "checkpoints").absolute()
+    path.mkdir(exist_ok=True)  # orbax leaves it to the caller, unless all take part
+    options = ocp.CheckpointManagerOptions(
+        max_to_keep=3,
+        enable_async_checkpointing=False,
+        multiprocessing_options=_alone(),
+        create=False,
+        **options,
+    )
+    return ocp.CheckpointManager(path, options=options)
+
+
+def _alone() -> ocp.options.MultiprocessingOptions:
+    """Orbax otherwise waits for all processes to write the same."""
+    number = jax.process_index()
+    return ocp.options.MultiprocessingOptions(
+        primary_host=number, active_processes={number}
+    )
+
+
+def keys_as_data(tree: Any) -> Any:
+    """NumPy arrays, and typed PRNG keys as the numbers that they stand for.
+
+    Orbax refuses the local arrays of one process among several.
+    """
+    return jax.tree.map(
+        lambda x: np.asarray(jax.random.key_data(x) if _is_key(x) else x), tree
+    )
+
+
+def data_as_keys(tree: Any, like: Any) -> Any:
+    """The inverse of :func:`keys_as_data`, with the keys where ``like`` has them."""
+
+    def convert(x, like):
+        if _is_key(like):
+            return jax.random.wrap_key_data(x, impl=jax.random.key_impl(like))
+        return jnp.asarray(x, like.dtype)
+
+    return jax.tree.map(convert, tree, like)
+
+
+def _is_key(x: Any) -> bool:
+    return jnp.issubdtype(x.dtype, jax.dtypes.prng_key)

@@ -1,6 +1,5 @@
 """Figures of curves over several seeds: the seeds faint behind their mean."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +12,7 @@ import numpy as np
 
 
 def plot_seeds(
-    axes: plt.Axes,
-    x: np.ndarray,
-    curves: np.ndarray,
-    *,
-    label: str,
-    logarithmic: bool = False,
-    **style: Any,
+    axes: plt.Axes, x: Any, curves: np.ndarray, logarithmic: bool = False, **style: Any
 ) -> None:
     """Draw one curve per seed, faint, and their mean.
 
@@ -27,24 +20,19 @@ def plot_seeds(
       axes: where to draw.
       x: shape ``[points]``.
       curves: shape ``[seeds, points]``.
-      label: of the mean, in the legend.
       logarithmic: take the mean of the logarithms, which is what the eye expects on a
         logarithmic axis; an arithmetic mean there is the worst seed.
       **style: of the mean, as matplotlib takes it.
     """
     with np.errstate(divide="ignore", invalid="ignore"):
-        mean = (
-            np.exp(np.mean(np.log(curves), axis=0)) if logarithmic else curves.mean(0)
-        )
-    (line,) = axes.plot(x, mean, label=label, lw=1.8, zorder=3, **style)
+        mean = np.exp(np.log(curves).mean(0)) if logarithmic else curves.mean(0)
+    (line,) = axes.plot(x, mean, lw=1.8, zorder=3, **style)
     if len(curves) > 1:
         faint = {"color": line.get_color(), "ls": line.get_linestyle()}
         axes.plot(x, curves.T, lw=0.6, alpha=0.2, zorder=2, **faint)
 
 
-def plot_quartiles(
-    axes: plt.Axes, x: np.ndarray, curves: np.ndarray, *, label: str, **style: Any
-) -> None:
+def plot_quartiles(axes: plt.Axes, x: Any, curves: np.ndarray, **style: Any) -> None:
     """Draw the median over the seeds, and a band between the quartiles.
 
     A median says what a seed does where some seeds converge and others do not, of which
@@ -54,14 +42,30 @@ def plot_quartiles(
       axes: where to draw.
       x: shape ``[points]``.
       curves: shape ``[seeds, points]``; they may be infinite.
-      label: of the median, in the legend.
       **style: of the median, as matplotlib takes it.
     """
     low, high = np.quantile(curves, (0.25, 0.75), axis=0, method="nearest")
     middle = np.median(curves, axis=0)  # as a table would have it
-    (line,) = axes.plot(x, middle, label=label, lw=1.8, zorder=3, **style)
+    (line,) = axes.plot(x, middle, lw=1.8, zorder=3, **style)
     band = {"color": line.get_color(), "alpha": 0.07, "lw": 0, "zorder": 2}
     axes.fill_between(x, low, high, **band)
+
+
+def dress(
+    axes: plt.Axes, log: str = "", legend: dict[str, Any] | None = None, **settings: Any
+) -> None:
+    """Scales, labels, a grid, and a legend if there is something to name.
+
+    Args:
+      axes: that have been drawn on.
+      log: which of them are logarithmic, such as ``"xy"``.
+      legend: options of the legend.
+      **settings: what ``axes.set`` takes.
+    """
+    axes.set(**{f"{name}scale": "log" for name in log}, **settings)
+    axes.grid(alpha=0.3)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(**{"fontsize": 7.5} | (legend or {}))
 
 
 def save(figure: plt.Figure, path: Path) -> None:
@@ -69,27 +73,3 @@ def save(figure: plt.Figure, path: Path) -> None:
     figure.tight_layout()
     figure.savefig(path, dpi=150)
     plt.close(figure)
-
-
-def table(columns: Mapping[str, list[str]]) -> str:
-    """A Markdown table that also reads as text: the first column to the left."""
-    # At least 3: Markdown does not know a rule of ":" alone.
-    widths = [max(3, *map(len, [name, *cells])) for name, cells in columns.items()]
-
-    def row(cells):
-        first, *rest = (
-            cell.ljust(width) if i == 0 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(cells, widths))
-        )
-        return "| " + " | ".join([first, *rest]) + " |"
-
-    rule = [("-" * w if i == 0 else "-" * (w - 1) + ":") for i, w in enumerate(widths)]
-    return "\n".join([row(columns), row(rule), *map(row, zip(*columns.values()))])
-
-
-def mean_and_deviation(values: np.ndarray, digits: int = 3) -> str:
-    """``mean ± standard deviation`` over seeds, or the value if there is one seed."""
-    mean = f"{np.mean(values):.{digits}f}"
-    if len(values) == 1:
-        return mean
-    return f"{mean} ± {np.std(values, ddof=1):.{digits}f}"

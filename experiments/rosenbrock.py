@@ -18,23 +18,13 @@ import matplotlib.pyplot as plt
 import numpy as np
 import optax
 import tyro
-from tqdm import tqdm
 
 import fomoh_jax
-from experiments import plotting
-from experiments.minimisation import (
-    Contender,
-    Runs,
-    backpropagated,
-    minimise,
-    newton,
-    steps_to,
-)
+from experiments import minimisation, plotting, study
+from experiments.minimisation import Contender, Runs, backpropagated, minimise, steps_to
 
 TARGET = 1e-8  # a loss that has arrived at the minimum, which is zero
 PRECISE = 1e-12  # the same, for the trust region
-
-
 TRUST_REGION = "K = D, trust region"
 
 
@@ -54,7 +44,7 @@ class Config:
     """Grid of learning rates; the one of the best median final loss is shown."""
     adam_rates: tuple[float, ...] = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
     """Grid of learning rates; the one of the best median final loss is shown."""
-    out: Path = Path("experiments/results")
+    out: Path = study.RESULTS
     """A folder; the results are in its folder rosenbrock."""
 
 
@@ -65,111 +55,83 @@ def rosenbrock(x: jax.Array) -> jax.Array:
 
 def make_contenders(dimension: int, config: Config) -> dict[str, Contender]:
     """What is compared. Only FGD and Adam need a learning rate."""
-    kd = lambda k, **options: Contender(
-        lambda rate, key: fomoh_jax.fomoh_kd(k, rate, key=key, **options)
-    )
+    kd = lambda k: Contender(lambda rate, key: fomoh_jax.fomoh_kd(k, rate, key=key))
+    fgd = lambda rate, key: fomoh_jax.fgd(rate, key=key)
     adam = lambda rate, key: optax.chain(backpropagated(), optax.adam(rate))
     return {
-        "FGD": Contender(
-            lambda rate, key: fomoh_jax.fgd(rate, key=key), config.fgd_rates
-        ),
+        "FGD": Contender(fgd, config.fgd_rates),
         "FoMoH": Contender(lambda rate, key: fomoh_jax.fomoh(rate, key=key)),
         **{f"FoMoH-{k}D": kd(k) for k in range(2, dimension + 1)},
         TRUST_REGION: trust_region(dimension),
-        "Newton": Contender(lambda rate, key: newton()),
+        "Newton": Contender(lambda rate, key: minimisation.newton()),
         "Adam": Contender(adam, config.adam_rates),
     }
 
 
 def trust_region(dimension: int) -> Contender:
     """The minimum of the whole quadratic model, within a radius."""
-    solver = fomoh_jax.solvers.trust_region()
-    return Contender(
-        lambda rate, key: fomoh_jax.fomoh_kd(dimension, solver=solver, key=key)
-    )
+    options = {"k": dimension, "solver": fomoh_jax.solvers.trust_region()}
+    return Contender(lambda rate, key: fomoh_jax.fomoh_kd(**options, key=key))
 
 
 def run_all(dimension: int, config: Config) -> dict[str, Runs]:
     """Every method, from the same starts."""
-    shape = config.seeds, dimension
-    starts = jax.random.normal(jax.random.key(0), shape, jnp.float64)
+    starts = jax.random.normal(jax.random.key(0), (config.seeds, dimension))
     contenders = make_contenders(dimension, config)
-    results = {}
-    for name, contender in (bar := tqdm(contenders.items(), unit="method")):
-        bar.set_postfix_str(f"D={dimension}, {name}")
-        results[name] = minimise(rosenbrock, contender, starts, config.steps)
-    return results
+    return minimisation.minimise_all(rosenbrock, contenders, starts, config.steps)
 
 
-def draw(results: dict[int, dict[str, Runs]], path: Path) -> None:
+def draw(results: dict[int, dict[str, Runs]]) -> plt.Figure:
     """A panel a dimension, a curve a method, on logarithmic axes."""
-    figure, panels = plt.subplots(
-        1, len(results), figsize=(4.4 * len(results), 4.8), sharey=True, squeeze=False
-    )
+    shape = {"figsize": (4.4 * len(results), 4.8), "sharey": True, "squeeze": False}
+    figure, panels = plt.subplots(1, len(results), **shape)
     for axes, (dimension, runs) in zip(panels[0], results.items()):
-        for (name, run), style in zip(runs.items(), _styles(list(runs))):
+        styles = _styles(list(runs))
+        for name, run in runs.items():
             x = np.arange(1, run.losses.shape[1] + 1)
             # Zero has no logarithm: what is below the axis ends there.
             shown = np.clip(run.losses, 1e-32, 1e30)
             label = name.removeprefix("FoMoH-")
-            plotting.plot_quartiles(axes, x, shown, label=label, **style)
-        axes.set(xscale="log", xlabel="iteration", title=f"D = {dimension}")
-        axes.legend(fontsize=7.5, ncols=2, loc="lower left")
-        axes.grid(alpha=0.3, which="major")
-    panels[0, 0].set(yscale="log", ylim=(1e-20, 1e6), ylabel="f(x) - min f")
+            plotting.plot_quartiles(axes, x, shown, label=label, **styles[name])
+        labels = {"xlabel": "iteration", "title": f"D = {dimension}"}
+        plotting.dress(axes, "xy", {"ncols": 2, "loc": "lower left"}, **labels)
+    panels[0, 0].set(ylim=(1e-20, 1e6), ylabel="f(x) - min f")
     figure.suptitle("Rosenbrock: median over the seeds, and the quartiles")
-    plotting.save(figure, path)
+    return figure
 
 
-def _styles(names: list[str]) -> list[dict]:
+def _styles(names: list[str]) -> dict[str, dict]:
     """The hyperplanes from dark to light as K grows, the others apart from them."""
     planes = [name for name in names if re.fullmatch(r"FoMoH-\d+D", name)]
     shades = plt.colormaps["viridis"](np.linspace(0, 0.92, len(planes)))
-    styles = {name: {"color": shade} for name, shade in zip(planes, shades)}
-    styles |= {
-        "FGD": {"color": "tab:gray"},
-        "FoMoH": {"color": "tab:red"},
-        "Newton": {"color": "black", "ls": "--", "dashes": (2, 2)},
-        TRUST_REGION: {"color": "crimson"},
-        "Adam": {"color": "tab:orange"},
-    }
-    return [styles.get(name, {"color": "tab:pink"}) for name in names]
+    others = {"FGD": "tab:gray", "FoMoH": "tab:red", "Adam": "tab:orange"}
+    colors = {**dict(zip(planes, shades)), **others, TRUST_REGION: "crimson"}
+    styles = {name: {"color": color} for name, color in colors.items()}
+    return styles | {"Newton": {"color": "black", "ls": "--", "dashes": (2, 2)}}
 
 
 def summary(results: dict[int, dict[str, Runs]], config: Config) -> str:
     """Final loss, and how soon a seed is there."""
-    grids = {
-        name: contender.rates
-        for name, contender in make_contenders(2, config).items()
-        if len(contender.rates) > 1
-    }
+    contenders = make_contenders(max(config.dimensions), config)
     rows = []
     for dimension, runs in results.items():
         for name, run in runs.items():
-            first = steps_to(run.losses, TARGET)
-            arrived = f"{np.isfinite(first).sum()} / {len(first)}"
-            steps = np.median(first)
+            first, final = steps_to(run.losses, TARGET), run.losses[:, -1]
+            steps, searches = np.median(first), len(contenders[name].rates) > 1
+            arrived = np.isfinite(first).sum()
             rows.append(
                 {
                     "method": name,
-                    "D": str(dimension),
-                    "learning rate": f"{run.rate:g}" if name in grids else "-",
-                    "median final loss": f"{np.median(run.losses[:, -1]):.1e}",
-                    "worst": f"{run.losses[:, -1].max():.1e}",
-                    f"seeds at {TARGET:g}": arrived,
-                    "median steps to it": f"{steps:.0f}" if np.isfinite(steps) else "-",
+                    "D": dimension,
+                    "learning rate": f"{run.rate:g}" if searches else None,
+                    "median final loss": f"{np.median(final):.1e}",
+                    "worst": f"{final.max():.1e}",
+                    f"seeds at {TARGET:g}": f"{arrived} / {len(first)}",
+                    "median steps to it": f"{steps:.0f}" if steps < np.inf else None,
                 }
             )
-    searched = "; ".join(
-        f"{name} over {', '.join(f'{rate:g}' for rate in grid)}"
-        for name, grid in grids.items()
-    )
-    notes = (
-        f"{config.steps} iterations. Learning rates are of the best median final loss "
-        f"for these same starts: {searched}."
-    )
-    columns = {title: [row[title] for row in rows] for title in rows[0]}
-    return f"{plotting.table(columns)}\n\n{notes}"
+    rates = minimisation.searched(contenders)
+    return f"{study.table(rows)}\n\n{config.steps} iterations. {rates}"
 
 
 def reliability(config: Config) -> str:
@@ -190,19 +152,14 @@ def reliability(config: Config) -> str:
         rows.append(
             {
                 "starts": f"{len(first)}, {name}",
-                f"at {PRECISE:g}": str(there.sum()),
-                "at another minimum": str(other.sum()),
-                "anywhere else": str((~there & ~other).sum()),
+                f"at {PRECISE:g}": there.sum(),
+                "at another minimum": other.sum(),
+                "anywhere else": (~there & ~other).sum(),
                 "median steps": f"{np.median(steps):.0f}",
                 "most steps": f"{np.max(steps):.0f}",
             }
         )
-    table = plotting.table({title: [row[title] for row in rows] for title in rows[0]})
-    return (
-        f"FoMoH-{dimension}D in a trust region, no argument but K:\n\n{table}\n\n"
-        "Another minimum is where the gradient is zero to 1e-6 and the Hessian is "
-        "positive definite: a method that never climbs stays there."
-    )
+    return f"FoMoH-{dimension}D in a trust region:\n\n{study.table(rows)}"
 
 
 def is_minimum(x: jax.Array) -> jax.Array:
@@ -213,19 +170,12 @@ def is_minimum(x: jax.Array) -> jax.Array:
 
 def main(config: Config) -> None:
     """Run every method from every start, and write what came out."""
-    if (
-        min(config.dimensions, default=0) < 2
-        or min(config.steps, config.seeds, config.many_seeds) < 1
-    ):
-        raise SystemExit("--dimensions must be at least 2, --steps and --seeds 1.")
+    study.at_least(2, config, "dimensions")
+    study.at_least(1, config, "steps", "seeds", "many_seeds")
     jax.config.update("jax_enable_x64", True)
     results = {dimension: run_all(dimension, config) for dimension in config.dimensions}
-    folder = config.out / "rosenbrock"
-    folder.mkdir(parents=True, exist_ok=True)
-    draw(results, folder / "curves.png")
     text = f"{summary(results, config)}\n\n{reliability(config)}"
-    (folder / "table.md").write_text(text + "\n")
-    print(f"{text}\n\nfigure: {folder / 'curves.png'}")
+    study.write(config.out / "rosenbrock", text, curves=draw(results))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Training a classifier, one compiled epoch at a time."""
 
-from collections.abc import Callable, Iterator
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -10,7 +11,7 @@ import optax
 from jax.sharding import Mesh
 
 from experiments import parallel
-from experiments.data import Split
+from experiments.data import Dataset
 from experiments.models import accuracy, cross_entropy
 
 
@@ -26,36 +27,32 @@ class Method(NamedTuple):
     backpropagates: bool
 
 
-class Progress(NamedTuple):
-    """Where a run stands.
-
-    Attributes:
-      params, state: of the model and of the optimiser.
-      losses: of the minibatches of the last epoch, each before its step.
-    """
-
-    params: Any
-    state: Any
-    losses: jax.Array
-
-
 class Standing(NamedTuple):
-    """Where a run goes on from.
+    """Where a run stands, with all that it needs to go on.
 
     Attributes:
+      seed: which run it is.
       epoch: how many epochs are done.
       params, state: of the model and of the optimiser, after them.
+      losses: of the minibatches of the last epoch, each before its step.
+      seconds, nonfinite: that it has taken, and non-finite losses that it has met.
+      records: the metrics that have been written.
     """
 
+    seed: int
     epoch: int
     params: Any
     state: Any
+    losses: Any = ()
+    seconds: float = 0.0
+    nonfinite: int = 0
+    records: Sequence[dict[str, Any]] = ()
 
 
 def make_epoch(
     model: nn.Module, method: Method, batch_size: int, mesh: Mesh | None = None
 ) -> Callable:
-    """An ``epoch(params, state, key, images, labels) -> Progress``.
+    """An ``epoch(params, state, key, images, labels) -> params, state, losses``.
 
     It shuffles, cuts off what does not fill a batch, and scans over the batches, so
     that an epoch is one dispatch; with backpropagation it is one a batch. A minibatch
@@ -65,8 +62,6 @@ def make_epoch(
     On a mesh each device has its share of every minibatch. What goes in and comes out
     is local, and the same in each process.
     """
-    if mesh is not None:
-        parallel.check_batch_size(batch_size, mesh.size)
     tx = optax.with_extra_args_support(method.transformation)
 
     def loss_fn(params, images, labels):
@@ -75,10 +70,9 @@ def make_epoch(
     @jax.jit
     def step(carry, batch):
         params, state = carry
+        loss = updates = None
         if method.backpropagates:
             loss, updates = jax.value_and_grad(loss_fn)(params, **batch)
-        else:
-            loss, updates = None, None
         updates, state = tx.update(updates, state, params, value_fn=loss_fn, **batch)
         after = optax.apply_updates(params, updates), state
         if loss is None:  # the forward pass has left it in the state
@@ -90,17 +84,15 @@ def make_epoch(
     def shuffled(key, images, labels):
         batches = len(labels) // batch_size
         order = jax.random.permutation(key, len(labels))[: batches * batch_size]
-        data = {
-            "images": images[order].reshape(batches, batch_size, *images.shape[1:]),
-            "labels": labels[order].reshape(batches, batch_size),
-        }
+        cut = lambda x: x[order].reshape(batches, batch_size, *x.shape[1:])
+        data = {"images": cut(images), "labels": cut(labels)}
         return data if mesh is None else parallel.shared_out(data, mesh)
 
     @jax.jit
     def scanned(params, state, key, images, labels):
         data = shuffled(key, images, labels)
         (params, state), losses = jax.lax.scan(step, (params, state), data)
-        return Progress(params, state, losses)
+        return params, state, losses
 
     def stepwise(params, state, key, images, labels):
         carry, losses = (params, state), []
@@ -108,7 +100,7 @@ def make_epoch(
         for i in range(len(data["labels"])):
             carry, loss = step(carry, jax.tree.map(lambda x: x[i], data))
             losses.append(loss)
-        return Progress(*carry, jnp.array(losses))
+        return *carry, jnp.array(losses)
 
     # On the CPU, XLA runs the backward pass of a convolution slowly inside of a loop.
     epoch = stepwise if method.backpropagates else scanned
@@ -124,54 +116,67 @@ def make_evaluation(model: nn.Module, batch_size: int = 1000) -> Callable:
     @jax.jit
     def evaluate(params, images, labels):
         size = min(batch_size, len(labels))
-        if len(labels) % size:
-            raise ValueError(f"{len(labels)} examples do not divide into {size}.")
 
         def on_batch(batch):
             logits = model.apply(params, batch[0])
             return cross_entropy(logits, batch[1]), accuracy(logits, batch[1])
 
         split = lambda x: x.reshape(-1, size, *x.shape[1:])
-        return jax.tree.map(
-            jnp.mean, jax.lax.map(on_batch, (split(images), split(labels)))
-        )
+        parts = jax.lax.map(on_batch, (split(images), split(labels)))
+        return jax.tree.map(jnp.mean, parts)
 
     return evaluate
 
 
-def begin(model: nn.Module, method: Method, data: Split, seed: int) -> Standing:
-    """A fresh start: parameters and optimiser state, all of it from the seed."""
-    init_key, _, direction_key = _keys(seed)
-    params = model.init(init_key, data.images[:1])
-    state = method.transformation.init(params)
-    if not method.backpropagates:
-        state = optax.tree.set(state, key=direction_key)
-    return Standing(0, params, state)
+@dataclasses.dataclass
+class Trainer:
+    """A model and its optimiser on a data set, compiled once for all seeds.
 
+    Everything random follows from the seed: the initial parameters, the order of the
+    data, and, through the optimiser's state, the directions.
 
-def train(
-    model: nn.Module,
-    method: Method,
-    epoch: Callable,
-    data: Split,
-    epochs: int,
-    seed: int,
-    start: Standing | None = None,
-) -> Iterator[Progress]:
-    """Train from a fresh start, or from where a run of that seed stood.
-
-    Yields after each epoch. Everything random follows from the seed: the initial
-    parameters, the order of the data, and, through the state's key, the directions; so
-    that a run that goes on from ``start`` is the run that was never stopped.
+    Attributes:
+      steps: in an epoch.
     """
-    first, params, state = start or begin(model, method, data, seed)
-    _, data_key, _ = _keys(seed)
-    images, labels = jnp.asarray(data.images), jnp.asarray(data.labels)
-    for number in range(first, epochs):
-        key = jax.random.fold_in(data_key, number)
-        progress = epoch(params, state, key, images, labels)
-        params, state = progress.params, progress.state
-        yield progress
+
+    model: nn.Module
+    method: Method
+    data: Dataset
+    batch_size: int
+    mesh: Mesh | None = None
+
+    def __post_init__(self):
+        self.steps = (images := len(self.data.train.labels)) // self.batch_size
+        if not self.steps:
+            raise SystemExit(f"--batch-size must be at most {images}, all the images.")
+        self.epoch = make_epoch(self.model, self.method, self.batch_size, self.mesh)
+        self._evaluate = make_evaluation(self.model)
+
+    def begin(self, seed: int) -> Standing:
+        """A fresh start."""
+        init_key, _, direction_key = _keys(seed)
+        params = self.model.init(init_key, self.data.train.images[:1])
+        state = self.method.transformation.init(params)
+        if not self.method.backpropagates:
+            state = optax.tree.set(state, key=direction_key)
+        return Standing(seed, 0, params, state)
+
+    def train(self, epochs: int, start: Standing) -> Iterator[Standing]:
+        """After each epoch, where the run stands; from a fresh start or a later one.
+
+        A run that goes on is, bit for bit, the run that was never stopped.
+        """
+        (_, data_key, _), (_, _, params, state, *_) = _keys(start.seed), start
+        images, labels = map(jnp.asarray, self.data.train)
+        for number in range(start.epoch, epochs):
+            key = jax.random.fold_in(data_key, number)
+            params, state, losses = self.epoch(params, state, key, images, labels)
+            yield Standing(start.seed, number + 1, params, state, losses)
+
+    def evaluate(self, params: Any, split: str) -> dict[str, float]:
+        """``{"train_loss": …, "train_accuracy": …}``, or of the test images."""
+        loss, accuracy = self._evaluate(params, *getattr(self.data, split))
+        return {f"{split}_loss": float(loss), f"{split}_accuracy": float(accuracy)}
 
 
 def _keys(seed: int) -> jax.Array:

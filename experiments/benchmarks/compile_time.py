@@ -17,66 +17,40 @@ import jax.numpy as jnp
 import tyro
 from jax import lax
 
+from experiments import study
 from experiments.benchmarks.ways import nested, ours
+from experiments.benchmarks.workloads import Block
 
-WIDTH, HEADS, LENGTH, BATCH = 32, 4, 8, 2
-
-
-def layer(x, p):
-    """Causal attention and a gelu network, each behind a layer norm."""
-    q, k, v = jnp.einsum("btd,cdhe->cbthe", _normed(x, p["scale1"]), p["qkv"])
-    scores = jnp.einsum("bthe,bshe->bhts", q, k) / jnp.sqrt(float(q.shape[-1]))
-    causal = jnp.tril(jnp.ones((LENGTH, LENGTH), bool))
-    weights = jax.nn.softmax(jnp.where(causal, scores, -1e9))
-    mixed = jnp.einsum("bhts,bshe->bthe", weights, v).reshape(x.shape)
-    x = x + mixed @ p["out"]
-    return (
-        x + jax.nn.gelu(_normed(x, p["scale2"]) @ p["wide"] + p["bias"]) @ p["narrow"]
-    )
-
-
-def _normed(x, scale):
-    x = x - jnp.mean(x, axis=-1, keepdims=True)
-    return x * lax.rsqrt(jnp.mean(x**2, axis=-1, keepdims=True) + 1e-5) * scale
-
-
-def parameters(key) -> dict[str, jax.Array]:
-    shapes = {
-        "qkv": (3, WIDTH, HEADS, WIDTH // HEADS),
-        "out": (WIDTH, WIDTH),
-        "wide": (WIDTH, 4 * WIDTH),
-        "bias": (4 * WIDTH,),
-        "narrow": (4 * WIDTH, WIDTH),
-    }
-    keys = dict(zip(shapes, jax.random.split(key, len(shapes))))
-    drawn = {n: 0.1 * jax.random.normal(keys[n], shape) for n, shape in shapes.items()}
-    return {**drawn, "scale1": jnp.ones(WIDTH), "scale2": jnp.ones(WIDTH)}
+X = jax.ShapeDtypeStruct((2, 8, 32), jnp.float32)  # sequences, tokens, width
 
 
 def networks(layers: int) -> dict[str, tuple[Callable, Any]]:
     """For each way to write it, the loss and its parameters."""
-    each = [parameters(key) for key in jax.random.split(jax.random.key(0), layers)]
-    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
+    block, x = Block(X.shape[-1]), jnp.ones(X.shape, X.dtype)
+    keys = jax.random.split(jax.random.key(0), layers)
+    stacked = jax.vmap(lambda key: block.init(key, x))(keys)
+    each = [jax.tree.map(lambda p: p[i], stacked) for i in range(layers)]
 
-    def written_out(params, x, layer=layer):
+    def written_out(params, x, layer=block.apply):
         for p in params:
-            x = layer(x, p)
+            x = layer(p, x)
         return jnp.mean(x**2)
 
     def scanned(params, x):
-        return jnp.mean(lax.scan(lambda x, p: (layer(x, p), None), x, params)[0] ** 2)
+        x, _ = lax.scan(lambda x, p: (block.apply(p, x), None), x, params)
+        return jnp.mean(x**2)
 
+    jitted = lambda params, x: written_out(params, x, jax.jit(block.apply))
     return {
         "unrolled": (written_out, each),
-        "jitted": (lambda params, x: written_out(params, x, jax.jit(layer)), each),
+        "jitted": (jitted, each),
         "scanned": (scanned, stacked),
     }
 
 
 def lowered(transform: Callable, loss: Callable, params: Any, k: int):
-    directions = jax.tree.map(lambda p: jnp.ones((k, *p.shape)), params)
-    x = jnp.ones((BATCH, LENGTH, WIDTH))
-    return jax.jit(transform(loss)).lower(params, directions, x)
+    directions = jax.tree.map(lambda p: jnp.ones((k, *p.shape), p.dtype), params)
+    return jax.jit(transform(loss)).lower(params, directions, X)
 
 
 def seconds(transform: Callable, loss: Callable, params: Any, k: int) -> float:
@@ -98,21 +72,19 @@ class Config:
 
 
 def main(config: Config) -> None:
+    study.at_least(1, config, "layers", "k", "repeats")
     jax.config.update("jax_enable_compilation_cache", False)
     print(f"jax {jax.__version__}, {config.layers} layers, k = {config.k}")
-    for name, (loss, params) in networks(config.layers).items():
-        pairs = [
-            [seconds(transform, loss, params, config.k) for transform in (ours, nested)]
-            for _ in range(config.repeats)
-        ]
-        mine, theirs = (statistics.median(column) for column in zip(*pairs))
+    rows = []
+    for name, network in study.progress(networks(config.layers), "network"):
+        ways = [(ours, nested)] * config.repeats
+        pairs = [[seconds(way, *network, config.k) for way in both] for both in ways]
+        mine, theirs = map(statistics.median, zip(*pairs))
         ratio = statistics.median(a / b for a, b in pairs)
-        print(
-            f"{name:9s} ours {mine:6.2f} s, nested jvp {theirs:6.2f} s, "
-            f"ours ÷ nested {ratio:.2f}",
-            flush=True,
-        )
+        times = {"ours [s]": f"{mine:.2f}", "nested jvp [s]": f"{theirs:.2f}"}
+        rows.append({"network": name, **times, "ours ÷ nested": f"{ratio:.2f}"})
+    print(study.table(rows))
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config))
+    main(tyro.cli(Config, description=__doc__))

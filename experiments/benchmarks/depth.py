@@ -4,11 +4,10 @@ import functools
 from collections.abc import Iterator
 
 import jax
-import jax.numpy as jnp
 
 import fomoh_jax
 from experiments.benchmarks import ways, workloads
-from experiments.benchmarks.measurement import OURS, Contender, Row
+from experiments.benchmarks.measurement import OURS, Contender, Contenders, Row
 
 # What a report calls the contenders, since k differs.
 TITLES = {
@@ -20,39 +19,29 @@ TITLES = {
 }
 
 
-def rows(quick: bool, dtype: jnp.dtype) -> Iterator[Row]:
+def rows(quick: bool) -> Iterator[Row]:
     """The same network, written out and scanned, in each of the depths."""
     width, batch = (16, 32) if quick else (256, 1024)
     for name, scanned in {"unrolled": False, "scanned": True}.items():
         for layers in (2, 4) if quick else (4, 16, 64, 256):
-            make = functools.partial(contenders, layers, width, batch, dtype, scanned)
+            make = functools.partial(contenders, layers, width, batch, scanned)
             yield Row(name, {"layers": layers}, make, timed=False)
 
 
-def contenders(
-    layers: int, width: int, batch: int, dtype: jnp.dtype, scanned: bool
-) -> dict[str, Contender]:
+def contenders(layers: int, width: int, batch: int, scanned: bool) -> Contenders:
     """Only nested ``jvp`` gives the same numbers as ours."""
-    make = functools.partial(
-        workloads.deep, layers, width, batch, dtype, scanned=scanned
-    )
+    make = functools.partial(workloads.deep, layers, width, batch, scanned)
     loss, params, data = make()
     checkpointed = make(wrap=jax.checkpoint).loss
-    two = (params, workloads.directions(params, 2), *data)
-    one = (params, workloads.directions(params, 1), *data)
+    two, one = (workloads.with_directions(make(), k)[1] for k in (2, 1))
+    slope = lambda params, v, x: fomoh_jax.directional_curvature(
+        loss, (params, x), (v, None)
+    )
+    alone = functools.partial(Contender, agrees=False)
     return {
         OURS: Contender(ways.ours(loss), two),
         "nested jvp": Contender(ways.nested(loss), two),
-        "fomoh_jax, k=1": Contender(_directional(loss), one, agrees=False),
-        "gradient": Contender(jax.grad(loss), (params, *data), agrees=False),
-        "gradient, checkpointed": Contender(
-            jax.grad(checkpointed), (params, *data), agrees=False
-        ),
+        "fomoh_jax, k=1": alone(slope, one),
+        "gradient": alone(jax.grad(loss), (params, *data)),
+        "gradient, checkpointed": alone(jax.grad(checkpointed), (params, *data)),
     }
-
-
-def _directional(loss):
-    def model(params, directions, x):
-        return fomoh_jax.directional_curvature(loss, (params, x), (directions, None))
-
-    return model

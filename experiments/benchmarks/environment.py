@@ -34,8 +34,7 @@ def describe() -> dict[str, Any]:
         "jaxlib": jaxlib.__version__,
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "commit": _commit(),
-        "gemm_gflops": _gemm_gflops(),
-        "copy_gb_per_second": _copy_gb_per_second(),
+        **rates(),
     }
 
 
@@ -44,49 +43,45 @@ def slug(device: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
 
 
-def _gemm_gflops() -> float:
-    """Of a float32 product of two square matrices."""
+def rates() -> dict[str, float]:
+    """Of a product of two square matrices, and of a negation in place.
+
+    The negation touches no new page of memory.
+    """
     a = jnp.ones((GEMM_SIZE, GEMM_SIZE), jnp.float32)
     product = jax.jit(functools.partial(jnp.matmul, precision="float32"))
-    return rounded(2e-9 * GEMM_SIZE**3 / _seconds(lambda: product(a, a)))
-
-
-def _copy_gb_per_second() -> float:
-    """Read and written, by a negation in place, which touches no new page."""
     negate = jax.jit(jnp.negative, donate_argnums=0)
     x = jnp.ones(COPY_SIZE, jnp.float32)
 
-    def call():
+    def copy():
         nonlocal x
         x = negate(x)
         return x
 
-    return rounded(2e-9 * x.nbytes / _seconds(call))
+    operations, size = GEMM_SIZE**3, x.nbytes
+    return {
+        "gemm_gflops": rounded(2e-9 * operations / fastest(lambda: product(a, a))),
+        "copy_gb_per_second": rounded(2e-9 * size / fastest(copy)),
+    }
 
 
-def _seconds(call: Callable) -> float:
-    """The fastest of a few: a rate is a ceiling."""
+def fastest(call: Callable) -> float:
+    """Seconds of the fastest of a few calls: a rate is a ceiling."""
     sample(call, 2)
     return min(sample(call, 2) for _ in range(4))
 
 
 def _cpu_model() -> str:
     info = Path("/proc/cpuinfo")
-    if info.exists():
-        found = re.search(r"^model name\s*: (.*)$", info.read_text(), re.MULTILINE)
-        if found:
-            return found[1].strip()
-    return platform.processor()
+    text = info.read_text() if info.exists() else ""
+    found = re.search(r"^model name\s*: (.*)$", text, re.MULTILINE)
+    return found[1].strip() if found else platform.processor()
 
 
 def _commit() -> str | None:
     """Of this file's repository; ``-dirty`` if anything tracked was changed."""
     command = ["git", "describe", "--always", "--abbrev=12", "--dirty", "--exclude=*"]
-    folder = Path(__file__).parent
-    try:
-        described = subprocess.run(
-            command, cwd=folder, capture_output=True, text=True, check=True
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return described.stdout.strip()
+    described = subprocess.run(
+        command, cwd=Path(__file__).parent, capture_output=True, text=True
+    )
+    return described.stdout.strip() or None

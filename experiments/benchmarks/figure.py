@@ -1,103 +1,80 @@
 """A figure of the suite's results: time against k, memory against depth."""
 
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.ticker import LogLocator, NullLocator
 
-from experiments import plotting
 from experiments.benchmarks import depth
 from experiments.benchmarks.measurement import ADJOINT, OURS
-from experiments.benchmarks.records import at, by_place, time_ratio
+from experiments.benchmarks.report import Row, at, by_place, time_ratio
 
 
-def draw(results: Sequence[dict[str, Any]], path: Path) -> bool:
+def draw(results: Sequence[dict[str, Any]]) -> plt.Figure | None:
     """Nested ÷ ours against k, and bytes against layers, a line of panels for each
-    place where they were measured. Returns whether there was anything to draw."""
-    timed = lambda rows: [row for row in rows if time_ratio(row, "nested jvp")]
+    place where they were measured. ``None`` if there is nothing to draw."""
     hyperplanes = {
-        place: timed(rows)
+        place: timed
         for place, rows in by_place(results, "hyperplane").items()
-        if timed(rows)
+        if (timed := [row for row in rows if time_ratio(row, "nested jvp")])
     }
     depths = by_place(results, "depth")
-    places = list(dict.fromkeys([*hyperplanes, *depths]))
-    if not places:
-        return False
-    figure, axes = plt.subplots(
-        len(places), 2, figsize=(12, 3.8 * len(places)), squeeze=False
-    )
+    if not (places := list(dict.fromkeys([*hyperplanes, *depths]))):
+        return None
+    size = 12, 3.8 * len(places)
+    figure, axes = plt.subplots(len(places), 2, figsize=size, squeeze=False)
     for (left, right), place in zip(axes, places):
         _draw_hyperplane(left, hyperplanes.get(place, []))
         _draw_depth(right, depths.get(place, []))
-        left.set_title(
-            f"{', '.join(filter(None, place))}: k directions", fontsize="medium"
-        )
+        title = f"{', '.join(filter(None, place))}: k directions"
+        left.set_title(title, fontsize="medium")
         right.set_title("a tanh network, by its depth", fontsize="medium")
-    plotting.save(figure, path)
-    return True
+    return figure
 
 
-def _draw_hyperplane(axes: plt.Axes, rows: list[dict[str, Any]]) -> None:
+def _points(rows: list[Row], workload: str, size: str, value: Callable) -> list:
+    """The sizes of a workload, and what there is of a value, one or several."""
+    mine = [row for row in rows if row["workload"] == workload and value(row)]
+    return list(np.array([[row["sizes"][size], *value(row)] for row in mine]).T)
+
+
+def _draw_hyperplane(axes: plt.Axes, rows: list[Row]) -> None:
     """A colour for each workload, dashed and hollow where ours goes backwards."""
     adjoint = {"ls": "--", "mfc": "white"}
     axes.axhline(1, color="grey", lw=0.8)
     for index, workload in enumerate(dict.fromkeys(row["workload"] for row in rows)):
-        mine = [row for row in rows if row["workload"] == workload]
-        _draw_ratios(axes, mine, OURS, color=f"C{index}", label=workload)
-        _draw_ratios(axes, mine, ADJOINT, color=f"C{index}", **adjoint)
+        for to, style in {OURS: {"label": workload}, ADJOINT: adjoint}.items():
+            ratio = lambda row: time_ratio(row, "nested jvp", to)
+            if points := _points(rows, workload, "k", ratio):
+                k, lower, median, upper = points  # with bars between the quartiles
+                errors = (median - lower, upper - median)
+                style = {"marker": "o", "ms": 4, "capsize": 3, **style}
+                axes.errorbar(k, median, errors, color=f"C{index}", **style)
     if rows:
         axes.plot([], [], "ko", ms=4, label="plans.adjoint()", **adjoint)
-    axes.set(xlabel="k", ylabel="time, nested jvp ÷ ours", xscale="log", yscale="log")
+    _logarithmic(axes, [row["sizes"]["k"] for row in rows])
+    axes.set(xlabel="k", ylabel="time, nested jvp ÷ ours")
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_locator(NullLocator())
-    _label_sizes(axes, [row["sizes"]["k"] for row in rows])
 
 
-def _draw_ratios(
-    axes: plt.Axes, rows: list[dict[str, Any]], to: str, **style: Any
-) -> None:
-    """Medians, with bars from quartile to quartile."""
-    points = [
-        (row["sizes"]["k"], *ratio)
-        for row in rows
-        if (ratio := time_ratio(row, "nested jvp", to=to))
-    ]
-    if points:
-        k, lower, median, upper = np.array(points).T
-        errors = (median - lower, upper - median)
-        axes.errorbar(k, median, errors, marker="o", ms=4, capsize=3, **style)
-
-
-def _draw_depth(axes: plt.Axes, rows: list[dict[str, Any]]) -> None:
-    styles = {"unrolled": "-", "scanned": ":"}
+def _draw_depth(axes: plt.Axes, rows: list[Row]) -> None:
     for index, (name, title) in enumerate(depth.TITLES.items()):
-        for workload, style in styles.items():
-            points = [
-                (row["sizes"]["layers"], bytes_ / 1e6)
-                for row in rows
-                if row["workload"] == workload
-                and (bytes_ := at(row, name, "temporary_bytes"))
-            ]
-            if points:
-                label = f"{title}, {workload}"
-                axes.plot(
-                    *np.array(points).T,
-                    f"C{index}",
-                    ls=style,
-                    marker="o",
-                    ms=3,
-                    label=label,
-                )
-    axes.set(xlabel="layers", ylabel="temporaries [MB]", xscale="log", yscale="log")
-    _label_sizes(axes, [row["sizes"]["layers"] for row in rows])
+        for workload, style in {"unrolled": "-", "scanned": ":"}.items():
+            size = lambda row: [at(row, name, "temporary_bytes") / 1e6]
+            if points := _points(rows, workload, "layers", size):
+                style = {"ls": style, "marker": "o", "ms": 3, "color": f"C{index}"}
+                axes.plot(*points, label=f"{title}, {workload}", **style)
+    _logarithmic(axes, [row["sizes"]["layers"] for row in rows])
+    axes.set(xlabel="layers", ylabel="temporaries [MB]")
 
 
-def _label_sizes(axes: plt.Axes, sizes: list[int]) -> None:
+def _logarithmic(axes: plt.Axes, sizes: list[int]) -> None:
+    """Axes with a tick for each size, and a legend beside them."""
+    axes.set(xscale="log", yscale="log")
     sizes = sorted(set(sizes))
     axes.set_xticks(sizes, [str(size) for size in sizes])
     axes.xaxis.set_minor_locator(NullLocator())

@@ -1,30 +1,36 @@
-"""The quadratic model of a loss on k directions, beside other ways to it."""
+"""The quadratic model of a loss on k directions, whole and in chunks."""
 
 import functools
-from collections.abc import Callable, Iterator
-
-import jax
-import jax.numpy as jnp
+from collections.abc import Iterator
 
 from experiments.benchmarks import ways, workloads
 from experiments.benchmarks.measurement import ADJOINT, OURS, Contender, Row
 from fomoh_jax import plans
 
 NESTED = {"nested jvp": ("nested jvp, slopes shared", "nested jvp, pair by pair")}
+# The batch of each workload, and the values of k.
+WORKLOADS = {
+    "MLP relu": (2048, (1, 2, 5, 10, 20)),
+    "MLP tanh": (2048, (1, 2, 5, 10, 20)),
+    "MLP 5×256": (256, (1, 2, 5, 10, 20)),
+    "CNN": (256, (1, 2, 3, 5)),
+    "transformer": (8, (1, 2, 5, 10)),
+}
+QUICK = {"MLP tanh": (64, (1, 3)), "CNN": (4, (1,)), "transformer": (1, (2,))}
 
 
-def rows(quick: bool, dtype: jnp.dtype) -> Iterator[Row]:
+def rows(quick: bool) -> Iterator[Row]:
     """One for each workload and k."""
-    for name, (make, ks) in _workloads(quick, dtype).items():
-        make = functools.cache(make)  # the rows of a workload share its arrays
+    for name, (batch, ks) in (QUICK if quick else WORKLOADS).items():
+        # The rows of a workload share its arrays.
+        make = functools.cache(functools.partial(workloads.named, name, batch))
         for k in ks:
             yield Row(name, {"k": k}, functools.partial(contenders, make, k), NESTED)
 
 
-def contenders(make: Callable, k: int) -> dict[str, Contender]:
+def contenders(make: workloads.Make, k: int) -> dict[str, Contender]:
     """All on the same directions."""
-    loss, params, data = make()
-    args = (params, workloads.directions(params, k), *data)
+    loss, args = workloads.with_directions(make(), k)
     shared, pair_by_pair = NESTED["nested jvp"]
     functions = {
         OURS: ways.ours(loss),
@@ -38,19 +44,21 @@ def contenders(make: Callable, k: int) -> dict[str, Contender]:
     return {name: Contender(function, args) for name, function in functions.items()}
 
 
-def _workloads(quick, dtype):
-    mlp, digits, transformer = workloads.mlp, workloads.digits, workloads.transformer
-    if quick:
-        return {
-            "MLP tanh": (lambda: mlp((784, 100, 10), 64, jnp.tanh, dtype), (1, 3)),
-            "CNN": (lambda: digits("cnn", 4, dtype), (1,)),
-            "transformer": (lambda: transformer(1, 16, 8, 2, dtype), (2,)),
-        }
-    wide, deep = (784, 100, 10), (256,) * 6 + (10,)
-    return {
-        "MLP relu": (lambda: mlp(wide, 2048, jax.nn.relu, dtype), (1, 2, 5, 10, 20)),
-        "MLP tanh": (lambda: mlp(wide, 2048, jnp.tanh, dtype), (1, 2, 5, 10, 20)),
-        "MLP 5×256": (lambda: mlp(deep, 256, jnp.tanh, dtype), (1, 2, 5, 10, 20)),
-        "CNN": (lambda: digits("cnn", 256, dtype), (1, 2, 3, 5)),
-        "transformer": (lambda: transformer(4, 128, 128, 8, dtype), (1, 2, 5, 10)),
-    }
+def chunked_rows(quick: bool) -> Iterator[Row]:
+    """Time and temporary memory against k, bounded by ``plans.forward(chunk_size)``."""
+    batches = {"MLP tanh": 16} if quick else {"MLP tanh": 512, "MLP 5×256": 64}
+    for name, batch in batches.items():
+        make = functools.partial(workloads.named, name, batch)
+        for k in (4,) if quick else (8, 16, 32, 64):
+            sizes = (2,) if quick else (4, 8, 16)
+            yield Row(name, {"k": k}, functools.partial(chunked, make, k, sizes))
+
+
+def chunked(make: workloads.Make, k: int, sizes: tuple) -> dict[str, Contender]:
+    """Ours whole and in chunks smaller than k, and nested ``jvp``."""
+    loss, args = workloads.with_directions(make(), k)
+    functions = {OURS: ways.ours(loss)}
+    for size in filter(k.__gt__, sizes):
+        functions[f"fomoh_jax, chunks of {size}"] = ways.ours(loss, plans.forward(size))
+    functions["nested jvp"] = ways.nested(loss)
+    return {name: Contender(function, args) for name, function in functions.items()}

@@ -1,11 +1,10 @@
 """Compile contenders, count what they need, check that they agree, and time them."""
 
-import dataclasses
 import functools
-import itertools
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -31,8 +30,10 @@ class Contender(NamedTuple):
     agrees: bool = True
 
 
-@dataclasses.dataclass(frozen=True)
-class Row:
+Contenders = dict[str, Contender]
+
+
+class Row(NamedTuple):
     """One line of a table.
 
     Attributes:
@@ -46,8 +47,8 @@ class Row:
 
     workload: str
     sizes: dict[str, int]
-    contenders: Callable[[], dict[str, Contender]]
-    best_of: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
+    contenders: Callable[[], Contenders]
+    best_of: Mapping[str, Sequence[str]] = MappingProxyType({})
     timed: bool = True
 
     @property
@@ -56,8 +57,7 @@ class Row:
         return f"{self.workload} {sizes}"
 
 
-@dataclasses.dataclass(frozen=True)
-class Limits:
+class Limits(NamedTuple):
     """How much a row may take.
 
     Attributes:
@@ -65,13 +65,19 @@ class Limits:
         compiled and counted, and none is run or compared.
       seconds: stop a row after these, if three rounds are done.
       temporary_bytes: a contender that needs more is not run.
-      tolerance: largest difference, relative to the largest element.
+      tolerance: largest difference, relative to the largest element. Rounding is a
+        hundredth of it in float32 where nothing cancels; one curvature alone (k = 1)
+        can be a small difference of large numbers.
     """
 
     repeats: int = 15
     seconds: float = 60.0
     temporary_bytes: float = 4e9
     tolerance: float = 1e-3
+
+
+Records = dict[str, dict[str, Any]]  # what was measured of each contender
+Samples = dict[str, np.ndarray]  # its seconds in each round
 
 
 class DisagreementError(Exception):
@@ -86,17 +92,15 @@ def measure(row: Row, limits: Limits) -> dict[str, Any]:
     """
     contenders = row.contenders()
     assert next(iter(contenders)) == OURS
-    records: dict[str, dict[str, Any]] = {}
+    records: Records = {}
     running, expected = {}, None
     for name, contender in contenders.items():
         try:
             compiled, records[name] = compile_and_count(contender)
             if not limits.repeats:
                 continue
-            if records[name]["temporary_bytes"] > limits.temporary_bytes:
-                records[name]["skipped"] = (
-                    f"{records[name]['temporary_bytes'] / 1e9:.1f} GB of temporaries"
-                )
+            if (size := records[name]["temporary_bytes"]) > limits.temporary_bytes:
+                records[name]["skipped"] = f"{size / 1e9:.1f} GB of temporaries"
                 continue
             result = jax.block_until_ready(compiled(*contender.args))
         except Exception as error:
@@ -104,10 +108,9 @@ def measure(row: Row, limits: Limits) -> dict[str, Any]:
                 raise
             records.setdefault(name, {})["error"] = _first_line(error)
             continue
-        _check_finite(row.name, name, result)
-        if contender.agrees:
-            expected = result if expected is None else expected
-            check_agreement(row.name, name, result, expected, limits.tolerance)
+        like = expected if contender.agrees else None
+        check(row.name, name, result, like, limits.tolerance)
+        expected = result if name == OURS else expected
         running[name] = functools.partial(compiled, *contender.args)
     if row.timed:
         _record_times(records, time_interleaved(running, limits))
@@ -121,34 +124,26 @@ def compile_and_count(contender: Contender) -> tuple[Callable, dict[str, Any]]:
     start = time.perf_counter()
     compiled = jax.jit(contender.function).lower(*contender.args).compile()
     seconds = time.perf_counter() - start
-    cost = compiled.cost_analysis()
-    if isinstance(cost, list):  # one dictionary per program on some backends
-        (cost,) = cost
-    memory = compiled.memory_analysis()
     return compiled, {
         "compile_seconds": rounded(seconds),
-        "flops": (cost or {}).get("flops"),
-        "temporary_bytes": memory.temp_size_in_bytes,
+        "flops": (compiled.cost_analysis() or {}).get("flops"),
+        "temporary_bytes": compiled.memory_analysis().temp_size_in_bytes,
     }
 
 
-def time_interleaved(
-    running: Mapping[str, Callable], limits: Limits
-) -> dict[str, np.ndarray]:
+def time_interleaved(running: Mapping[str, Callable], limits: Limits) -> Samples:
     """Seconds of one call of each, ``[rounds]``.
 
     In every round each runs once, in an order that rotates, so that whatever else the
     machine does falls on all alike and the ratios within a round can be trusted.
     """
     calls = {name: calls_per_sample(call) for name, call in running.items()}
-    names = list(running)
-    samples: dict[str, list[float]] = {name: [] for name in names}
+    samples: dict[str, list[float]] = {name: [] for name in running}
     start = time.perf_counter()
-    for round_number in range(limits.repeats):
-        if round_number >= 3 and time.perf_counter() - start > limits.seconds:
+    for done in range(limits.repeats):
+        if done >= 3 and time.perf_counter() - start > limits.seconds:
             break
-        first = round_number % len(names) if names else 0
-        for name in names[first:] + names[:first]:
+        for name in np.roll(list(running), -done):
             samples[name].append(sample(running[name], calls[name]))
     return {name: np.array(seconds) for name, seconds in samples.items()}
 
@@ -168,35 +163,33 @@ def calls_per_sample(call: Callable) -> int:
     return min(1000, math.ceil(5e-3 / sample(call, 1)))
 
 
-def check_agreement(
-    row: str, contender: str, result: Any, expected: Any, tolerance: float
-) -> None:
-    """Each array is compared relative to its largest element."""
-    pairs = itertools.zip_longest(jax.tree.leaves(result), jax.tree.leaves(expected))
-    for index, (a, b) in enumerate(pairs):
-        if a is None or b is None or a.shape != b.shape:
-            raise DisagreementError(f"{row}: {contender} has results of another shape.")
-        a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+def check(row: str, name: str, result: Any, expected: Any, tolerance: float) -> None:
+    """Numbers are finite, and, if others are expected, these.
+
+    Each array is compared relative to its largest element.
+    """
+    # In numpy, float64: an operation of jax would be compiled for every shape.
+    inexact = lambda x: jnp.issubdtype(x.dtype, jnp.inexact)
+    arrays, others = (
+        [np.asarray(x, np.float64) for x in filter(inexact, jax.tree.leaves(tree))]
+        for tree in (result, expected)
+    )
+    if not all(np.isfinite(x).all() for x in arrays):
+        raise DisagreementError(f"{row}: {name} gives a non-finite number.")
+    if expected is None:
+        return
+    if [x.shape for x in arrays] != [x.shape for x in others]:
+        raise DisagreementError(f"{row}: {name} has results of another shape.")
+    for index, (a, b) in enumerate(zip(arrays, others)):
         error = np.max(np.abs(a - b)) / max(np.max(np.abs(b)), np.finfo(float).tiny)
-        if not error <= tolerance:
+        if error > tolerance:
             raise DisagreementError(
-                f"{row}: result {index} of {contender} is {error:.1e} away from that "
-                f"of {OURS}, relative to the largest element; {tolerance:.0e} is let "
-                "pass."
+                f"{row}: result {index} of {name} is {error:.1e} away from that of "
+                f"{OURS}, relative to the largest element; {tolerance:.0e} is let pass."
             )
 
 
-def _check_finite(row: str, contender: str, result: Any) -> None:
-    inexact = lambda x: jnp.issubdtype(x.dtype, jnp.inexact)
-    for leaf in filter(inexact, jax.tree.leaves(result)):
-        # In numpy, float64: an operation of jax would be compiled for every shape.
-        if not np.isfinite(np.asarray(leaf, np.float64)).all():
-            raise DisagreementError(f"{row}: {contender} gives a non-finite number.")
-
-
-def _record_times(
-    records: dict[str, dict[str, Any]], samples: Mapping[str, np.ndarray]
-) -> None:
+def _record_times(records: Records, samples: Samples) -> None:
     for name, seconds in samples.items():
         records[name]["seconds"] = quartiles(seconds)
         records[name]["rounds"] = len(seconds)
@@ -204,30 +197,22 @@ def _record_times(
             paired = quartiles(seconds / samples[OURS])
             records[name].setdefault("ratio", {})["seconds"] = paired
         if name != ADJOINT and ADJOINT in samples:
-            records[name]["seconds_over_adjoint"] = quartiles(
-                seconds / samples[ADJOINT]
-            )
+            paired = quartiles(seconds / samples[ADJOINT])
+            records[name]["seconds_over_adjoint"] = paired
 
 
-def _record_best(
-    records: dict[str, dict[str, Any]], best_of: Mapping[str, Sequence[str]]
-) -> None:
+def _record_best(records: Records, best_of: Mapping[str, Sequence[str]]) -> None:
     for title, names in best_of.items():
         timed = [name for name in names if "seconds" in records.get(name, {})]
-        if timed:
-            best = min(timed, key=lambda name: records[name]["seconds"]["median"])
+        median = lambda name: records[name]["seconds"]["median"]
+        best = min(timed, key=median) if timed else names[0]  # it says why none was
+        if best in records:
             records[title] = {**records[best], "which": best}
-        elif names[0] in records:  # none could be run: the first says why
-            records[title] = {**records[names[0]], "which": names[0]}
 
 
 def quartiles(values: np.ndarray) -> dict[str, float]:
-    lower, median, upper = np.percentile(values, (25, 50, 75))
-    return {
-        "median": rounded(median),
-        "lower_quartile": rounded(lower),
-        "upper_quartile": rounded(upper),
-    }
+    names = "median", "lower_quartile", "upper_quartile"
+    return dict(zip(names, map(rounded, np.percentile(values, (50, 25, 75)))))
 
 
 def rounded(value: float) -> float:

@@ -3,7 +3,6 @@
 import functools
 from collections.abc import Callable, Iterator
 
-import folx
 import jax
 import jax.numpy as jnp
 
@@ -14,49 +13,38 @@ from experiments.rosenbrock import rosenbrock
 from fomoh_jax import plans
 
 
-def rows(quick: bool, dtype: jnp.dtype) -> Iterator[Row]:
+def rows(quick: bool) -> Iterator[Row]:
     """Hessians at a point and Laplacians of a batch, in D dimensions."""
     width = 16 if quick else 64
-    for dimension in (6,) if quick else (10, 100, 500):
-        make = functools.partial(hessians, dimension, width, dtype)
-        yield Row("Hessian of a tanh network", {"D": dimension}, make)
-    for dimension in (6,) if quick else (10, 100, 500):
-        make = functools.partial(rosenbrock_hessians, dimension, dtype)
-        yield Row("Hessian of Rosenbrock", {"D": dimension}, make)
-    for dimension in (3,) if quick else (3, 10, 50):
-        make = functools.partial(laplacians, dimension, width, 512, dtype)
-        yield Row("Laplacian of a tanh network", {"D": dimension}, make)
+    for name, make, dimensions in (
+        ("Hessian of a tanh network", hessians, (10, 100, 500)),
+        ("Hessian of Rosenbrock", rosenbrock_hessians, (10, 100, 500)),
+        ("Laplacian of a tanh network", laplacians, (3, 10, 50)),
+    ):
+        for dimension in (3,) if quick else dimensions:
+            yield Row(name, {"D": dimension}, functools.partial(make, dimension, width))
 
 
-def hessians(dimension: int, width: int, dtype: jnp.dtype) -> dict[str, Contender]:
+def hessians(dimension: int, width: int) -> dict[str, Contender]:
     """Of a network of two hidden layers, at one point."""
     layers = workloads.dense_layers((dimension, width, width, 1))
-    return _hessians(
-        network, *workloads.cast((workloads.normal(60, dimension), layers), dtype)
-    )
+    return _hessians(network, workloads.normal(60, dimension), layers)
 
 
-def rosenbrock_hessians(dimension: int, dtype: jnp.dtype) -> dict[str, Contender]:
+def rosenbrock_hessians(dimension: int, width: int) -> dict[str, Contender]:
     """Of a function whose Hessian is sparse, which no contender knows."""
-    return _hessians(rosenbrock, workloads.cast(workloads.normal(60, dimension), dtype))
+    return _hessians(rosenbrock, workloads.normal(60, dimension))
 
 
-def laplacians(
-    dimension: int, width: int, batch: int, dtype: jnp.dtype
-) -> dict[str, Contender]:
+def laplacians(dimension: int, width: int, batch: int = 512) -> dict[str, Contender]:
     """Of a network of three hidden layers, at every point of a batch."""
     layers = workloads.dense_layers((dimension, width, width, width, 1))
-    args = workloads.cast((workloads.normal(60, batch, dimension), layers), dtype)
-    functions = {
-        OURS: _laplacian,
-        "nested jvp": _nested_laplacian,
-        "jet": _jet_laplacian,
-        "folx": _folx_laplacian,
-    }
-    return {
-        name: Contender(jax.vmap(function, in_axes=(0, None)), args)
-        for name, function in functions.items()
-    }
+    args = jax.device_put((workloads.normal(60, batch, dimension), layers))
+    along = lambda trace: jax.vmap(
+        lambda x, layers: trace(lambda x: network(x, layers), x, None), (0, None)
+    )
+    names = OURS, "nested jvp", "jet", "folx"
+    return {name: Contender(along(ways.TRACES[name]), args) for name in names}
 
 
 def network(x: jax.Array, layers) -> jax.Array:
@@ -71,6 +59,7 @@ def _hessians(fun: Callable, *args) -> dict[str, Contender]:
         "nested jvp": jax.jacfwd(jax.jacfwd(fun)),
         "jet": functools.partial(_jet_hessian, fun),
     }
+    args = jax.device_put(args)
     return {name: Contender(function, args) for name, function in functions.items()}
 
 
@@ -83,27 +72,3 @@ def _jet_hessian(fun: Callable, x: jax.Array, *args) -> jax.Array:
     mixed = jax.vmap(curvature)(basis[i] + basis[j])
     upper = (mixed - diagonal[i] - diagonal[j]) / 2
     return jnp.diag(diagonal).at[i, j].set(upper).at[j, i].set(upper)
-
-
-def _laplacian(x: jax.Array, layers) -> jax.Array:
-    return fomoh_jax.laplacian(lambda x: network(x, layers))(x)
-
-
-def _nested_laplacian(x: jax.Array, layers) -> jax.Array:
-    def curvature(v):
-        slope = lambda x: jax.jvp(lambda x: network(x, layers), (x,), (v,))[1]
-        return jax.jvp(slope, (x,), (v,))[1]
-
-    return jnp.sum(jax.vmap(curvature)(jnp.eye(x.size, dtype=x.dtype)))
-
-
-def _jet_laplacian(x: jax.Array, layers) -> jax.Array:
-    fun = lambda x: network(x, layers)
-    curvature = lambda v: ways.along_line(fun, (x,), (v,))[2]
-    return jnp.sum(jax.vmap(curvature)(jnp.eye(x.size, dtype=x.dtype)))
-
-
-def _folx_laplacian(x: jax.Array, layers) -> jax.Array:
-    # Dense: the Jacobian of a dense layer has no zeros for it to find.
-    forward = folx.forward_laplacian(lambda x: network(x, layers), sparsity_threshold=0)
-    return forward(x).laplacian

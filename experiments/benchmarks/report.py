@@ -4,77 +4,166 @@ Times are a rival's over ours, paired within a round: how many times as fast our
 Counts are ours over the rival's: the fraction that ours needs.
 """
 
+import collections
 import itertools
-import json
 import textwrap
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-import tyro
+import pandas as pd
 
-from experiments import plotting
+from experiments import study
 from experiments.benchmarks import depth
-from experiments.benchmarks.figure import draw
 from experiments.benchmarks.measurement import ADJOINT, OURS
-from experiments.benchmarks.records import at, by_place, time_ratio
 
-NONE = "–"
+Row = dict[str, Any]
+Places = dict[tuple[str, ...], list[Row]]
+
+# What titles call contenders that have longer names.
+NAMES = {title: name for name, title in depth.TITLES.items()} | {
+    **dict.fromkeys(("ours", "forward", "whole"), OURS),
+    "adjoint": ADJOINT,
+    "nested": "nested jvp",
+    "reverse": "forward over reverse",
+}
+COUNTS = {
+    "FLOPs": "flops",
+    "temporaries": "temporary_bytes",
+    "compile time": "compile_seconds",
+}
+TIMES = ("ours ms", "adjoint ms", "nested ms", "nested ÷ ours", "nested ÷ adjoint")
+FRACTIONS = [f"{c}, {way} ÷ nested" for c in COUNTS for way in ("forward", "adjoint")]
+REVERSE = ("reverse ÷ ours", "reverse ÷ adjoint", "jet ÷ ours")
+OTHERS = ("jax.hessian ÷ ours", "jax.hessian ÷ adjoint", "jet ÷ ours", "folx ÷ ours")
+STEPS = ("ours ms", "SGD ms", "Adam ms", "SGD ÷ ours", "Adam ÷ ours")
+STEP_COUNTS = ("FLOPs, ours ÷ Adam", "temporaries, ours ÷ Adam")
+DEPTHS = (*(f"{title}, MB" for title in depth.TITLES.values()), "FLOPs, ours ÷ nested")
+# The titles of each of a table's Markdown tables; those of width depend on its rows.
+TABLES = {
+    "hyperplane": [TIMES + REVERSE, FRACTIONS],
+    "operators": [TIMES + OTHERS, FRACTIONS],
+    "step": [STEPS + STEP_COUNTS],
+    "depth": [DEPTHS],
+}
 
 
-def main(
-    files: tyro.conf.Positional[tuple[Path, ...]],
-    figure: Path | None = None,
-    compare: bool = False,
-) -> None:
-    """Print Markdown tables of JSON files, and draw what they hold into a figure.
+def at(row: Row, name: str, *path: str) -> Any:
+    """What a row says of a contender, or ``None`` where it says nothing."""
+    found = row["contenders"].get(name)
+    for key in path:
+        found = None if found is None else found.get(key)
+    return found
 
-    Args:
-      files: as the tables write them.
-      figure: a PNG; by default ``benchmarks.png`` beside the first file.
-      compare: print one table, of the hyperplane files' ratios of time side by side.
+
+def time_ratio(row: Row, name: str, to: str = OURS) -> tuple[float, ...] | None:
+    """Lower quartile, median and upper quartile of a contender's time over that of
+    ours, paired within a round; ``None`` if it was not timed."""
+    path = ("seconds_over_adjoint",) if to == ADJOINT else ("ratio", "seconds")
+    found = at(row, name, *path)
+    return found and (found["lower_quartile"], found["median"], found["upper_quartile"])
+
+
+def milliseconds(row: Row, name: str) -> str | None:
+    """The median of a contender's times."""
+    return _digits(1e3, at(row, name, "seconds", "median"))
+
+
+def megabytes(row: Row, name: str) -> str | None:
+    """A contender's temporary memory."""
+    return _digits(1e-6, at(row, name, "temporary_bytes"))
+
+
+def times(row: Row, name: str, to: str = OURS) -> str | None:
+    """Median and quartiles of a rival's time over ours, or why there is none."""
+    if not (ratio := time_ratio(row, name, to)):
+        return next((x for x in ("error", "skipped") if at(row, name, x)), None)
+    lower, median, upper = map(_ratio, ratio)
+    return f"{median} ({lower}–{upper})"
+
+
+def cell(row: Row, title: str) -> str | None:
+    """What a row says under a title, such as "A ms", "A, MB", "A ÷ B" or, of a count,
+    "FLOPs, A ÷ B"."""
+    full = lambda name: NAMES.get(name, name.replace("chunks of", f"{OURS}, chunks of"))
+    if title.endswith(" ms"):
+        return milliseconds(row, full(title.removesuffix(" ms")))
+    if title.endswith(", MB"):
+        return megabytes(row, full(title.removesuffix(", MB")))
+    first, second = title.split(" ÷ ")
+    count, _, ours = first.partition(", ")
+    if count not in COUNTS:
+        return times(row, full(first), full(second))
+    ours, theirs = (at(row, full(name), COUNTS[count]) for name in (ours, second))
+    return None if ours is None or not theirs else _ratio(ours / theirs)
+
+
+def by_place(results: Iterable[Row], table: str) -> Places:
+    """The rows of one table, for each place where they were measured.
+
+    A place is a device, a version of JAX, a precision, and whether the run was quick.
     """
-    if not files:
-        raise SystemExit("report needs the JSON files of some tables.")
-    results = [json.loads(path.read_text()) for path in files]
-    if compare:
-        print(comparison(results))
-    else:
-        print("\n\n".join(section(result) for result in results))
-    figure = figure or files[0].parent / "benchmarks.png"
-    if draw(results, figure):
-        print(f"\nfigure: {figure}")
+    places: Places = collections.defaultdict(list)
+    for result in results:
+        if result["table"] == table:
+            env, config = result["environment"], result["config"]
+            device = env["cpu"] if env["device"] == "cpu" else env["device"]
+            quick = "quick" if config.get("quick") else ""  # other sizes
+            place = device, f"jax {env['jax']}", config["precision"], quick
+            places[place] += result["rows"]
+    return places
+
+
+def _ratio(value: float) -> str:
+    """Two decimals, or one significant digit of a small ratio."""
+    return f"{value:.2f}" if value >= 0.1 else f"{value:.1g}"
+
+
+def _digits(factor: float, value: float | None) -> str | None:
+    """Three significant digits, and no exponent."""
+    if value is None:
+        return None
+    value = factor * value
+    return f"{value:.0f}" if value >= 100 else f"{value:#.3g}"
 
 
 def section(result: dict[str, Any]) -> str:
     """A heading, the machine, the tables, and what could not be run."""
-    parts = [f"### {result['table']}", conditions(result), markdown(result)]
-    failures = list(_failures(result["rows"]))
-    return "\n\n".join(parts + (["\n".join(failures)] if failures else []))
-
-
-def conditions(result: dict[str, Any]) -> str:
-    """What the numbers were measured on, in a sentence."""
     env = result["environment"]
     where = f"{env['cpu']}, {env['cores']} cores"
     if env["device"] != "cpu":
         where = f"{env['device']} ({where})"
-    return (
+    conditions = (
         f"{where}; jax {env['jax']}, {result['config']['precision']}, "
         f"{env['gemm_gflops']:.0f} GFLOP/s in a float32 product of 2048×2048, "
         f"{env['copy_gb_per_second']:.0f} GB/s in a copy; "
         f"commit {env['commit'] or 'unknown'}, {env['date'][:10]}."
     )
+    parts = [f"### {result['table']}", conditions, markdown(result)]
+    return "\n\n".join([*parts, "\n".join(failures(result["rows"]))]).rstrip("\n")
 
 
 def markdown(result: dict[str, Any]) -> str:
     """One table or two, each with one line for each row."""
     rows = result["rows"]
-    names = {"workload": [row["workload"] for row in rows], **_size_columns(rows)}
+    tables = width(rows) if result["table"] == "width" else TABLES[result["table"]]
     return "\n\n".join(
-        plotting.table({**names, **columns(rows)})
-        for columns in _TABLES[result["table"]]
+        study.table(
+            {"workload": row["workload"]}
+            | row["sizes"]
+            | {title: cell(row, title) for title in titles}
+            for row in rows
+        )
+        for titles in tables
     )
+
+
+def width(rows: list[Row]) -> list[list[str]]:
+    """Times and memory of the chunks, the smallest first, and of nested ``jvp``."""
+    names = dict.fromkeys(name for row in rows for name in row["contenders"])
+    chunks = [n.removeprefix(f"{OURS}, ") for n in names if n.startswith(f"{OURS}, ")]
+    rivals = [*chunks, "nested"]
+    ratios = [f"{title} ÷ whole" for title in rivals]
+    return [["whole ms", *ratios], [f"{title}, MB" for title in ("whole", *rivals)]]
 
 
 def comparison(results: Sequence[dict[str, Any]]) -> str:
@@ -85,178 +174,28 @@ def comparison(results: Sequence[dict[str, Any]]) -> str:
     if not places:
         raise SystemExit("report --compare needs a hyperplane file that holds times.")
     distinctive = [len(set(parts)) > 1 for parts in zip(*places)]
-    tables = {place: {_key(row): row for row in places[place]} for place in places}
-    keys = list(dict.fromkeys(key for table in tables.values() for key in table))
-    columns = {
-        "workload": [workload for workload, _ in keys],
-        "k": [str(k) for _, k in keys],
-    }
+    columns = {}
     for title, to in {"nested ÷ ours": OURS, "nested ÷ adjoint": ADJOINT}.items():
-        for place, table in tables.items():
+        for place, rows in places.items():
             differs = filter(None, itertools.compress(place, distinctive))
-            rows = [table.get(key, {"contenders": {}}) for key in keys]
-            cells = _ratios(rows, "nested jvp", to=to)
-            columns[", ".join([title, *differs])] = cells
-    return plotting.table(columns)
+            columns[", ".join([title, *differs])] = {
+                (row["workload"], row["sizes"]["k"]): times(row, "nested jvp", to)
+                for row in rows
+            }
+    keys = dict.fromkeys(key for column in columns.values() for key in column)
+    frame = pd.DataFrame(columns, index=pd.MultiIndex.from_tuples(keys), dtype=object)
+    return study.table(frame.rename_axis(["workload", "k"]).reset_index())
 
 
-def _key(row: dict[str, Any]) -> tuple[str, int]:
-    return row["workload"], row["sizes"]["k"]
-
-
-def _size_columns(rows: list[dict[str, Any]]) -> dict[str, list[str]]:
-    keys = dict.fromkeys(key for row in rows for key in row["sizes"])
-    return {key: [str(row["sizes"].get(key, NONE)) for row in rows] for key in keys}
-
-
-def _hyperplane(rows: list[dict[str, Any]]) -> dict[str, list[str]]:
-    return {
-        **_times_beside_nested(rows),
-        "reverse ÷ ours": _ratios(rows, "forward over reverse"),
-        "reverse ÷ adjoint": _ratios(rows, "forward over reverse", to=ADJOINT),
-        "jet ÷ ours": _ratios(rows, "jet"),
-    }
-
-
-def _operators(rows: list[dict[str, Any]]) -> dict[str, list[str]]:
-    return {
-        **_times_beside_nested(rows),
-        "jax.hessian ÷ ours": _ratios(rows, "jax.hessian"),
-        "jax.hessian ÷ adjoint": _ratios(rows, "jax.hessian", to=ADJOINT),
-        "jet ÷ ours": _ratios(rows, "jet"),
-        "folx ÷ ours": _ratios(rows, "folx"),
-    }
-
-
-def _times_beside_nested(rows: list[dict[str, Any]]) -> dict[str, list[str]]:
-    return {
-        "ours ms": _times(rows, OURS),
-        "adjoint ms": _times(rows, ADJOINT),
-        "nested ms": _times(rows, "nested jvp"),
-        "nested ÷ ours": _ratios(rows, "nested jvp"),
-        "nested ÷ adjoint": _ratios(rows, "nested jvp", to=ADJOINT),
-    }
-
-
-def _counts_beside_nested(rows: list[dict[str, Any]]) -> dict[str, list[str]]:
-    counts = {
-        "FLOPs": "flops",
-        "temporaries": "temporary_bytes",
-        "compile time": "compile_seconds",
-    }
-    return {
-        f"{title}, {way} ÷ nested": _fractions(rows, "nested jvp", key, of=name)
-        for title, key in counts.items()
-        for way, name in {"forward": OURS, "adjoint": ADJOINT}.items()
-    }
-
-
-def _step(rows: list[dict[str, Any]]) -> dict[str, list[str]]:
-    return {
-        "ours ms": _times(rows, OURS),
-        "SGD ms": _times(rows, "SGD"),
-        "Adam ms": _times(rows, "Adam"),
-        "SGD ÷ ours": _ratios(rows, "SGD"),
-        "Adam ÷ ours": _ratios(rows, "Adam"),
-        "FLOPs, ours ÷ Adam": _fractions(rows, "Adam", "flops"),
-        "temporaries, ours ÷ Adam": _fractions(rows, "Adam", "temporary_bytes"),
-    }
-
-
-def _depth(rows: list[dict[str, Any]]) -> dict[str, list[str]]:
-    megabytes = {
-        f"{depth.TITLES[name]}, MB": _megabytes(rows, name) for name in depth.TITLES
-    }
-    return {
-        **megabytes,
-        "FLOPs, ours ÷ nested": _fractions(rows, "nested jvp", "flops"),
-    }
-
-
-def _width(rows: list[dict[str, Any]]) -> dict[str, list[str]]:
-    rivals = _beside_whole(rows).items()
-    ratios = {f"{title} ÷ whole": _ratios(rows, name) for title, name in rivals}
-    return {"whole ms": _times(rows, OURS), **ratios}
-
-
-def _width_memory(rows: list[dict[str, Any]]) -> dict[str, list[str]]:
-    names = {"whole": OURS, **_beside_whole(rows)}
-    return {f"{title}, MB": _megabytes(rows, name) for title, name in names.items()}
-
-
-def _beside_whole(rows: list[dict[str, Any]]) -> dict[str, str]:
-    """The chunks, the smallest first, and nested ``jvp``, by their titles."""
-    names = dict.fromkeys(name for row in rows for name in row["contenders"])
-    chunked = [name for name in names if name.startswith(f"{OURS}, ")]
-    titles = {name.removeprefix(f"{OURS}, "): name for name in chunked}
-    return {**titles, "nested": "nested jvp"}
-
-
-_TABLES = {
-    "hyperplane": (_hyperplane, _counts_beside_nested),
-    "step": (_step,),
-    "operators": (_operators, _counts_beside_nested),
-    "depth": (_depth,),
-    "width": (_width, _width_memory),
-}
-
-
-def _times(rows: list[dict[str, Any]], name: str) -> list[str]:
-    medians = [at(row, name, "seconds", "median") for row in rows]
-    return [NONE if x is None else _digits(1e3 * x) for x in medians]
-
-
-def _ratios(rows: list[dict[str, Any]], name: str, *, to: str = OURS) -> list[str]:
-    """Median and quartiles of the paired ratio, or why there is none."""
-    cells = []
-    for row in rows:
-        ratio = time_ratio(row, name, to=to)
-        if ratio:
-            lower, median, upper = ratio
-            cells.append(f"{_ratio(median)} ({_ratio(lower)}–{_ratio(upper)})")
-        else:
-            reasons = ("error", "skipped")
-            found = [reason for reason in reasons if at(row, name, reason)]
-            cells.append(found[0] if found else NONE)
-    return cells
-
-
-def _fractions(
-    rows: list[dict[str, Any]], rival: str, key: str, *, of: str = OURS
-) -> list[str]:
-    """A count of ours over the rival's, where both are known."""
-    counts = [(at(row, of, key), at(row, rival, key)) for row in rows]
-    return [
-        NONE if ours is None or not theirs else _ratio(ours / theirs)
-        for ours, theirs in counts
-    ]
-
-
-def _megabytes(rows: list[dict[str, Any]], name: str) -> list[str]:
-    counts = [at(row, name, "temporary_bytes") for row in rows]
-    return [NONE if x is None else _digits(x / 1e6) for x in counts]
-
-
-def _failures(rows: list[dict[str, Any]]) -> Iterator[str]:
+def failures(rows: Iterable[Row]) -> Iterator[str]:
     """One line for each reason why contenders have no time."""
-    reasons: dict[tuple[str, str], list[str]] = {}
+    reasons = collections.defaultdict(list)
     for row in rows:
         sizes = ", ".join(f"{key} = {size}" for key, size in row["sizes"].items())
         for name, record in row["contenders"].items():
             reason = record.get("error") or record.get("skipped")
             if reason and "which" not in record:
-                where = reasons.setdefault((name, reason), [])
-                where.append(f"{row['workload']}, {sizes}")
+                reasons[name, reason].append(f"{row['workload']}, {sizes}")
     for (name, reason), where in reasons.items():
         reason = textwrap.shorten(reason, 120, placeholder=" …")
         yield f"- {name} on {'; '.join(where)}: {reason}"
-
-
-def _ratio(value: float) -> str:
-    """Two decimals, or one significant digit of a small ratio."""
-    return f"{value:.2f}" if value >= 0.1 else f"{value:.1g}"
-
-
-def _digits(value: float) -> str:
-    """Three significant digits, and no exponent."""
-    return f"{value:.0f}" if value >= 100 else f"{value:#.3g}"

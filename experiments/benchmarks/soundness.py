@@ -2,21 +2,18 @@
 
     python -m experiments.benchmarks.soundness
 
-A flag holds for a process, so that each remedy has one. They take turns, one call each,
-and times are compared within a round. Where a remedy leaves the compiled program as it
-is, nothing is timed.
+Each program is compiled under each remedy. What it makes of a program takes turns with
+what there is without any, one call each, and times are compared within a round. Where a
+remedy leaves the compiled program as it is, nothing is timed.
 """
 
-import contextlib
 import dataclasses
 import functools
-import hashlib
 import os
 import re
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,21 +22,25 @@ import tyro
 from jax import lax
 
 import fomoh_jax
-from experiments.benchmarks import environment, operators, ways, workloads
-from experiments.benchmarks.measurement import calls_per_sample, sample
+from experiments import study
+from experiments.benchmarks import environment, hyperplane, operators, workloads
+from experiments.benchmarks.measurement import Limits, time_interleaved
 from experiments.benchmarks.tables import RESULTS
+from experiments.benchmarks.ways import TRACES
 from fomoh_jax import _xla
 from fomoh_jax.hyperdual import Operation, linear
 
 NOTHING, BARRIER = "nothing", "barrier"
+TYPES = _xla.FLAG.removeprefix("--")
+KIND = "LIBRARY_FUSION_TYPE_INDIVIDUAL"
+# As the compiler takes them, which knows no "-reduce": it leaves these.
 REMEDIES = {
-    NOTHING: "",
-    "-reduce": _xla.REMEDY,
-    "no ynn fusions": f"{_xla.FLAG}=",
-    BARRIER: "",
+    NOTHING: {},
+    "-reduce": {TYPES: f"{KIND}_DOT,{KIND}_CONVOLUTION"},
+    "no ynn fusions": {TYPES: ""},
+    BARRIER: {},
 }
-WORKER = "--worker"
-SAME = "same"
+Program = tuple[Callable, tuple]  # a function and its arguments
 
 
 @dataclasses.dataclass
@@ -53,97 +54,60 @@ class Config:
 
 
 def main(config: Config) -> None:
-    chosen = [name for name in rows() if config.rows in name]
+    # Before XLA reads it: the flag that fomoh_jax has set would hold for all.
+    os.environ |= {"XLA_FLAGS": "", _xla.OPT_OUT: "0"}
+    jax.config.update("jax_enable_compilation_cache", False)
     jaxlib = f"jaxlib {_xla.VERSION}"
     machine = environment.describe()
+    chosen = {name: make for name, make in rows().items() if config.rows in name}
     lines = [
+        measure(name, make(), config.rounds)
+        for name, make in study.progress(chosen, "row")
+    ]
+    text = (
         f"{machine['cpu']}, {machine['cores']} cores; {jaxlib}, float32. Time over "
         f"that without a remedy: the median of {config.rounds} paired ratios, their "
-        f'quartiles; the ratio of the fastest. "{SAME}": the same program is compiled.',
-        "",
-        f"| program | {NOTHING}, ms | {' | '.join(list(REMEDIES)[1:])} |",
-        f"| --- {'| ---: ' * len(REMEDIES)}|",
-    ]
-    print(*lines, sep="\n", flush=True)
-    with contextlib.ExitStack() as stack:
-        workers = {name: stack.enter_context(worker(name)) for name in REMEDIES}
-        for name in chosen:
-            lines.append(line(name, seconds(name, workers, config.rounds)))
-            print(lines[-1], flush=True)
-    path = config.out / f"soundness-{environment.slug(jaxlib)}.md"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n".join(lines) + "\n")
-
-
-def line(name: str, taken: dict[str, np.ndarray]) -> str:
-    cells = [f"{1e3 * np.median(taken[NOTHING]):.3g}"]
-    for remedy in list(REMEDIES)[1:]:
-        if remedy not in taken:
-            cells.append(SAME)
-            continue
-        quartiles = np.percentile(taken[remedy] / taken[NOTHING], (50, 25, 75))
-        fastest = np.min(taken[remedy]) / np.min(taken[NOTHING])
-        cells.append("{:.2f} ({:.2f}–{:.2f}); {:.2f}".format(*quartiles, fastest))
-    return f"| {name} | {' | '.join(cells)} |"
-
-
-def seconds(
-    row: str, workers: dict[str, Callable[[str], str]], rounds: int
-) -> dict[str, np.ndarray]:
-    """Of one call under each remedy that makes a difference, ``[rounds]``."""
-    programs = {name: ask(row) for name, ask in workers.items()}
-    unlike = lambda name: programs[name] != programs[NOTHING]
-    names = [name for name in workers if name == NOTHING or unlike(name)]
-    taken: dict[str, list[float]] = {name: [] for name in names}
-    for i in range(rounds):
-        for name in np.roll(names, i):
-            taken[name].append(float(workers[name](row)))
-    return {name: np.array(times) for name, times in taken.items()}
-
-
-@contextlib.contextmanager
-def worker(remedy: str) -> Iterator[Callable[[str], str]]:
-    """A process with a remedy, as a function from a row to its answer."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", __spec__.name, WORKER, remedy],
-        env=os.environ | {"XLA_FLAGS": REMEDIES[remedy], _xla.OPT_OUT: "0"},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
+        'quartiles; the ratio of the fastest. "same": the same program is compiled.'
+        f"\n\n{study.table(lines)}"
     )
-    assert process.stdin and process.stdout
-    requests, answers = process.stdin, process.stdout
-
-    def ask(row: str) -> str:
-        print(row, file=requests, flush=True)
-        return answers.readline()
-
-    with process:
-        yield ask
-        requests.close()
+    study.write(config.out, text, f"soundness-{environment.slug(jaxlib)}.md")
 
 
-def serve(remedy: str) -> None:
-    """Answers the name of a row by its program, and by the seconds of a call later."""
+def measure(name: str, program: Program, rounds: int) -> dict[str, str]:
+    """A row: times of one call under each remedy that makes a difference."""
+    programs = {remedy: compiled(remedy, *program) for remedy in REMEDIES}
+    plain = fingerprint(programs[NOTHING])
+    running = {
+        remedy: functools.partial(made, *program[1])
+        for remedy, made in programs.items()
+        if remedy == NOTHING or fingerprint(made) != plain
+    }
+    taken = time_interleaved(running, Limits(rounds, seconds=np.inf))
+    row = {"program": name, f"{NOTHING}, ms": f"{1e3 * np.median(taken[NOTHING]):.3g}"}
+    for remedy in list(REMEDIES)[1:]:
+        row[remedy] = "same"
+        if remedy in taken:
+            quartiles = np.percentile(taken[remedy] / taken[NOTHING], (50, 25, 75))
+            fastest = np.min(taken[remedy]) / np.min(taken[NOTHING])
+            row[remedy] = "{:.2f} ({:.2f}–{:.2f}); {:.2f}".format(*quartiles, fastest)
+    return row
+
+
+def compiled(remedy: str, function: Callable, args: tuple) -> Any:
+    """The program under a remedy."""
+    jax.clear_caches()
     if remedy == BARRIER:
         fomoh_jax.register_rule(lax.reduce_sum_p)(sum_behind_barrier)
-    jax.config.update("jax_enable_compilation_cache", False)
-    current, timed = "", ()
-    for line in sys.stdin:
-        row = line.strip()
-        if row == current:
-            print(sample(*timed), flush=True)
-            continue
-        function, args = rows()[row]()
-        compiled = jax.jit(function).lower(*args).compile()
-        call = functools.partial(compiled, *args)
-        current, timed = row, (call, calls_per_sample(call))
-        print(fingerprint(compiled.as_text()), flush=True)
+    try:
+        lowered = jax.jit(function).lower(*args)
+    finally:
+        fomoh_jax.register_rule(lax.reduce_sum_p)(linear)
+    return lowered.compile(compiler_options=REMEDIES[remedy])
 
 
-def fingerprint(program: str) -> str:
-    """Of what is computed, whatever the lines that it comes from."""
-    return hashlib.sha256(re.sub(r", metadata={.*?}", "", program).encode()).hexdigest()
+def fingerprint(program: Any) -> str:
+    """What is computed, whatever the lines that it comes from."""
+    return re.sub(r", metadata={.*?}", "", program.as_text())
 
 
 class _BehindBarrier(Operation):
@@ -158,64 +122,44 @@ def sum_behind_barrier(form, op, args):
     return linear(form, op, args)
 
 
-def rows() -> dict[str, Callable[[], tuple[Callable, tuple]]]:
+def rows() -> dict[str, Callable[[], Program]]:
     """What makes the function of each row and its arguments, by name.
 
     Ours on programs of the suite, and plain JAX on the same: the flag holds for all
     that a process compiles.
     """
-    mlp, dtype, wide = workloads.mlp, jnp.dtype("float32"), (784, 100, 10)
-    relu = lambda: mlp(wide, 2048, jax.nn.relu, dtype)
-    tanh = lambda: mlp(wide, 2048, jnp.tanh, dtype)
-    deep = lambda: mlp((256,) * 6 + (10,), 256, jnp.tanh, dtype)
-    cnn = lambda: workloads.digits("cnn", 256, dtype)
-    transformer = lambda: workloads.transformer(4, 128, 128, 8, dtype)
-    laplacians = functools.partial(operators.laplacians, 10, 64, 512, dtype)
-    hessians = functools.partial(operators.hessians, 100, 64, dtype)
-    table: dict[str, Callable] = {}
-    for name, make, ks in (
-        ("MLP relu", relu, (2, 10)),
-        ("MLP tanh", tanh, (2, 10)),
-        ("MLP 5×256", deep, (5,)),
-        ("CNN", cnn, (3,)),
-        ("transformer", transformer, (5,)),
-    ):
-        for k in ks:
-            table[f"quadratic model, {name}, k={k}"] = functools.partial(model, make, k)
+    contender = lambda name, make, *args: lambda: make(*args)[name][:2]
+    table: dict[str, Callable[[], Program]] = {}
+    for name, k in [
+        *(("MLP relu", 2), ("MLP relu", 10), ("MLP tanh", 2), ("MLP tanh", 10)),
+        *(("MLP 5×256", 5), ("CNN", 3), ("transformer", 5)),
+    ]:
+        make = functools.partial(workloads.named, name, hyperplane.WORKLOADS[name][0])
+        model = contender("fomoh_jax", hyperplane.contenders, make, k)
+        table[f"quadratic model, {name}, k={k}"] = model
         table[f"jax.grad, {name}"] = functools.partial(gradient, make)
-    for title, contenders in (
-        ("Laplacian of a tanh network, D=10", laplacians),
-        ("Hessian of a tanh network, D=100", hessians),
-    ):
-        for name in ("fomoh_jax", "nested jvp"):
-            table[f"{title}, {name}"] = lambda c=contenders, n=name: c()[n][:2]
-    table["jax.hessian of a tanh network, D=100"] = lambda: hessians()["jax.hessian"][
-        :2
-    ]
-    for name, laplacian in (
-        ("fomoh_jax", fomoh_jax.laplacian),
-        ("jax.hessian", lambda f: lambda x: jnp.trace(jax.hessian(f)(x))),
-    ):
-        table[f"Laplacian of a FermiNet-like wave function, D=24, {name}"] = (
-            functools.partial(kinetic, laplacian)
-        )
+    laplacians = operators.laplacians, 10, 64
+    hessians = operators.hessians, 100, 64
+    for name in ("fomoh_jax", "nested jvp"):
+        title = f"of a tanh network, D=10, {name}"
+        table[f"Laplacian {title}"] = contender(name, *laplacians)
+        table[f"Hessian {title.replace('10', '100')}"] = contender(name, *hessians)
+    table["jax.hessian of a tanh network, D=100"] = contender("jax.hessian", *hessians)
+    for name in ("fomoh_jax", "jax.hessian"):
+        title = f"Laplacian of a FermiNet-like wave function, D=24, {name}"
+        table[title] = functools.partial(kinetic, TRACES[name])
     return table
 
 
-def model(make: Callable, k: int) -> tuple[Callable, tuple]:
-    loss, params, data = make()
-    return ways.ours(loss), (params, workloads.directions(params, k), *data)
-
-
-def gradient(make: Callable) -> tuple[Callable, tuple]:
+def gradient(make: workloads.Make) -> Program:
     loss, params, data = make()
     return jax.grad(loss), (params, *data)
 
 
-def kinetic(laplacian: Callable) -> tuple[Callable, tuple]:
+def kinetic(trace: Callable) -> Program:
     """Of a batch of 16 positions of 8 electrons."""
     positions = jnp.asarray(workloads.normal(0, 16, 24))
-    return jax.vmap(laplacian(wave_function)), (positions,)
+    return jax.vmap(lambda x: trace(wave_function, x, None)), (positions,)
 
 
 def wave_function(positions: jax.Array, width: int = 64, count: int = 4) -> jax.Array:
@@ -238,7 +182,4 @@ def wave_function(positions: jax.Array, width: int = 64, count: int = 4) -> jax.
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == [WORKER]:
-        serve(sys.argv[2])
-    else:
-        main(tyro.cli(Config))
+    main(tyro.cli(Config))

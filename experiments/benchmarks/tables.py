@@ -4,20 +4,14 @@ import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import jax
-import jax.numpy as jnp
 import tyro
+from tqdm import tqdm
 
-from experiments.benchmarks import (
-    depth,
-    environment,
-    hyperplane,
-    operators,
-    step,
-    width,
-)
+from experiments import study
+from experiments.benchmarks import depth, environment, hyperplane, operators, step
 from experiments.benchmarks.measurement import Limits, measure
 
 TABLES: dict[str, Callable] = {
@@ -25,13 +19,9 @@ TABLES: dict[str, Callable] = {
     "step": step.rows,
     "operators": operators.rows,
     "depth": depth.rows,
-    "width": width.rows,
+    "width": hyperplane.chunked_rows,
 }
 RESULTS = Path(__file__).parent / "results"
-
-# Relative to the largest element. Rounding is a hundredth of these where nothing
-# cancels; one curvature alone (k = 1) can be a small difference of large numbers.
-TOLERANCE = {"float32": 1e-3, "tf32": 5e-2, "bfloat16": 2e-1}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,88 +36,48 @@ class Config:
     repeats: int = 15
     """Rounds in which each contender is timed once; with 0 the contenders are compiled
     and counted, and none is run."""
-    precision: Annotated[
-        Literal["float32", "tf32", "bfloat16"], tyro.conf.arg(aliases=["--dtype"])
-    ] = "float32"
-    """Arrays and products in float32, products in tf32, or all in bfloat16."""
     seconds_per_row: float = 60.0
     """A row that takes longer stops early, after three rounds at the least."""
-    memory_limit: float = 4.0
-    """GB of temporaries; a contender that needs more is counted and not run."""
     out: Path = RESULTS
     """The folder of the JSON files."""
 
 
-def run(table: str, config: Config) -> list[Path]:
-    """Measure one table, or all of them; the files that were written."""
-    if config.repeats < 0:
-        raise SystemExit(f"--repeats must not be negative; got {config.repeats}.")
+def run(table: str, config: Annotated[Config, tyro.conf.arg(name="")]) -> None:
+    """Measure one table, or all of them."""
+    study.at_least(0, config, "repeats")
     jax.config.update("jax_enable_compilation_cache", False)
     described = environment.describe()
-    names = list(TABLES) if table == "all" else [table]
-    return [path for name in names if (path := _run_one(name, config, described))]
+    for name in TABLES if table == "all" else [table]:
+        _run_one(name, config, described)
 
 
-def _run_one(table: str, config: Config, described: dict[str, Any]) -> Path | None:
-    dtype = jnp.dtype("bfloat16" if config.precision == "bfloat16" else "float32")
-    products = "tensorfloat32" if config.precision == "tf32" else "float32"
-    limits = Limits(
-        repeats=config.repeats,
-        seconds=config.seconds_per_row,
-        temporary_bytes=config.memory_limit * 1e9,
-        tolerance=TOLERANCE[config.precision],
-    )
-    path = config.out / _file_name(table, config, described)
-    result = {
-        "table": table,
-        "environment": described,
-        "config": _without_out(config),
-        "rows": [],
-    }
-    with jax.default_matmul_precision(products):
-        for row in TABLES[table](config.quick, dtype):
-            if config.rows.lower() not in f"{row.name} ".lower():
-                continue
-            result["rows"].append(measure(row, limits))
-            print(_line(table, row.name, result["rows"][-1]), flush=True)
-            # After each row, so that an interruption costs one row.
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
-    if not result["rows"]:
+def _run_one(table: str, config: Config, described: dict[str, Any]) -> None:
+    limits = Limits(config.repeats, config.seconds_per_row)
+    wanted = lambda row: config.rows.lower() in f"{row.name} ".lower()
+    rows = list(filter(wanted, TABLES[table](config.quick)))
+    if not rows:
         print(f"{table}: no row's name holds {config.rows!r}")
-        return None
-    print(f"{table}: {path}")
-    return path
-
-
-def _without_out(config: Config) -> dict[str, Any]:
-    options = dataclasses.asdict(config)
+        return
+    options = dataclasses.asdict(config) | {"precision": "float32"}
     del options["out"]  # where the file lies is no condition of the measurement
-    return options
+    result = {"table": table, "environment": described, "config": options, "rows": []}
+    path = config.out / _file_name(table, config, described)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with jax.default_matmul_precision("float32"):
+        for row in (bar := tqdm(rows, unit="row")):
+            bar.set_postfix_str(f"{table}: {row.name}")
+            result["rows"].append(measure(row, limits))
+            # After each row, so that an interruption costs one row.
+            path.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+    print(f"{table}: {path}")
 
 
 def _file_name(table: str, config: Config, described: dict[str, Any]) -> str:
-    """A part, a quick run, counts alone, or another precision must not overwrite the
-    whole."""
-    parts = [table, environment.slug(described["device"]), f"jax{described['jax']}"]
-    parts += [config.precision] if config.precision != "float32" else []
-    parts += ["quick"] if config.quick else []
-    parts += [] if config.repeats else ["counts"]
-    parts += [environment.slug(config.rows)] if config.rows else []
-    return "-".join(parts) + ".json"
-
-
-def _line(table: str, name: str, measured: dict[str, Any]) -> str:
-    """Progress: milliseconds of each contender, or megabytes where none is timed."""
-    shown = []
-    for contender, record in measured["contenders"].items():
-        if "which" in record:
-            continue
-        if "seconds" in record:
-            number = f"{1e3 * record['seconds']['median']:.3g} ms"
-        elif "error" in record or "skipped" in record:
-            number = "error" if "error" in record else "skipped"
-        else:
-            number = f"{record['temporary_bytes'] / 1e6:.3g} MB"
-        shown.append(f"{contender} {number}")
-    return f"{table}: {name}: " + "; ".join(shown)
+    """A part, a quick run, or counts alone must not overwrite the whole."""
+    parts = (
+        *(table, environment.slug(described["device"]), f"jax{described['jax']}"),
+        "quick" if config.quick else "",
+        "" if config.repeats else "counts",
+        environment.slug(config.rows),
+    )
+    return "-".join(filter(None, parts)) + ".json"

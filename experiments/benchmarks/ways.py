@@ -1,7 +1,13 @@
-"""Ways to the quadratic model of a loss: ours, and what plain JAX offers.
+"""Ways to second derivatives: ours, and what else there is.
 
-Each turns ``loss(params, *data)`` into ``model(params, directions, *data)``, which
-returns the value, the k slopes and the k×k curvature.
+The first are to the quadratic model of a loss. Each turns ``loss(params, *data)`` into
+``model(params, directions, *data)``, which returns the value, the k slopes and the k×k
+curvature.
+
+Those of ``TRACES`` are to ``Σ_ij C_ij ∂²u/∂x_i∂x_j`` at a point. Each is
+``trace(fun, x, weights)``: the trace of the Hessian of a scalar function of a point
+``[D]``, or of ``weights @ Hessian``. What differentiates along one direction at a time
+takes the columns of a Cholesky factor of positive definite weights.
 """
 
 from collections.abc import Callable
@@ -12,7 +18,13 @@ import jax.numpy as jnp
 from jax.experimental import jet
 
 import fomoh_jax
+from experiments.benchmarks.measurement import OURS
 from fomoh_jax import plans
+
+try:
+    import folx
+except ImportError:  # the extra "benchmarks" has it
+    folx = None
 
 
 def ours(loss: Callable, plan: plans.Plan | None = None) -> Callable:
@@ -20,13 +32,8 @@ def ours(loss: Callable, plan: plans.Plan | None = None) -> Callable:
     plan = plans.forward() if plan is None else plan
 
     def model(params, directions, *data):
-        fixed = (None,) * len(data)
-        return fomoh_jax.quadratic_model(
-            loss,
-            (params, *data),
-            (directions, *fixed),
-            plan=plan,
-        )
+        args, along = (params, *data), (directions, *[None] * len(data))
+        return fomoh_jax.quadratic_model(loss, args, along, plan=plan)
 
     return model
 
@@ -105,3 +112,72 @@ def _inner_products(a: Any, b: Any) -> jax.Array:
     rows = lambda x: x.reshape(len(x), -1)
     pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b))
     return sum(rows(x) @ rows(y).T for x, y in pairs)
+
+
+FACTORED = f"{OURS}, Cholesky"
+
+
+def laplacian(fun: Callable, x: jax.Array, weights: jax.Array | None) -> jax.Array:
+    """One pass that carries the sum."""
+    return fomoh_jax.laplacian(fun, weights=weights)(x)
+
+
+def whole_hessian(fun: Callable, x: jax.Array, weights: jax.Array | None) -> jax.Array:
+    """The trace of what ``jax.hessian`` gives."""
+    hessian = jax.hessian(fun)(x)
+    return jnp.trace(hessian) if weights is None else jnp.sum(weights * hessian)
+
+
+def curvature_by_jvp(fun: Callable, x: jax.Array, v: jax.Array) -> jax.Array:
+    """``jvp`` of ``jvp`` along a direction."""
+    slope = lambda x: jax.jvp(fun, (x,), (v,))[1]
+    return jax.jvp(slope, (x,), (v,))[1]
+
+
+def curvature_by_jet(fun: Callable, x: jax.Array, v: jax.Array) -> jax.Array:
+    """``jax.experimental.jet`` along a direction."""
+    return along_line(fun, (x,), (v,))[2]
+
+
+def forward_laplacian(fun: Callable) -> Callable:
+    """Folx, dense: the Jacobian of a dense layer has no zeros for it to find."""
+    if folx is None:
+        raise ImportError("folx is not installed")
+    forward = folx.forward_laplacian(fun, sparsity_threshold=0)
+    return lambda x: forward(x).laplacian
+
+
+def along_every(curvature: Callable) -> Callable:
+    """The sum of what it is along each direction."""
+    return lambda fun, x, weights: jnp.sum(
+        jax.vmap(lambda v: curvature(fun, x, v))(_directions(x, weights))
+    )
+
+
+def in_coordinates(transform: Callable) -> Callable:
+    """It knows no weights: around the point, in coordinates where they are one."""
+
+    def trace(fun, x, weights):
+        if weights is None:
+            return transform(fun)(x)
+        moved = lambda y: fun(x + y @ _directions(x, weights))
+        return transform(moved)(jnp.zeros_like(x))
+
+    return trace
+
+
+def _directions(x: jax.Array, weights: jax.Array | None) -> jax.Array:
+    """Rows ``v_i`` of which ``Σ_i v_i v_iᵀ`` is the weights, ``[D, D]``."""
+    if weights is None:
+        return jnp.eye(x.size, dtype=x.dtype)
+    return jnp.linalg.cholesky(weights).T
+
+
+TRACES = {
+    OURS: laplacian,
+    FACTORED: in_coordinates(fomoh_jax.laplacian),  # of weights alone
+    "jax.hessian": whole_hessian,
+    "nested jvp": along_every(curvature_by_jvp),
+    "jet": along_every(curvature_by_jet),
+    "folx": in_coordinates(forward_laplacian),
+}

@@ -28,6 +28,23 @@ class Workload(NamedTuple):
     data: tuple
 
 
+Make = Callable[[], Workload]
+
+
+def named(name: str, batch: int) -> Workload:
+    """The workloads of several tables, at a batch size."""
+    wide, deep = (784, 100, 10), (256,) * 6 + (10,)
+    makers = {
+        "softmax regression": lambda: digits("softmax", batch),
+        "MLP relu": lambda: mlp(wide, batch, jax.nn.relu),
+        "MLP tanh": lambda: mlp(wide, batch, jnp.tanh),
+        "MLP 5×256": lambda: mlp(deep, batch, jnp.tanh),
+        "CNN": lambda: digits("cnn", batch),
+        "transformer": lambda: transformer(4, 128, 128, batch),
+    }
+    return makers[name]()
+
+
 def normal(seed: int, *shape: int) -> np.ndarray:
     """Standard normal numbers, of numpy, which has nothing to compile."""
     return np.random.default_rng(seed).standard_normal(shape, np.float32)
@@ -47,6 +64,12 @@ def directions(params: Any, k: int) -> Any:
     return structure.unflatten([cast(v, leaf.dtype) for v, leaf in zip(drawn, leaves)])
 
 
+def with_directions(workload: Workload, k: int) -> tuple[Callable, tuple]:
+    """The loss, and the arguments of a way to its quadratic model."""
+    loss, params, data = workload
+    return loss, (params, directions(params, k), *data)
+
+
 def dense_layers(widths: Sequence[int]) -> list[tuple[np.ndarray, np.ndarray]]:
     """Weights that keep the variance, and zero biases."""
     return [
@@ -64,7 +87,7 @@ def apply_dense(layers: Any, x: jax.Array, activation: Callable) -> jax.Array:
 
 
 def mlp(
-    widths: Sequence[int], batch: int, activation: Callable, dtype: jnp.dtype
+    widths: Sequence[int], batch: int, activation: Callable, dtype: Any = jnp.float32
 ) -> Workload:
     """Cross-entropy of a network of dense layers."""
 
@@ -75,55 +98,43 @@ def mlp(
     return Workload(loss, *cast((dense_layers(widths), data), dtype))
 
 
-def digits(model: str, batch: int, dtype: jnp.dtype) -> Workload:
+def digits(model: str, batch: int, dtype: Any = jnp.float32) -> Workload:
     """Cross-entropy of a model of ``experiments.models`` on 28×28 images."""
     return _flax(MODELS[model], _examples((batch, 28, 28, 1), (batch,), 10), dtype)
 
 
-class Transformer(nn.Module):
-    """A pre-layernorm transformer that classifies every token."""
+class Block(nn.Module):
+    """A pre-layernorm transformer layer."""
 
-    layers: int
     width: int
     heads: int = 4
-    classes: int = 32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        for _ in range(self.layers):
-            normed = nn.LayerNorm()(x)
-            x = x + nn.MultiHeadDotProductAttention(self.heads)(normed, normed)
-            wide = nn.Dense(4 * self.width)(nn.LayerNorm()(x))
-            x = x + nn.Dense(self.width)(nn.gelu(wide))
-        return nn.Dense(self.classes)(nn.LayerNorm()(x))
+        normed = nn.LayerNorm()(x)
+        x = x + nn.MultiHeadDotProductAttention(self.heads)(normed, normed)
+        wide = nn.Dense(4 * self.width)(nn.LayerNorm()(x))
+        return x + nn.Dense(self.width)(nn.gelu(wide))
 
 
 def transformer(
-    layers: int, width: int, length: int, batch: int, dtype: jnp.dtype
+    layers: int, width: int, length: int, batch: int, dtype: Any = jnp.float32
 ) -> Workload:
     """Cross-entropy of the tokens of sequences of embeddings."""
-    model = Transformer(layers, width)
-    data = _examples((batch, length, width), (batch, length), model.classes)
+    blocks = [Block(width) for _ in range(layers)]
+    model = nn.Sequential([*blocks, nn.LayerNorm(), nn.Dense(32)])
+    data = _examples((batch, length, width), (batch, length), 32)
     return _flax(model, data, dtype)
 
 
-def deep(
-    layers: int,
-    width: int,
-    batch: int,
-    dtype: jnp.dtype,
-    *,
-    scanned: bool,
-    wrap: Callable = lambda layer: layer,
-) -> Workload:
+def deep(layers: int, width: int, batch: int, scanned: bool, wrap=None) -> Workload:
     """Mean square of a tanh network of equal layers, written out or scanned.
 
-    ``wrap`` is applied to the layer, as ``jax.checkpoint`` is.
+    ``wrap``, such as ``jax.checkpoint``, is applied to the layer.
     """
 
-    @wrap
-    def layer(x, weight):
-        return jnp.tanh(x @ weight)
+    layer = lambda x, weight: jnp.tanh(x @ weight)
+    layer = layer if wrap is None else wrap(layer)
 
     def loss(weights, x):
         if scanned:
@@ -136,7 +147,7 @@ def deep(
     stacked = normal(0, layers, width, width) / np.float32(width**0.5)
     weights = stacked if scanned else list(stacked)
     data = (normal(1, batch, width),)
-    return Workload(loss, *cast((weights, data), dtype))
+    return Workload(loss, *jax.device_put((weights, data)))
 
 
 def _examples(inputs: tuple, labels: tuple, classes: int) -> tuple:

@@ -1,54 +1,37 @@
 """What the residual loss and its gradient cost, by every way to the operator."""
 
 import functools
-from collections.abc import Iterator
 from typing import Any
 
 import jax
-from tqdm import tqdm
 
-from experiments.benchmarks.measurement import OURS, Contender, Limits, Row, measure
-from experiments.pinn import equations
-from experiments.pinn.config import Config
-from experiments.pinn.equations import EQUATIONS, Equation
-from experiments.pinn.network import initialise, make_loss
-from experiments.pinn.operators import FACTORED, WAYS
+from experiments import study
+from experiments.benchmarks.measurement import Contender, Limits, Row, measure
+from experiments.benchmarks.ways import FACTORED, TRACES
+from experiments.pinn import problem
+from experiments.pinn.problem import EQUATIONS, Equation
+from experiments.pinn.training import Config
 
-# How far a way may be from ours, relative to the largest element of a result.
-TOLERANCE = {"float32": 1e-3, "float64": 1e-10}
-LOSS, GRADIENT = "residual loss", "its gradient"
-QUANTITIES = {LOSS: lambda loss: loss, GRADIENT: jax.grad}
+QUANTITIES = {"residual loss": lambda loss: loss, "its gradient": jax.grad}
 
 
 def compare(config: Config) -> list[dict[str, Any]]:
-    """The rows, measured; every way that runs has the numbers of ours.
+    """The loss and its gradient of each equation, in each number of dimensions.
 
     Raises:
-      DisagreementError: if one has not.
+      DisagreementError: if a way that runs has other numbers than ours.
     """
-    limits = Limits(
-        repeats=config.repeats,
-        seconds=config.seconds_per_row,
-        tolerance=TOLERANCE[config.precision],
-    )
-    records = []
-    for row in (bar := tqdm(list(rows(config)), unit="row")):
-        bar.set_postfix_str(row.name)
-        records.append(measure(row, limits))
-    return records
-
-
-def rows(config: Config) -> Iterator[Row]:
-    """The loss and its gradient of each equation, in each number of dimensions."""
-    for name in config.equations:
-        equation = EQUATIONS[name]
+    limits = Limits(config.repeats, config.seconds_per_row, tolerance=1e-10)
+    rows = {}
+    for equation in map(EQUATIONS.get, config.equations):
         for quantity in QUANTITIES:
             for dimension in config.dimensions:
                 make = functools.partial(
                     contenders, equation, quantity, dimension, config
                 )
-                workload = f"{equation.title}, {quantity}"
-                yield Row(workload, {"D": dimension}, make)
+                row = Row(f"{equation.title}, {quantity}", {"D": dimension}, make)
+                rows[row.name] = row
+    return [measure(row, limits) for _, row in study.progress(rows, "row")]
 
 
 def contenders(
@@ -56,17 +39,12 @@ def contenders(
 ) -> dict[str, Contender]:
     """All the ways, ours first, on a network that is not trained."""
     start, inside = jax.random.split(jax.random.key(0))
-    params = initialise(start, (dimension, *config.hidden, 1), config.precision)
-    x = equations.points(inside, config.points, dimension, config.precision)
-    args = params, x, jax.vmap(lambda x: equations.source(equation, x))(x)
+    params = problem.initialise(start, (dimension, *config.hidden, 1))
+    x = problem.points(inside, config.points, dimension)
+    args = params, x, jax.vmap(lambda x: problem.source(equation, x))(x)
     make = QUANTITIES[quantity]
     return {
-        name: Contender(make(make_loss(equation, way)), args)
-        for name, way in WAYS.items()
-        if name != FACTORED or equation.weights is not None
+        name: Contender(make(problem.make_loss(equation, way)), args)
+        for name, way in TRACES.items()
+        if name != FACTORED or equation.weights(x[0]) is not None
     }
-
-
-def rivals() -> list[str]:
-    """All the ways but ours."""
-    return [name for name in WAYS if name != OURS]

@@ -1,8 +1,10 @@
 """Train the network: Adam, then L-BFGS, on the gradient by reverse mode."""
 
+import dataclasses
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,13 +12,41 @@ import numpy as np
 import optax
 from jax import lax
 
-from experiments.pinn.config import Config
-from experiments.pinn.equations import Equation, points, solution, source
-from experiments.pinn.network import initialise, make_loss, network
-from experiments.pinn.operators import ours
+from experiments import study
+from experiments.benchmarks.ways import laplacian
+from experiments.pinn import problem
+from experiments.pinn.problem import EQUATIONS, Equation, points
 
 DIMENSION = 2
 TEST_POINTS = 4096  # drawn apart from those of training
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Poisson's equation and an anisotropic one in the disc, by a tanh network."""
+
+    equations: tuple[Literal[*EQUATIONS], ...] = tuple(EQUATIONS)
+    """What to solve and to compare."""
+    hidden: tuple[int, ...] = (32, 32, 32)
+    """Widths of the network's hidden layers."""
+    points: int = 1024
+    """Points in the disc, drawn once a seed, and in the balls of the comparison."""
+    adam_steps: int = 300
+    """Iterations of Adam, with which the training starts."""
+    lbfgs_steps: int = 3000
+    """Iterations of L-BFGS, with which it ends."""
+    every: int = 100
+    """Iterations between two measurements of the error."""
+    seeds: int = 3
+    """Random initialisations; 0 for the comparison alone."""
+    dimensions: tuple[int, ...] = (2, 10, 50)
+    """Of the balls in which the ways to the operator are compared."""
+    repeats: int = 15
+    """Rounds of the comparison in which each way is timed once; 0 to count alone."""
+    seconds_per_row: float = 15.0
+    """A row of the comparison that takes longer stops early, after three rounds."""
+    out: Path = study.RESULTS
+    """A folder; the results are in its folder pinn."""
 
 
 class Run(NamedTuple):
@@ -37,55 +67,65 @@ class Run(NamedTuple):
     seconds: float
 
 
-class Phase(NamedTuple):
-    """An optimiser and for how long.
-
-    Attributes:
-      tx: takes the value, the gradient and the loss beside the updates.
-      value_and_grad: ``value_and_grad(loss)(params, state=state)``.
-      steps: how many.
-    """
-
-    tx: optax.GradientTransformationExtraArgs
-    value_and_grad: Callable
-    steps: int
-
-
-def phases(config: Config) -> list[Phase]:
-    """Adam finds the basin, L-BFGS its bottom."""
-    rate = optax.cosine_decay_schedule(5e-3, max(2 * config.adam_steps, 1))
-    adam = optax.with_extra_args_support(optax.adam(rate))
-    plain = lambda loss: lambda params, state: jax.value_and_grad(loss)(params)
-    return [
-        Phase(adam, plain, config.adam_steps),
-        # Its line search has evaluated the next point already.
-        Phase(
-            optax.lbfgs(memory_size=50),
-            optax.value_and_grad_from_state,
-            config.lbfgs_steps,
-        ),
-    ]
+def train(config: Config) -> dict[str, list[Run]]:
+    """Every seed of every equation."""
+    equations = {name: EQUATIONS[name] for name in config.equations}
+    runs = {}
+    for name, equation in study.progress(equations, "equation"):
+        run = make_training(equation, config)
+        runs[name] = [run(seed) for seed in range(config.seeds)]
+    return runs
 
 
 def make_training(equation: Equation, config: Config) -> Callable[[int], Run]:
-    """``run(seed)``; all the seeds share what it compiles."""
-    loss, dtype = make_loss(equation, ours), config.precision
-    loops = [(phase, _make_loop(loss, phase)) for phase in phases(config)]
+    """``run(seed)``; all the seeds share what it compiles.
+
+    Adam finds the basin, L-BFGS its bottom.
+    """
+    loss = problem.make_loss(equation, laplacian)
+    rate = optax.cosine_decay_schedule(5e-3, max(2 * config.adam_steps, 1))
+    plain = lambda loss: lambda params, state: jax.value_and_grad(loss)(params)
+    adam = optax.with_extra_args_support(optax.adam(rate))
+    # Its line search has evaluated the next point already.
+    lbfgs, evaluated = optax.lbfgs(memory_size=50), optax.value_and_grad_from_state
+
+    def measure(params, data, test):
+        return jnp.sqrt(loss(params, *data)), relative_error(params, test)
+
+    def make_loop(tx, make_gradient):
+        def loop(params, state, data, test, steps):
+            on_data = lambda params: loss(params, *data)
+
+            def step(carry, _):
+                params, state = carry
+                value, gradient = make_gradient(on_data)(params, state=state)
+                known = {"value": value, "grad": gradient, "value_fn": on_data}
+                updates, state = tx.update(gradient, state, params, **known)
+                return (optax.apply_updates(params, updates), state), None
+
+            (params, state), _ = lax.scan(step, (params, state), length=steps)
+            return params, state, measure(params, data, test)
+
+        return jax.jit(loop, static_argnums=4)
+
+    phases = [
+        (adam, make_loop(adam, plain), config.adam_steps),
+        (lbfgs, make_loop(lbfgs, evaluated), config.lbfgs_steps),
+    ]
 
     def run(seed):
         start, inside, elsewhere = jax.random.split(jax.random.key(seed), 3)
-        x = points(inside, config.points, DIMENSION, dtype)
-        data = x, jax.vmap(lambda x: source(equation, x))(x)
-        test = points(elsewhere, TEST_POINTS, DIMENSION, dtype)
-        params = initialise(start, (DIMENSION, *config.hidden, 1), dtype)
-        steps, records = [0], [_measure(loss, params, data, test)]
+        x = points(inside, config.points, DIMENSION)
+        data = x, jax.vmap(lambda x: problem.source(equation, x))(x)
+        test = points(elsewhere, TEST_POINTS, DIMENSION)
+        params = problem.initialise(start, (DIMENSION, *config.hidden, 1))
+        steps, records = [0], [measure(params, data, test)]
         began = time.perf_counter()
-        for phase, loop in loops:
+        for tx, loop, count in phases:
             # Weak types would have the second chunk compiled anew.
-            state = jax.tree.map(
-                lambda x: jnp.asarray(x, x.dtype), phase.tx.init(params)
-            )
-            for chunk in _chunks(phase.steps, config.every):
+            state = jax.tree.map(lambda x: jnp.asarray(x, x.dtype), tx.init(params))
+            whole, rest = divmod(count, config.every)
+            for chunk in [config.every] * whole + [rest] * (rest > 0):
                 params, state, record = loop(params, state, data, test, chunk)
                 steps.append(steps[-1] + chunk)
                 records.append(jax.block_until_ready(record))
@@ -98,37 +138,6 @@ def make_training(equation: Equation, config: Config) -> Callable[[int], Run]:
 
 def relative_error(params: Any, x: jax.Array) -> jax.Array:
     """L2 distance of the network to the solution over the solution's norm."""
-    exact = jax.vmap(solution)(x)
-    values = jax.vmap(network, in_axes=(None, 0))(params, x)
+    exact = jax.vmap(problem.solution)(x)
+    values = jax.vmap(problem.network, in_axes=(None, 0))(params, x)
     return jnp.linalg.norm(values - exact) / jnp.linalg.norm(exact)
-
-
-def _measure(loss: Callable, params: Any, data: tuple, test: jax.Array) -> tuple:
-    return jnp.sqrt(loss(params, *data)), relative_error(params, test)
-
-
-def _chunks(steps: int, every: int) -> list[int]:
-    """Summands of ``steps``, all ``every`` but for the last."""
-    whole, rest = divmod(steps, every)
-    return [every] * whole + [rest] * (rest > 0)
-
-
-def _make_loop(loss: Callable, phase: Phase) -> Callable:
-    """``(params, state, data, test, steps) -> (params, state, record)``, jitted."""
-
-    def loop(params, state, data, test, steps):
-        on_data = lambda params: loss(params, *data)
-        value_and_grad = phase.value_and_grad(on_data)
-
-        def step(carry, _):
-            params, state = carry
-            value, gradient = value_and_grad(params, state=state)
-            updates, state = phase.tx.update(
-                gradient, state, params, value=value, grad=gradient, value_fn=on_data
-            )
-            return (optax.apply_updates(params, updates), state), None
-
-        (params, state), _ = lax.scan(step, (params, state), length=steps)
-        return params, state, _measure(loss, params, data, test)
-
-    return jax.jit(loop, static_argnums=4)

@@ -16,36 +16,41 @@ from typing import Annotated
 import tyro
 
 from experiments.data import load_small
-from experiments.studies import batches, paper, report, tuning
+from experiments.studies import paper, report, tuning
 from experiments.studies.runner import run_all
-from experiments.studies.runs import load_all
+from experiments.studies.runs import Run, load_all
 
 RESULTS = Path("experiments/results/digits")
 NO_NAME = tyro.conf.arg(name="")
+app = tyro.extras.SubcommandApp()
 
 
+def do(runs: list[Run], results: Path) -> None:
+    """Those that are not kept yet, and the report of all."""
+    run_all(runs, results / "runs.jsonl", load_small())
+    report.main(results)
+
+
+@app.command(name="tuning")
 def tune(config: Annotated[tuning.Config, NO_NAME], results: Path = RESULTS) -> None:
     """FoMoH-KD with each learning rate of a grid, and tuning itself."""
-    run_all(tuning.runs(config), results / "runs.jsonl", load_small())
-    report.main(results)
+    do(tuning.runs(config), results)
 
 
-def vary_batches(
-    config: Annotated[batches.Config, NO_NAME], results: Path = RESULTS
-) -> None:
+@app.command(name="batches")
+def vary(config: Annotated[tuning.Batches, NO_NAME], results: Path = RESULTS) -> None:
     """Self-tuned FoMoH-KD on softmax regression, from small batches to the full one."""
-    run_all(batches.runs(config), results / "runs.jsonl", load_small())
-    report.main(results)
+    do(tuning.batches(config), results)
 
 
+@app.command(name="paper")
 def compare(config: Annotated[paper.Config, NO_NAME], results: Path = RESULTS) -> None:
     """The paper's methods at their best learning rates, constant and with a step."""
-    data, file = load_small(), results / "runs.jsonl"
-    run_all(paper.grid(config), file, data)
-    run_all(paper.chosen(config, load_all(file)), file, data)
-    report.main(results)
+    do(paper.grid(config), results)
+    do(paper.chosen(config, load_all(results / "runs.jsonl")), results)
 
 
+@app.command(name="report")
 def write_report(results: Path = RESULTS) -> None:
     """Tables and figures of the runs that are kept; runs nothing."""
     report.main(results)
@@ -53,17 +58,7 @@ def write_report(results: Path = RESULTS) -> None:
 
 def main(args: list[str] | None = None) -> None:
     """Run the command line."""
-    tyro.extras.subcommand_cli_from_dict(
-        {
-            "tuning": tune,
-            "batches": vary_batches,
-            "paper": compare,
-            "report": write_report,
-        },
-        prog="python -m experiments.studies",
-        description=__doc__,
-        args=args,
-    )
+    app.cli(prog="python -m experiments.studies", description=__doc__, args=args)
 
 
 if __name__ == "__main__":

@@ -1,23 +1,15 @@
 """The methods of the paper, each at its best learning rate: which runs."""
 
 import dataclasses
-from collections.abc import Collection, Iterable
+import itertools
 from typing import Literal
 
-from experiments.studies.runs import Result, Run
-from experiments.studies.summary import best_rate, of_kind
+import pandas as pd
 
-# As the paper calls them: the name in experiments.methods, and k.
-METHODS = {
-    "FGD": ("fgd", 1),
-    "FoMoH": ("fomoh", 1),
-    "FoMoH-2D": ("fomoh_kd", 2),
-    "FoMoH-3D": ("fomoh_kd", 3),
-    "FoMoH-10D": ("fomoh_kd", 10),
-    "FoMoH-BP": ("fomoh_bp", 1),
-    "SGD": ("sgd", 1),
-    "Adam": ("adam", 1),
-}
+from experiments.studies.runs import METHODS, SIZES, Run
+from experiments.studies.tables import best_rate, of_kind
+
+PLANES = tuple(label for label, (name, _) in METHODS.items() if name == "fomoh_kd")
 
 # The reference implementation takes 0.1362 for FoMoH on softmax regression at batch
 # 1024, and 0.544 on the CNN at batch 2048.
@@ -38,27 +30,15 @@ GRIDS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Size:
-    """How large the study of a problem is."""
-
-    batch_size: int
-    steps: int
-    seeds: int
-
-
-SIZES = {"softmax": Size(1024, 2000, 5), "cnn": Size(256, 400, 2)}
-
-
-@dataclasses.dataclass(frozen=True)
 class Config:
     """The paper's methods at their best learning rates, constant and with a step."""
 
     problem: Literal["softmax", "cnn"] = "softmax"
-    methods: tuple[str, ...] = tuple(METHODS)
+    methods: tuple[Literal[*METHODS], ...] = tuple(METHODS)
     """As the paper calls them."""
     schedules: tuple[Literal["constant", "step"], ...] = ("constant", "step")
     """A constant learning rate, or a tenth of it from two thirds of the steps on."""
-    self_tuned: tuple[str, ...] = ("FoMoH-2D", "FoMoH-3D", "FoMoH-10D")
+    self_tuned: tuple[Literal[*PLANES], ...] = PLANES
     """Those that also run without a learning rate."""
     learning_rates: tuple[float, ...] | None = None
     """The grid, for the methods named; by default the method's own."""
@@ -69,46 +49,36 @@ class Config:
     steps: int | None = None
     batch_size: int | None = None
 
-    def __post_init__(self):
-        _check("methods", self.methods, METHODS)
-        planes = [label for label, (name, _) in METHODS.items() if name == "fomoh_kd"]
-        _check("self-tuned", self.self_tuned, planes)
-
-
-def _check(name: str, labels: Iterable[str], known: Collection[str]) -> None:
-    if unknown := sorted(set(labels) - set(known)):
-        raise SystemExit(
-            f"--{name} are among {', '.join(known)}; got {', '.join(unknown)}."
-        )
-
 
 def grid(config: Config) -> list[Run]:
     """Every learning rate of every method."""
+    seeds = range(min(config.tuning_seeds, _seeds(config)))
     return [
-        run
+        dataclasses.replace(kind, learning_rate=rate, seed=seed)
         for kind in _kinds(config)
         for rate in config.learning_rates or GRIDS[config.problem, kind.method]
-        for run in _seeds(dataclasses.replace(kind, learning_rate=rate), config, True)
+        for seed in seeds
     ]
 
 
-def chosen(config: Config, results: list[Result]) -> list[Run]:
+def chosen(config: Config, results: pd.DataFrame) -> list[Run]:
     """The best learning rate of each method, by the final loss on the training set."""
-    runs = []
-    for kind in _kinds(config):
-        rate = best_rate(of_kind(results, kind))
-        runs += _seeds(dataclasses.replace(kind, learning_rate=rate), config)
-    for label in config.self_tuned:
-        runs += _seeds(_kind(config, label, "constant"), config)
-    return runs
+    kinds = [
+        dataclasses.replace(kind, learning_rate=best_rate(of_kind(results, kind)))
+        for kind in _kinds(config)
+    ]
+    kinds += [_kind(config, label, "constant") for label in config.self_tuned]
+    seeds = range(_seeds(config))
+    return [dataclasses.replace(kind, seed=seed) for kind in kinds for seed in seeds]
+
+
+def _seeds(config: Config) -> int:
+    return config.seeds or SIZES[config.problem].seeds
 
 
 def _kinds(config: Config) -> list[Run]:
-    return [
-        _kind(config, label, schedule)
-        for label in config.methods
-        for schedule in config.schedules
-    ]
+    pairs = itertools.product(config.methods, config.schedules)
+    return [_kind(config, *pair) for pair in pairs]
 
 
 def _kind(config: Config, label: str, schedule: str) -> Run:
@@ -116,9 +86,3 @@ def _kind(config: Config, label: str, schedule: str) -> Run:
     (method, k), size = METHODS[label], SIZES[config.problem]
     batch_size, steps = config.batch_size or size.batch_size, config.steps or size.steps
     return Run(config.problem, method, k, None, batch_size, steps, 0, schedule)
-
-
-def _seeds(kind: Run, config: Config, tuning: bool = False) -> list[Run]:
-    seeds = config.seeds or SIZES[config.problem].seeds
-    number = min(config.tuning_seeds, seeds) if tuning else seeds
-    return [dataclasses.replace(kind, seed=seed) for seed in range(number)]

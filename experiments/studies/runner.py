@@ -1,24 +1,20 @@
 """Do the runs that have not been done yet."""
 
+import dataclasses
 import itertools
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import replace
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
-import flax.linen as nn
 import jax
 import numpy as np
-import optax
 
 from experiments import methods
 from experiments.data import Dataset
 from experiments.models import MODELS
-from experiments.studies.runs import Result, Run, load_all, save
-from experiments.training import Method, make_epoch, make_evaluation, train
-
-POINTS = 200  # of a curve
-CHECKS = 50  # for divergence in a run: each waits for the device
+from experiments.studies.runs import Run, load_all, save
+from experiments.training import Trainer
 
 
 def run_all(runs: Iterable[Run], file: Path, data: Dataset) -> int:
@@ -26,52 +22,47 @@ def run_all(runs: Iterable[Run], file: Path, data: Dataset) -> int:
 
     Runs that differ by the seed alone and follow one another are compiled once.
     """
-    runs, done = list(runs), 0
-    kept = {result.run for result in load_all(file)}
-    numbered = zip(itertools.count(1), runs)
-    for kind, group in itertools.groupby(numbered, lambda x: replace(x[1], seed=0)):
-        model, method = MODELS[kind.problem], make_method(kind)
-        epoch = make_epoch(model, method, kind.batch_size)
-        evaluate = make_evaluation(model)
-        for number, run in group:
-            if run in kept:
-                continue
-            result = execute(run, model, method, epoch, evaluate, data)
-            save(file, result)
-            kept.add(run)
-            done += 1
-            print(f"[{number}/{len(runs)}] {describe(result)}", flush=True)
-    print(f"{done} of {len(runs)} runs done, the others were kept.", flush=True)
-    return done
+    kept = set(load_all(file).run)
+    runs = [run for run in dict.fromkeys(runs) if run not in kept]
+    numbers = itertools.count(1)
+    alike = lambda run: dataclasses.replace(run, seed=0)
+    for kind, group in itertools.groupby(runs, alike):
+        trainer = make_trainer(kind, data)
+        for run in group:
+            record = execute(run, trainer)
+            save(file, record)
+            end = "diverged" if record["diverged"] else record["train_loss"]
+            print(f"[{next(numbers)}/{len(runs)}] {run}: {end}", flush=True)
+    print(f"{len(runs)} runs done, {len(kept)} were kept.", flush=True)
+    return len(runs)
 
 
-def make_method(run: Run) -> Method:
-    """The optimiser of a run, with its schedule."""
-    rate: optax.ScalarOrSchedule | None = run.learning_rate
-    if run.schedule == "step":
-        rate = optax.piecewise_constant_schedule(rate, {2 * run.steps // 3: 0.1})
-    return methods.make_method(run.method, rate, run.k)
+def make_trainer(run: Run, data: Dataset) -> Trainer:
+    """The model and the optimiser of a run, with its schedule."""
+    milestone = 2 * run.steps // 3 if run.schedule == "step" else None
+    method = methods.make_method(run.method, run.learning_rate, run.k, milestone)
+    return Trainer(MODELS[run.problem], method, data, run.batch_size)
 
 
-def execute(
-    run: Run,
-    model: nn.Module,
-    method: Method,
-    epoch: Callable,
-    evaluate: Callable,
-    data: Dataset,
-) -> Result:
-    """Train to the end, or until it has diverged."""
+def execute(run: Run, trainer: Trainer) -> dict[str, Any]:
+    """Train to the end, or until it has diverged.
+
+    Returns:
+      The record that is kept, in which None stands for a number that is not finite.
+      ``steps``: taken: whole epochs, or up to where it was seen to diverge.
+      ``diverged``: a loss was not finite, or ten times the first after the tenth step.
+      ``first_loss``, ``largest_loss``: of the first minibatch, before any step, and of
+      those after the tenth step. ``seconds``: in all, compilation included if it was
+      the first of its kind; ``milliseconds_per_step``: the median, without compilation.
+      ``steps_per_bin``, ``curve``: minibatch losses, the mean of each so many steps.
+    """
     start = last = time.perf_counter()
-    per_epoch = len(data.train.labels) // run.batch_size
-    epochs = -(-run.steps // per_epoch)
-    chunk = -(-epochs // CHECKS)
+    epochs = -(-run.steps // trainer.steps)
+    chunk = -(-epochs // 50)  # between checks for divergence: each waits for the device
     losses, times, waiting, diverged = np.zeros(0), [], [], False
-    for number, progress in enumerate(
-        train(model, method, epoch, data.train, epochs, run.seed), 1
-    ):
-        waiting.append(progress.losses)
-        if number % chunk and number != epochs:
+    for standing in trainer.train(epochs, trainer.begin(run.seed)):
+        waiting.append(standing.losses)
+        if standing.epoch % chunk and standing.epoch != epochs:
             continue
         fresh = np.concatenate([np.asarray(x, np.float64) for x in waiting])
         waiting, losses = [], np.concatenate([losses, fresh])
@@ -79,29 +70,28 @@ def execute(
         times.append((last - before) / len(fresh))
         if diverged := has_diverged(losses):
             break
+    end = {
+        name: number_or_none(x)
+        for split in ("train", "test")
+        for name, x in trainer.evaluate(standing.params, split).items()
+    }
     # The last step comes after the last minibatch loss: it counts too.
-    train_loss, train_accuracy = map(float, evaluate(progress.params, *data.train))
-    test_loss, test_accuracy = map(float, evaluate(progress.params, *data.test))
-    diverged = diverged or has_diverged(np.append(losses, train_loss))
-    steps_per_bin = -(-epochs * per_epoch // POINTS)
-    device = jax.devices()[0]
-    return Result(
-        run=run,
-        steps=len(losses),
-        diverged=diverged,
-        first_loss=number_or_none(losses[0]),
-        largest_loss=number_or_none(after_start(losses).max()),
-        train_loss=number_or_none(train_loss),
-        train_accuracy=number_or_none(train_accuracy),
-        test_loss=number_or_none(test_loss),
-        test_accuracy=number_or_none(test_accuracy),
-        seconds=round(time.perf_counter() - start, 2),
+    ended = np.append(losses, np.nan if (x := end["train_loss"]) is None else x)
+    steps_per_bin = -(-epochs * trainer.steps // 200)  # at most 200 points a curve
+    return {
+        "run": dataclasses.asdict(run),
+        "steps": len(losses),
+        "diverged": diverged or has_diverged(ended),
+        "first_loss": number_or_none(losses[0]),
+        "largest_loss": number_or_none(after_start(losses).max()),
+        **end,
+        "seconds": round(time.perf_counter() - start, 2),
         # The first time includes the compilation.
-        milliseconds_per_step=number_or_none(1e3 * np.median(times[1:] or times)),
-        steps_per_bin=steps_per_bin,
-        curve=thin(losses, steps_per_bin),
-        environment=f"{device.device_kind}, jax {jax.__version__}",
-    )
+        "milliseconds_per_step": number_or_none(1e3 * np.median(times[1:] or times)),
+        "steps_per_bin": steps_per_bin,
+        "curve": thin(losses, steps_per_bin),
+        "environment": f"{jax.devices()[0].device_kind}, jax {jax.__version__}",
+    }
 
 
 def after_start(losses: np.ndarray) -> np.ndarray:
@@ -125,15 +115,3 @@ def thin(losses: np.ndarray, steps_per_bin: int) -> list[float | None]:
 def number_or_none(x: float) -> float | None:
     """Six digits, which is what float32 has; JSON knows no infinity."""
     return float(f"{x:.6g}") if np.isfinite(x) else None
-
-
-def describe(result: Result) -> str:
-    """A line for the log."""
-    if result.diverged:
-        end = f"diverged within {result.steps} steps"
-    else:
-        end = (
-            f"train loss {result.train_loss:.4f}, "
-            f"test accuracy {result.test_accuracy:.3f}"
-        )
-    return f"{result.run.slug}: {end}, {result.seconds:.1f} s"

@@ -3,6 +3,10 @@
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
 
 
 @dataclasses.dataclass(frozen=True)
@@ -11,7 +15,7 @@ class Run:
 
     Attributes:
       problem: a key of ``experiments.models.MODELS``.
-      method: one of ``experiments.methods.NAMES``.
+      method: one that ``experiments.methods`` makes.
       k: directions of fomoh_kd; 1 for the other methods.
       learning_rate: None for a method that tunes itself.
       schedule: "constant", or "step": a tenth after two thirds of the steps.
@@ -27,68 +31,63 @@ class Run:
     seed: int
     schedule: str = "constant"
 
-    @property
-    def slug(self) -> str:
-        """Its name."""
-        k = self.k if self.method == "fomoh_kd" else ""
-        rate = "self-tuned" if self.learning_rate is None else f"{self.learning_rate:g}"
-        step = "-step" if self.schedule == "step" else ""
-        return (
-            f"{self.problem}-{self.method}{k}-{rate}{step}"
-            f"-batch{self.batch_size}-steps{self.steps}-seed{self.seed}"
-        )
 
+class Size(NamedTuple):
+    """How large the studies of a problem are, unless they are told otherwise."""
 
-@dataclasses.dataclass(frozen=True)
-class Result:
-    """What came out of a run. None stands for a number that is not finite.
-
-    Attributes:
-      run: the configuration.
-      steps: taken: whole epochs, or up to where it was seen to diverge.
-      diverged: a loss was not finite, or ten times the first after the tenth step.
-      first_loss: of the first minibatch, before any step.
-      largest_loss: of a minibatch after the tenth step.
-      train_loss, train_accuracy, test_loss, test_accuracy: at the end.
-      seconds: in all, compilation included if it was the first of its kind.
-      milliseconds_per_step: median, without compilation.
-      steps_per_bin, curve: minibatch losses, the mean of each so many steps.
-      environment: what it ran on.
-    """
-
-    run: Run
+    batch_size: int
     steps: int
-    diverged: bool
-    first_loss: float | None
-    largest_loss: float | None
-    train_loss: float | None
-    train_accuracy: float | None
-    test_loss: float | None
-    test_accuracy: float | None
-    seconds: float
-    milliseconds_per_step: float
-    steps_per_bin: int
-    curve: list[float | None]
-    environment: str = ""
+    ks: tuple[int, ...]
+    seeds: int
 
 
-def load_all(file: Path) -> list[Result]:
-    """Every result that is kept, a line each, in the order of the names of the runs."""
+SIZES = {
+    "softmax": Size(1024, 2000, (2, 5, 10, 20), 5),
+    "mlp": Size(1024, 2000, (2, 5, 10, 20), 3),
+    "cnn": Size(256, 400, (2, 5), 2),
+}
+
+# As the paper calls them: the name in experiments.methods, and k.
+METHODS = {
+    "FGD": ("fgd", 1),
+    "FoMoH": ("fomoh", 1),
+    "FoMoH-2D": ("fomoh_kd", 2),
+    "FoMoH-3D": ("fomoh_kd", 3),
+    "FoMoH-10D": ("fomoh_kd", 10),
+    "FoMoH-BP": ("fomoh_bp", 1),
+    "SGD": ("sgd", 1),
+    "Adam": ("adam", 1),
+}
+
+
+def load_all(file: Path) -> pd.DataFrame:
+    """Every result that is kept, a row each, in the order of the runs.
+
+    Returns:
+      The columns of a record, those of its run, the run itself as ``run``, and as
+      ``final`` the train loss at the end, infinite if the run has diverged. NaN stands
+      for the learning rate of a method that tunes itself.
+    """
     lines = file.read_text().splitlines(keepends=True) if file.exists() else []
     # A line without an end was being written when the study was stopped.
     kept = [json.loads(line) for line in lines if line.endswith("\n")]
-    results = [Result(**fields | {"run": Run(**fields["run"])}) for fields in kept]
-    each = {result.run: result for result in results}  # of two studies at once
-    return sorted(each.values(), key=lambda result: result.run.slug)
+    each = {Run(**record["run"]): record for record in kept}  # of two studies at once
+    rows = [
+        each[run] | dataclasses.asdict(run) | {"run": run}
+        for run in sorted(each, key=str)
+    ]
+    frame = pd.DataFrame(rows, columns=None if rows else ["run"])
+    if rows:
+        numbers = ["learning_rate", "train_loss", "largest_loss", "first_loss"]
+        frame = frame.astype(dict.fromkeys(numbers, float))
+        frame["final"] = frame.train_loss.where(~frame.diverged, np.inf)
+    return frame
 
 
-def save(file: Path, result: Result) -> None:
-    """Add a line with a result."""
+def save(file: Path, record: dict[str, Any]) -> None:
+    """Add a line with a record, in the place of one that was not finished."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    line = json.dumps(dataclasses.asdict(result), allow_nan=False).encode()
     with file.open("ab+") as lines:
-        size = lines.tell()
-        lines.seek(max(0, size - 1))
-        if size and lines.read() != b"\n":
-            lines.truncate(file.read_bytes().rfind(b"\n") + 1)
-        lines.write(line + b"\n")
+        lines.seek(0)
+        lines.truncate(lines.read().rfind(b"\n") + 1)
+        lines.write(json.dumps(record, allow_nan=False).encode() + b"\n")

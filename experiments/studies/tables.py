@@ -1,136 +1,152 @@
-"""The Markdown tables of the report."""
+"""Results grouped by configuration, and the Markdown tables of the report."""
 
-import math
+import dataclasses
+from collections.abc import Iterator
 
 import numpy as np
+import pandas as pd
 
-from experiments.plotting import table
-from experiments.studies import paper
-from experiments.studies.runs import Result
-from experiments.studies.summary import (
-    at_edge,
-    best_rate,
-    by_rate,
-    final_loss,
-    growth,
-    show,
-)
+from experiments import study
+from experiments.studies.runs import METHODS, SIZES, Run
+
+Chosen = tuple[str, float | None, pd.DataFrame, pd.DataFrame]
 
 
-def fixed_or_self_tuned(by_k: dict[int, list[Result]]) -> str:
+def by_setting(results: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:
+    """Title, file name and results of each setting, simple problems first."""
+    settings = dict(list(results.groupby(["problem", "batch_size", "steps"])))
+    simple_first = lambda key: (list(SIZES).index(key[0]), key)
+    for problem, size, steps in sorted(settings, key=simple_first):
+        group = settings[problem, size, steps]
+        title = f"{problem}, batch {size:,}, {steps:,} steps"
+        yield title, f"{problem}-batch{size}-steps{steps}", group
+
+
+def by_rate(results: pd.DataFrame) -> dict[float | None, pd.DataFrame]:
+    """The results of each learning rate, from large to small; none at the end."""
+    ordered = results.sort_values("learning_rate", ascending=False, kind="stable")
+    groups = ordered.groupby("learning_rate", sort=False, dropna=False)
+    return {None if np.isnan(rate) else rate: group for rate, group in groups}
+
+
+def of_kind(results: pd.DataFrame, kind: Run) -> pd.DataFrame:
+    """The results that differ from a run by learning rate and seed alone."""
+    plain = lambda run: dataclasses.replace(run, learning_rate=None, seed=0)
+    return results[results.run.map(plain) == plain(kind)]
+
+
+def best_rate(results: pd.DataFrame) -> float | None:
+    """The learning rate of the least mean train loss; None if there is none.
+
+    Over the seeds that all the learning rates have, so that one which got more of them
+    is neither better nor worse off. The test images have no say.
+    """
+    fixed = results.dropna(subset="learning_rate")
+    if fixed.empty:
+        return None
+    losses = fixed.pivot(index="learning_rate", columns="seed", values="final")[::-1]
+    shared = losses.dropna(axis="columns")
+    return float((losses if shared.empty else shared).mean(axis="columns").idxmin())
+
+
+def rate_name(rate: float | None, tried: pd.DataFrame) -> str:
+    """And whether a better one may lie outside those that were tried."""
+    if rate is None:
+        return study.NONE
+    rates = tried.learning_rate
+    return f"{rate:g}{' (edge)' if rate in (rates.min(), rates.max()) else ''}"
+
+
+def show(results: pd.DataFrame, field: str = "train_loss") -> str:
+    """Mean ± standard deviation over the seeds, or how many of them have diverged."""
+    if results.empty:
+        return study.NONE
+    if diverged := results.diverged.sum():
+        return f"{diverged}/{len(results)} diverged" if len(results) > 1 else "diverged"
+    return study.mean_and_deviation(results[field])
+
+
+def growth(results: pd.DataFrame) -> str:
+    """The largest minibatch loss after the tenth step over the first, of all seeds."""
+    ratios = (results.largest_loss / results.first_loss).fillna(np.inf)
+    return f"{ratios.max():.2f}" if len(results) else study.NONE
+
+
+def fixed_or_self_tuned(results: pd.DataFrame) -> str:
     """The best fixed learning rate of each k beside none at all."""
     rows = []
-    for k, results in by_k.items():
-        rate, groups = best_rate(results), by_rate(results)
-        fixed, tuned = groups.get(rate, []) if rate else [], groups.get(None, [])
+    for k, mine in results.groupby("k"):
+        rate, groups = best_rate(mine), by_rate(mine)
+        fixed, tuned = groups[rate], groups.get(None, mine[:0])
+        # Of the mean train losses, over the seeds that both have.
+        both = fixed.merge(tuned, on="seed")
+        ratio = both.final_y.mean() / both.final_x.mean()
+        seeds = sorted({len(group) for group in (fixed, tuned) if len(group)})
         rows.append(
             {
-                "k": str(k),
-                "best learning rate": _rate(rate, results),
-                "train loss": show(fixed, "train_loss"),
-                "self-tuned train loss": show(tuned, "train_loss"),
-                "ratio": _ratio(fixed, tuned),
+                "k": k,
+                "best learning rate": rate_name(rate, mine),
+                "train loss": show(fixed),
+                "self-tuned train loss": show(tuned),
+                "ratio": f"{ratio:.2f}" if np.isfinite(ratio) else study.NONE,
                 "test accuracy": show(fixed, "test_accuracy"),
                 "self-tuned test accuracy": show(tuned, "test_accuracy"),
-                "self-tuned largest ÷ first": f"{growth(tuned):.2f}" if tuned else "–",
-                "seeds": _seeds(fixed, tuned),
+                "self-tuned largest ÷ first": growth(tuned),
+                "seeds": " / ".join(map(str, seeds)),
             }
         )
-    return _table(rows)
+    return study.table(rows)
 
 
-def every_rate(by_k: dict[int, list[Result]]) -> str:
+def every_rate(results: pd.DataFrame) -> str:
     """Final train loss of each learning rate and k."""
-    rates = by_rate(r for results in by_k.values() for r in results)
-    rows = [
+    ks = sorted(results.k.unique())
+    return study.table(
         {"learning rate": "self-tuned" if rate is None else f"{rate:g}"}
-        | {
-            f"k = {k}": show(by_rate(results).get(rate, []), "train_loss")
-            for k, results in by_k.items()
-        }
-        for rate in rates
-    ]
-    return _table(rows)
+        | {f"k = {k}": show(group[group.k == k]) for k in ks}
+        for rate, group in by_rate(results).items()
+    )
 
 
-def batch_sizes(results: list[Result]) -> str:
+def batch_sizes(results: pd.DataFrame) -> str:
     """Largest minibatch loss after step ten over the first, and the train loss."""
-    sizes = sorted({r.run.batch_size for r in results})
     rows = []
-    for size in sizes:
+    for size, group in results.groupby("batch_size"):
         row = {"batch size": f"{size:,}"}
-        for k in sorted({r.run.k for r in results}):
-            cell = [r for r in results if (r.run.batch_size, r.run.k) == (size, k)]
-            row[f"k = {k}"] = "–"
-            if cell and not any(r.diverged for r in cell):
-                row[f"k = {k}"] = f"{growth(cell):.2f} ({show(cell, 'train_loss')})"
-            elif cell:
-                row[f"k = {k}"] = show(cell, "train_loss")
+        for k in sorted(results.k.unique()):
+            cell = group[group.k == k]
+            sound = len(cell) and not cell.diverged.any()
+            row[f"k = {k}"] = f"{growth(cell)} ({show(cell)})" if sound else show(cell)
         rows.append(row)
-    return _table(rows)
+    return study.table(rows)
 
 
-def methods(results: list[Result]) -> str:
+def methods(results: pd.DataFrame) -> str:
     """The methods of the paper, each at the learning rate of the least train loss."""
-    rows = []
-    for label, rate, group, tried in chosen(results):
-        rows.append(
-            {
-                "method": label,
-                "learning rate": _rate(rate, tried),
-                "schedule": "–" if rate is None else group[0].run.schedule,
-                "train loss": show(group, "train_loss"),
-                "train accuracy": show(group, "train_accuracy"),
-                "test loss": show(group, "test_loss"),
-                "test accuracy": show(group, "test_accuracy"),
-                "ms a step": f"{_step_time(group):.3g}",
-                "seeds": str(len(group)),
-            }
-        )
-    return _table(rows)
+    fields = "train_loss", "train_accuracy", "test_loss", "test_accuracy"
+    return study.table(
+        {
+            "method": label,
+            "learning rate": rate_name(rate, tried),
+            "schedule": None if rate is None else group.schedule.iloc[0],
+            **{field.replace("_", " "): show(group, field) for field in fields},
+            "ms a step": f"{group.milliseconds_per_step.median():.3g}",
+            "seeds": len(group),
+        }
+        for label, rate, group, tried in chosen(results)
+    )
 
 
-def chosen(
-    results: list[Result],
-) -> list[tuple[str, float | None, list[Result], list[Result]]]:
+def chosen(results: pd.DataFrame) -> list[Chosen]:
     """Label, learning rate, its results, and all that were tried, of each method."""
     listed = []
-    for label, (method, k) in paper.METHODS.items():
-        mine = [r for r in results if (r.run.method, r.run.k) == (method, k)]
+    for label, (method, k) in METHODS.items():
+        mine = results[(results.method == method) & (results.k == k)]
         for schedule in ("constant", "step"):
-            tried = [r for r in mine if r.run.schedule == schedule]
-            rate = best_rate(tried)
-            if rate is not None:
+            tried = mine[mine.schedule == schedule]
+            if (rate := best_rate(tried)) is not None:
                 listed.append((label, rate, by_rate(tried)[rate], tried))
-        if tuned := by_rate(mine).get(None):
+        tuned = mine[mine.learning_rate.isna()]
+        if len(tuned):
             listed.append((f"{label}, self-tuned", None, tuned, tuned))
     return listed
-
-
-def _rate(rate: float | None, tried: list[Result]) -> str:
-    if rate is None:
-        return "–"
-    return f"{rate:g}{' (edge)' if at_edge(rate, tried) else ''}"
-
-
-def _ratio(fixed: list[Result], tuned: list[Result]) -> str:
-    """Of the mean train losses, over the seeds that both have."""
-    both = {r.run.seed for r in fixed} & {r.run.seed for r in tuned}
-    if not both:
-        return "–"
-    mean = lambda group: np.mean([final_loss(r) for r in group if r.run.seed in both])
-    ratio = mean(tuned) / mean(fixed)
-    return f"{ratio:.2f}" if math.isfinite(ratio) else "–"
-
-
-def _seeds(*groups: list[Result]) -> str:
-    numbers = {len(group) for group in groups if group}
-    return " / ".join(str(n) for n in sorted(numbers))
-
-
-def _step_time(group: list[Result]) -> float:
-    return float(np.median([r.milliseconds_per_step for r in group]))
-
-
-def _table(rows: list[dict[str, str]]) -> str:
-    return table({name: [row[name] for row in rows] for name in rows[0]})

@@ -36,5 +36,5 @@ def test_the_variances_are_those_of_samples():
 
 
 def test_bad_options_are_explained(tmp_path):
-    with pytest.raises(SystemExit, match="--samples and --repetitions must be"):
+    with pytest.raises(SystemExit, match="--samples must be at least 2"):
         curvature.main(curvature.Config(samples=(1,), out=tmp_path))

@@ -67,15 +67,17 @@ def test_vgg_takes_a_step_on_images_of_the_shape_of_cifar(
 
 def test_what_cannot_be_had_is_explained(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(data.load_cifar10, "__defaults__", (("file:///nowhere/",),))
-    with pytest.raises(SystemExit, match=r"or use --data synthetic"):
+    with pytest.raises(SystemExit, match=r"Or use --data synthetic"):
         run(tmp_path, capsys, data="cifar10", data_dir=tmp_path)
 
 
 def test_bad_options_are_explained(tmp_path, capsys):
     with pytest.raises(SystemExit, match="--batch-size must be at most 4000"):
         run(tmp_path, capsys, batch_size=5000)
-    with pytest.raises(SystemExit, match="--steps, --seeds and --k at least 1"):
+    with pytest.raises(SystemExit, match="--k must be at least 1; got 0"):
         run(tmp_path, capsys, k=0)
+    with pytest.raises(SystemExit, match="--milestone needs --learning-rate"):
+        run(tmp_path, capsys, milestone=1)
 
 
 @pytest.mark.slow

@@ -30,14 +30,14 @@ def scipy_trajectory(log_parameters, times):
 
 def test_the_solution_is_scipy_s():
     times = np.array([0.01, 3.0, 20.0])
-    ours = ode.trajectory(jnp.asarray(TRUTH), jnp.asarray(times), CONFIG)
+    ours = ode.trajectory(jnp.asarray(TRUTH), jnp.asarray(times))
     np.testing.assert_allclose(ours, scipy_trajectory(TRUTH, times), atol=3e-5)
 
 
 def test_too_few_steps_give_nan_and_not_a_wrong_solution():
     decay = lambda y: -y
     times = jnp.array([0.001, 50.0])
-    states = ode.solve(decay, jnp.ones(1), times, 1e-6, 1e-6, max_steps=3)
+    states = ode.solve(decay, jnp.ones(1), times, max_steps=3)
     np.testing.assert_array_equal(jnp.isnan(states[:, 0]), [False, True])
 
 

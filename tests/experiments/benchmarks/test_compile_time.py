@@ -38,4 +38,5 @@ def test_the_networks_are_one():
 @pytest.mark.slow
 def test_the_command_prints_a_line_for_each(capsys):
     compile_time.main(compile_time.Config(layers=1, k=1, repeats=1))
-    assert capsys.readouterr().out.count("ours ÷ nested") == 3
+    printed = capsys.readouterr().out
+    assert all(f"| {name} " in printed for name in ("unrolled", "jitted", "scanned"))

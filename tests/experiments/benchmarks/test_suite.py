@@ -14,7 +14,6 @@ from experiments.benchmarks import (
     hyperplane,
     measurement,
     report,
-    tables,
     ways,
     workloads,
 )
@@ -297,15 +296,6 @@ def test_every_way_gives_the_quadratic_model():
         model = jax.jit(way(loss))(params, directions, *data)
         for a, b in zip(jax.tree.leaves(model), expected):
             np.testing.assert_allclose(a, b, rtol=1e-10)
-
-
-@pytest.mark.parametrize("precision", ["tf32", "bfloat16"])
-def test_other_precisions_have_files_of_their_own(precision, tmp_path):
-    config = tables.Config(
-        quick=True, rows="Rosenbrock", repeats=1, precision=precision, out=tmp_path
-    )
-    (path,) = tables.run("operators", config)
-    assert f"-{precision}-quick-" in path.name
 
 
 def test_a_name_that_no_row_has_is_said(tmp_path, capsys):

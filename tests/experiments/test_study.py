@@ -1,29 +1,28 @@
-"""Tables and figures."""
+"""Options, tables and figures of the studies."""
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pytest
 
-from experiments import plotting
-
-
-def test_a_table_is_markdown_with_aligned_columns():
-    text = plotting.table({"name": ["a", "longer"], "value": ["1.5", "10.25"]})
-    assert text.splitlines() == [
-        "| name   | value |",
-        "| ------ | ----: |",
-        "| a      |   1.5 |",
-        "| longer | 10.25 |",
-    ]
+from experiments import ode, plotting, study
 
 
-def test_a_column_of_one_character_has_a_rule_that_markdown_knows():
-    text = plotting.table({"name": ["a"], "k": ["1"]})
-    assert text.splitlines()[1] == "| ---- | --: |"
+def test_a_table_is_markdown_with_a_dash_where_a_row_has_no_number():
+    text = study.table([{"name": "a", "k": 10, "x": "1.50"}, {"name": "b", "k": 2}])
+    rows = [[c.strip() for c in line.split("|")[1:-1]] for line in text.splitlines()]
+    assert rows[0] == ["name", "k", "x"] and rows[1][0][0] == ":" == rows[1][1][-1]
+    assert rows[2:] == [["a", "10", "1.50"], ["b", "2", "–"]]
 
 
 def test_mean_and_deviation():
-    assert plotting.mean_and_deviation(np.array([1.0])) == "1.000"
-    assert plotting.mean_and_deviation(np.array([1.0, 3.0]), 1) == "2.0 ± 1.4"
+    assert study.mean_and_deviation([1.0]) == "1.000"
+    assert study.mean_and_deviation([1.0, 3.0], 1) == "2.0 ± 1.4"
+
+
+@pytest.mark.parametrize("value", [0, (2, 0), ()])
+def test_an_option_that_is_too_small_is_named(value):
+    with pytest.raises(SystemExit, match="--seeds must be at least 1; got"):
+        study.at_least(1, ode.Config(seeds=value), "steps", "seeds")
 
 
 def test_seeds_are_drawn_faint_behind_their_mean():
