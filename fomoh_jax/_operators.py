@@ -12,9 +12,10 @@ import numpy as np
 from fomoh_jax._hyperdual.arguments import dtype_of
 from fomoh_jax._hyperdual.channels import Stack
 from fomoh_jax._hyperdual.evaluation import coefficients_of, evaluate, primals_of
-from fomoh_jax._hyperdual.forms import Diagonal, Form
+from fomoh_jax._hyperdual.form import Form
 from fomoh_jax._hyperdual.models import quadratic_model
 from fomoh_jax._hyperdual.number import in_dtype
+from fomoh_jax._hyperdual.pair_forms import Diagonal
 from fomoh_jax._hyperdual.plans.auto import chosen
 from fomoh_jax._hyperdual.plans.plan import Plan
 from fomoh_jax._hyperdual.trace_forms import Trace, WeightedTrace

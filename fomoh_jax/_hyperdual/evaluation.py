@@ -9,7 +9,7 @@ import numpy as np
 
 from fomoh_jax._hyperdual import rules  # noqa: F401  (fills the table of rules)
 from fomoh_jax._hyperdual.channels import Channel
-from fomoh_jax._hyperdual.forms import Form
+from fomoh_jax._hyperdual.form import Form
 from fomoh_jax._hyperdual.interpreter import interpret
 from fomoh_jax._hyperdual.number import HyperDual, is_inexact
 from fomoh_jax._xla import warn_if_unsound

@@ -15,7 +15,7 @@ from jax.extend.core import JaxprEqn
 
 from fomoh_jax._compat import open_jaxpr
 from fomoh_jax._hyperdual.environment import Environment, is_variable
-from fomoh_jax._hyperdual.forms import Form
+from fomoh_jax._hyperdual.form import Form
 from fomoh_jax._hyperdual.number import HyperDual
 from fomoh_jax._hyperdual.registry import apply_rule, operation_of
 

@@ -15,7 +15,7 @@ from jax.interpreters import ad
 from jax.ref import AbstractRef
 
 from fomoh_jax._hyperdual.channels import Channel
-from fomoh_jax._hyperdual.forms import Form
+from fomoh_jax._hyperdual.form import Form
 from fomoh_jax._hyperdual.mesh_axes import varying_as_traced
 from fomoh_jax._hyperdual.number import HyperDual
 

@@ -15,7 +15,7 @@ from jax import lax
 from jax.tree_util import register_dataclass, register_static
 
 from fomoh_jax._hyperdual.channels import Channel, Stack, vectorise
-from fomoh_jax._hyperdual.forms import Bilinear, Form
+from fomoh_jax._hyperdual.form import Bilinear, Form
 from fomoh_jax._hyperdual.number import in_dtype
 
 

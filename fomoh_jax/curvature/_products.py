@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from fomoh_jax._hyperdual import directional_derivatives
 from fomoh_jax._hyperdual.arguments import read_directions
 from fomoh_jax._hyperdual.evaluation import coefficients_of, evaluate, primals_of
-from fomoh_jax._hyperdual.forms import Block
+from fomoh_jax._hyperdual.part_forms import Block
 from fomoh_jax._hyperdual.plans.auto import chosen
 from fomoh_jax._hyperdual.plans.forward import along_basis
 from fomoh_jax._hyperdual.plans.plan import Plan

@@ -5,16 +5,9 @@ import numpy as np
 import pytest
 
 from fomoh_jax._hyperdual.channels import ZERO, Stack
-from fomoh_jax._hyperdual.forms import (
-    Bilinear,
-    Block,
-    Cross,
-    Diagonal,
-    FirstOrder,
-    Offsets,
-    Pairs,
-    Rows,
-)
+from fomoh_jax._hyperdual.form import Bilinear
+from fomoh_jax._hyperdual.pair_forms import Cross, Diagonal, FirstOrder, Pairs
+from fomoh_jax._hyperdual.part_forms import Block, Offsets, Rows
 from tests.reference import normal
 
 FORMS = {

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from fomoh_jax._hyperdual.channels import Channel
-from fomoh_jax._hyperdual.forms import Bilinear, Form
+from fomoh_jax._hyperdual.form import Bilinear, Form
 from fomoh_jax._hyperdual.number import HyperDual, spread
 from fomoh_jax._hyperdual.registry import Operation, rule
 from fomoh_jax._hyperdual.rules.generic import generic

@@ -15,7 +15,7 @@ from jax.extend import source_info_util
 
 from fomoh_jax._compat import open_jaxpr, scan_layout
 from fomoh_jax._hyperdual.channels import ZERO, Channel
-from fomoh_jax._hyperdual.forms import Form
+from fomoh_jax._hyperdual.form import Form
 from fomoh_jax._hyperdual.interpreter import interpret, staged
 from fomoh_jax._hyperdual.mesh_axes import varies_along, varying_alike
 from fomoh_jax._hyperdual.number import HyperDual, Pattern, pattern_of

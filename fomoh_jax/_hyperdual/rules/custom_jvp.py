@@ -17,7 +17,7 @@ from jax.extend.core import Literal
 
 from fomoh_jax._compat import open_jaxpr
 from fomoh_jax._hyperdual.channels import ZERO, Channel
-from fomoh_jax._hyperdual.forms import Form
+from fomoh_jax._hyperdual.form import Form
 from fomoh_jax._hyperdual.interpreter import interpret
 from fomoh_jax._hyperdual.number import HyperDual, is_inexact
 from fomoh_jax._hyperdual.registry import Operation, names_with_rule, rule

@@ -16,7 +16,7 @@ from jax import lax
 from jax.extend.core import primitives
 
 from fomoh_jax._hyperdual.channels import Stack
-from fomoh_jax._hyperdual.forms import Form
+from fomoh_jax._hyperdual.form import Form
 from fomoh_jax._hyperdual.number import HyperDual
 from fomoh_jax._hyperdual.registry import Operation, rule
 from fomoh_jax._hyperdual.rules.bilinear import bilinear

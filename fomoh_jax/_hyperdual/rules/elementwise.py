@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from fomoh_jax._hyperdual.channels import ZERO, Channel
-from fomoh_jax._hyperdual.forms import Form
+from fomoh_jax._hyperdual.form import Form
 from fomoh_jax._hyperdual.number import HyperDual, spread
 from fomoh_jax._hyperdual.registry import Operation, rule
 from fomoh_jax._hyperdual.rules.generic import differentiable_part, generic

@@ -11,9 +11,10 @@ import jax
 from jax import lax
 
 from fomoh_jax._hyperdual.channels import Stack, apply_linear
-from fomoh_jax._hyperdual.forms import FirstOrder, Form
+from fomoh_jax._hyperdual.form import Form
 from fomoh_jax._hyperdual.interpreter import interpret
 from fomoh_jax._hyperdual.number import HyperDual, is_inexact
+from fomoh_jax._hyperdual.pair_forms import FirstOrder
 from fomoh_jax._hyperdual.registry import GENERIC, Operation, rule
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from fomoh_jax._hyperdual.channels import ZERO, Channel, apply_linear
-from fomoh_jax._hyperdual.forms import Form
+from fomoh_jax._hyperdual.form import Form
 from fomoh_jax._hyperdual.number import HyperDual, is_inexact, spread
 from fomoh_jax._hyperdual.registry import Operation, rule
 

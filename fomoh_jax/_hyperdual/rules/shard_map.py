@@ -6,7 +6,7 @@ import jax
 from jax.sharding import PartitionSpec
 
 from fomoh_jax._compat import manual_axes
-from fomoh_jax._hyperdual.forms import Form
+from fomoh_jax._hyperdual.form import Form
 from fomoh_jax._hyperdual.interpreter import interpret
 from fomoh_jax._hyperdual.mesh_axes import varying_alike
 from fomoh_jax._hyperdual.number import HyperDual
