@@ -149,8 +149,11 @@ def make_estimators(problem: Problem) -> dict[str, Estimator]:
     level = trace / len(h) * jnp.eye(len(h))
     off = jnp.sum(h**2) - jnp.sum(diagonal**2)
 
+    flat, unravel = ravel_pytree(params)
+    of_flat = lambda flat: loss(unravel(flat))
+
     def of(function, **options):
-        return lambda key, n: function(loss, (params,), key, n, **options)
+        return lambda key, n: function(of_flat, probes=n, **options)(key, flat)
 
     former = jax.jit(lambda key: of(curvature.sampled_hessian)(key, FORMER).value)(
         jax.random.key(1)
@@ -218,7 +221,7 @@ def newton_reductions(problem: Problem, config: Config) -> np.ndarray:
     best = gradient @ jnp.linalg.solve(h, gradient) / 2
 
     def reduction(key, n):
-        hessian = curvature.sampled_hessian(loss, (params,), key, n)
+        hessian = curvature.sampled_hessian(loss, probes=n)(key, params)
         step = ravel_pytree(curvature.newton_step(loss, (params,), hessian))[0]
         return -(gradient @ step + step @ h @ step / 2) / best
 

@@ -19,7 +19,7 @@ def evaluate(
     fun: Callable,
     form: Form,
     primals: Sequence[Any],
-    channels: list[Channel],
+    channels: Sequence[Channel],
     has_aux: bool = False,
 ) -> tuple[Any, Any]:
     """``fun`` on hyper-dual numbers: ``(out, aux)`` with a number for each leaf."""
@@ -28,7 +28,7 @@ def evaluate(
 
 
 def to_jaxpr(
-    fun: Callable, primals: Sequence[Any], channels: list[Channel], has_aux: bool
+    fun: Callable, primals: Sequence[Any], channels: Sequence[Channel], has_aux: bool
 ) -> tuple[Any, list[HyperDual], Any]:
     """``fun`` as a jaxpr, its arguments as numbers, and the tree of ``(out, aux)``."""
     warn_if_unsound()  # all transformations begin here

@@ -1,6 +1,8 @@
 """The elements that vary of a function's arguments, as those of one vector."""
 
 import dataclasses
+import itertools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -8,7 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fomoh_jax._argnums import Varied
 from fomoh_jax._hyperdual.arguments import check_primals, read_vector
+from fomoh_jax.curvature._checks import read_real
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +64,53 @@ class Coordinates:
             [jnp.ravel(x).astype(self.dtype) for x in jax.tree.leaves(tree)]
         )
 
+    def read_vector(self, name: str, tree: Any) -> jax.Array:
+        """``[D]`` of a tree of ``[*a]`` that a caller handed in.
+
+        Raises:
+          TypeError: if there is not an array of real numbers for each leaf that varies.
+          ValueError: if a shape does not match.
+        """
+        return jnp.concatenate(self._read(name, tree, 1))
+
+    def read_matrix(self, name: str, tree: Any) -> jax.Array:
+        """``[D, D]`` of a tree of trees of ``[*a, *b]`` that a caller handed in.
+
+        Raises:
+          TypeError: if there is not an array of real numbers for each two leaves that
+            vary.
+          ValueError: if a shape does not match.
+        """
+        blocks, n = self._read(name, tree, 2), len(self._shapes)
+        rows = (jnp.concatenate(blocks[i : i + n], 1) for i in range(0, n * n, n))
+        return jnp.concatenate(list(rows), 0)
+
+    @property
+    def _shapes(self) -> list[tuple[int, ...]]:
+        return [jnp.shape(x) for x in self.leaves if x is not None]
+
+    def _read(self, name: str, tree: Any, order: int) -> list[jax.Array]:
+        """An array ``[size of a, …]`` for each ``order`` leaves that vary."""
+        pairs = jax.tree_util.tree_leaves_with_path(tree)
+        expected = list(itertools.product(self._shapes, repeat=order))
+        if len(pairs) != len(expected):
+            of = "arguments" if order == 1 else "Hessian that fomoh_jax.hessian returns"
+            raise TypeError(
+                f"{name} must be like the {of} for what varies, a tree of "
+                f"{len(expected)} arrays; got {jax.tree.structure(tree)}."
+            )
+        arrays = []
+        for (path, leaf), shapes in zip(pairs, expected):
+            where = name + jax.tree_util.keystr(path)
+            array = read_real(where, leaf, self.dtype)
+            if array.shape != sum(shapes, ()):
+                raise ValueError(
+                    f"{where} must have shape {list(sum(shapes, ()))}; got "
+                    f"{list(array.shape)}."
+                )
+            arrays.append(array.reshape(list(map(math.prod, shapes))))
+        return arrays
+
 
 def all_varied(name: str, fun: Callable, primals: Sequence[Any]) -> Coordinates:
     """The real floating-point numbers among the arguments; integers are held fixed.
@@ -71,6 +122,19 @@ def all_varied(name: str, fun: Callable, primals: Sequence[Any]) -> Coordinates:
     check_primals(fun, primals)
     leaves, structure = jax.tree.flatten(tuple(primals))
     return _checked(name, primals, leaves, structure)
+
+
+def coordinates_of(name: str, varied: Varied) -> Coordinates:
+    """All the elements of the arguments that ``argnums`` names.
+
+    Raises:
+      ValueError: if there are none.
+    """
+    if not varied.size:
+        raise ValueError(
+            f"{name} needs an argument that varies; what argnums names has no elements."
+        )
+    return Coordinates(tuple(varied.leaves), jax.tree.structure(varied.args))
 
 
 def along(

@@ -25,13 +25,15 @@ class Estimate(NamedTuple):
     standard_error: Any
 
 
-def check_probes(probes: Any) -> int:
+def check_sizes(probes: int, chunk_size: int | None) -> int:
     """A number of probes whose spread gives a standard error.
 
     Raises:
-      TypeError: if it is no Python integer.
-      ValueError: if it is less than 2.
+      TypeError: if it or the size of a chunk is no Python integer.
+      ValueError: if it is less than 2, or the size of a chunk less than 1.
     """
+    if chunk_size is not None:
+        check_size("chunk_size", chunk_size)
     probes = check_size("probes", probes)
     if probes < 2:
         raise ValueError(
@@ -91,7 +93,7 @@ def _in_chunks(xs: Any, chunk_size: int | None) -> tuple[Any, jax.Array] | None:
     The padding repeats the first rows, so that it is as finite as they are.
     """
     n = len(jax.tree.leaves(xs)[0])
-    if chunk_size is None or check_size("chunk_size", chunk_size) >= n:
+    if chunk_size is None or chunk_size >= n:
         return None
     count = -(-n // chunk_size)
     size = -(-n // count)
