@@ -8,9 +8,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, ArrayLike, PyTree, Shaped
 
 from fomoh_jax._hyperdual.arguments import dtype_of
 from fomoh_jax._hyperdual.number import in_dtype
+from fomoh_jax._types import PyTreeDef
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,11 +24,11 @@ class Varied:
       structure: the tree of the argument, or of the tuple of several.
     """
 
-    args: tuple[Any, ...]
-    structure: Any
+    args: tuple[PyTree, ...]
+    structure: PyTreeDef
 
     @property
-    def leaves(self) -> list[Any]:
+    def leaves(self) -> list[ArrayLike]:
         return jax.tree.leaves(self.args)
 
     @property
@@ -34,14 +36,16 @@ class Varied:
         """``D``, the number of elements."""
         return sum(map(jnp.size, self.leaves))
 
-    def pieces(self, rows: jax.Array) -> Any:
+    def pieces(self, rows: Shaped[Array, "*out {self.size}"]) -> PyTree[Array]:
         """``[*out, D]`` to a tree of ``[*out, *a]``."""
         return self.structure.unflatten(
             in_dtype(piece.reshape(*rows.shape[:-1], *jnp.shape(a)), jnp.result_type(a))
             for a, piece in zip(self.leaves, self._split(rows, -1))
         )
 
-    def blocks(self, matrix: jax.Array) -> Any:
+    def blocks(
+        self, matrix: Shaped[Array, "*out {self.size} {self.size}"]
+    ) -> PyTree[Array]:
         """``[*out, D, D]`` to a tree of trees of ``[*out, *a, *b]``."""
         lead, leaves = matrix.shape[:-2], self.leaves
         return self.structure.unflatten(
@@ -56,7 +60,7 @@ class Varied:
             for a, rows in zip(leaves, self._split(matrix, -2))
         )
 
-    def _split(self, x: jax.Array, axis: int) -> list[jax.Array]:
+    def _split(self, x: Array, axis: int) -> list[Array]:
         """An axis over all the elements, cut into one part for each leaf."""
         offsets = np.cumsum([jnp.size(leaf) for leaf in self.leaves])[:-1]
         return jnp.split(x, offsets, axis)
@@ -66,7 +70,7 @@ def restricted(
     name: str,
     fun: Callable,
     argnums: int | Sequence[int],
-    args: Sequence[Any],
+    args: Sequence[PyTree],
     kwargs: dict[str, Any],
 ) -> tuple[Callable, Varied]:
     """``fun`` as a function of the arguments that vary alone, and these.
@@ -103,7 +107,7 @@ def _normalised(argnum: int, count: int) -> int:
     return argnum % count
 
 
-def _check_real(name: str, index: int, arg: Any) -> None:
+def _check_real(name: str, index: int, arg: PyTree) -> None:
     for path, leaf in jax.tree_util.tree_leaves_with_path(arg):
         where = f"argument {index}{jax.tree_util.keystr(path)}"
         dtype = dtype_of(where, leaf)

@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Sequence
 from functools import wraps
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, ArrayLike, Float, PyTree, Real, Shaped
 
 from fomoh_jax._argnums import Varied, restricted
 from fomoh_jax._hyperdual.channels import Stack
@@ -24,7 +25,7 @@ def hessian(
     argnums: int | Sequence[int] = 0,
     *,
     plan: Plan | Literal["auto"] = "auto",
-) -> Callable:
+) -> Callable[..., PyTree[Array]]:
     r"""The Hessian of a function.
 
     .. math:: H_{ij} = \frac{\partial^2 f}{\partial x_i \partial x_j}
@@ -68,7 +69,9 @@ def hessian(
     return hessian_fun
 
 
-def hessian_diagonal(fun: Callable, argnums: int | Sequence[int] = 0) -> Callable:
+def hessian_diagonal(
+    fun: Callable, argnums: int | Sequence[int] = 0
+) -> Callable[..., PyTree[Array]]:
     r"""The diagonal of the Hessian of a function, in one forward pass.
 
     .. math:: H_{ii} = \frac{\partial^2 f}{\partial x_i^2}
@@ -111,8 +114,8 @@ def laplacian(
     fun: Callable,
     argnums: int | Sequence[int] = 0,
     *,
-    weights: jax.typing.ArrayLike | None = None,
-) -> Callable:
+    weights: ArrayLike | None = None,
+) -> Callable[..., PyTree[Array]]:
     r"""The Laplacian of a function, in one forward pass.
 
     .. math::
@@ -168,7 +171,9 @@ def laplacian(
     return laplacian_fun
 
 
-def _seconds(name: str, fun: Callable, form: Form, varied: Varied) -> Any:
+def _seconds(
+    name: str, fun: Callable, form: Form, varied: Varied
+) -> PyTree[Shaped[Array, "q ..."]]:
     """Second-order coefficients ``[q, *out]``, with every element for a direction."""
     channels = list(map(Stack, _standard_basis(varied)))
     out, _ = evaluate(fun, form, varied.args, channels)
@@ -176,7 +181,7 @@ def _seconds(name: str, fun: Callable, form: Form, varied: Varied) -> Any:
     return coefficients_of(out, "seconds", form.q)
 
 
-def _check_real_outputs(name: str, outputs: Any) -> None:
+def _check_real_outputs(name: str, outputs: PyTree[Array]) -> None:
     for path, leaf in jax.tree_util.tree_leaves_with_path(outputs):
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
             raise TypeError(
@@ -186,7 +191,7 @@ def _check_real_outputs(name: str, outputs: Any) -> None:
             )
 
 
-def _symmetric_part(weights: Any, size: int) -> jax.Array:
+def _symmetric_part(weights: ArrayLike, size: int) -> Real[Array, "{size} {size}"]:
     """``½ (C + Cᵀ)`` of weights that are checked."""
     weights = jnp.asarray(weights)
     if jnp.iscomplexobj(weights):
@@ -202,12 +207,12 @@ def _symmetric_part(weights: Any, size: int) -> jax.Array:
     return (weights + weights.T) / 2
 
 
-def _standard_basis(varied: Varied) -> list[jax.Array]:
+def _standard_basis(varied: Varied) -> list[Float[Array, "{varied.size} ..."]]:
     """One direction for each coordinate of the leaves together."""
     leaves, total = varied.leaves, varied.size
     offsets = np.cumsum([0, *map(jnp.size, leaves)])
 
-    def directions(leaf: Any, offset: int) -> jax.Array:
+    def directions(leaf: ArrayLike, offset: int) -> Array:
         dtype, size = jnp.result_type(leaf), jnp.size(leaf)
         if jax.typeof(leaf).weak_type:  # as of a Python number; an array would lose it
             basis = jnp.where(jnp.eye(total, size, -offset, dtype=bool), 1.0, 0.0)

@@ -17,9 +17,8 @@ symmetric bilinear form ``h`` of all the operands together.
 import abc
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
 
-import jax
+from jaxtyping import Array, ArrayLike, Inexact
 
 from fomoh_jax._hyperdual.channels import (
     ZERO,
@@ -47,14 +46,16 @@ class Bilinear:
     """
 
     function: Callable
-    paired: Callable[[jax.Array, jax.Array], jax.Array] | None = None
-    contracted: Callable[[Stack, Stack], jax.Array] | None = None
+    paired: Callable[[Array, Array], Array] | None = None
+    contracted: Callable[[Stack, Stack], Array] | None = None
     polarise: bool = False
 
-    def __call__(self, x: Any, y: Any) -> Any:
+    def __call__(self, x: Array, y: Array) -> Array:
         return self.function(x, y)
 
-    def pairwise(self, x: jax.Array, y: jax.Array) -> jax.Array:
+    def pairwise(
+        self, x: Inexact[Array, "q ..."], y: Inexact[Array, "q ..."]
+    ) -> Inexact[Array, "q ..."]:
         """``B(x_q, y_q)``, all stacked along leading axes."""
         if self.paired is not None:
             return self.paired(x, y)
@@ -77,7 +78,7 @@ class Form(abc.ABC):
     @abc.abstractmethod
     def q(self) -> int: ...
 
-    def scale_seconds(self, coefficient: Any, channel: Channel) -> Channel:
+    def scale_seconds(self, coefficient: ArrayLike, channel: Channel) -> Channel:
         """``coefficient * x``, elementwise, of second-order coefficients."""
         return channel.scaled(coefficient)
 
@@ -111,7 +112,7 @@ class Form(abc.ABC):
 
     def quadratic(
         self,
-        function: Callable[..., list[jax.Array]],
+        function: Callable[..., list[Array]],
         xs: Sequence[Channel],
         out_axes: Sequence[int],
     ) -> list[Channel]:
@@ -135,7 +136,7 @@ class Form(abc.ABC):
     @abc.abstractmethod
     def _quadratic(
         self,
-        function: Callable[..., list[jax.Array]],
+        function: Callable[..., list[Array]],
         xs: Sequence[Zero | Stack],
         out_axes: Sequence[int],
     ) -> list[Channel]: ...

@@ -5,16 +5,19 @@ Coefficient ``q`` of a number ``x`` is its second derivative along the direction
 """
 
 import abc
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
-import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Inexact
 
-from fomoh_jax._hyperdual.channels import ZERO, Channel, Indices, Stack, vectorise
+from fomoh_jax._hyperdual.channels import ZERO, Channel, Indices, Stack, Zero, vectorise
 from fomoh_jax._hyperdual.form import Bilinear, Form
 from fomoh_jax._hyperdual.polarisation import polarised
+
+# Which coefficients are not zero, and where their two tangents are stored.
+Places = tuple[tuple[int, ...] | None, Indices, Indices]
 
 
 class IndexPairs(Form):
@@ -54,13 +57,16 @@ class IndexPairs(Form):
         array = product(a.operand(i), b.operand(j))
         return self._stack(array, 0, present).moved(axis)
 
-    def _stack(
-        self, array: jax.Array, axis: int, present: tuple[int, ...] | None
-    ) -> Stack:
+    def _stack(self, array: Array, axis: int, present: tuple[int, ...] | None) -> Stack:
         """Those coefficients that are present, as a stack of all."""
         return Stack(array, axis, present, None if present is None else self.q)
 
-    def _quadratic(self, function, xs, out_axes) -> list[Channel]:
+    def _quadratic(
+        self,
+        function: Callable[..., list[Array]],
+        xs: Sequence[Zero | Stack],
+        out_axes: Sequence[int],
+    ) -> list[Channel]:
         xs = [x.moved(0) for x in xs]
         stack = next(x for x in xs if isinstance(x, Stack))
         present, i, j = self._places(stack, stack)
@@ -80,7 +86,7 @@ class IndexPairs(Form):
         return self._chosen(table, axis, self._places(a, b), flat)
 
     def _chosen(
-        self, table: jax.Array, axis: int, places: tuple, flat: Callable
+        self, table: Array, axis: int, places: Places, flat: Callable
     ) -> Channel:
         """Of a table of products, in two axes from ``axis`` on, those of the pairs."""
         present, i, j = places
@@ -106,7 +112,7 @@ class IndexPairs(Form):
         features instead of becoming a batch of small products, which is slow on a CPU.
         """
 
-        def table(a: Stack, b: Stack) -> jax.Array:
+        def table(a: Stack, b: Stack) -> Array:
             row = vectorise(product, in_axes=(None, b.axis), out_axes=axis)
             both = vectorise(row, in_axes=(a.axis, None), out_axes=axis)
             return both(a.array, b.array)
@@ -123,9 +129,7 @@ class IndexPairs(Form):
         )
         return there + back
 
-    def _places(
-        self, a: Stack, b: Stack
-    ) -> tuple[tuple[int, ...] | None, Indices, Indices]:
+    def _places(self, a: Stack, b: Stack) -> Places:
         """Which coefficients are not zero, and where their two tangents are stored."""
         i, j = self.pairs
         if a.present is None and b.present is None:
@@ -146,6 +150,12 @@ class IndexPairs(Form):
         own = partial(self._own, product, a, b)
         return self._stack(polarised(product, a, b, (i, j), own), 0, present)
 
-    def _own(self, product: Bilinear, a: Stack, b: Stack, products: jax.Array) -> Stack:
+    def _own(
+        self,
+        product: Bilinear,
+        a: Stack,
+        b: Stack,
+        products: Inexact[Array, "pairs ..."],
+    ) -> Stack:
         """``B(a_i, b_i)``; ``products`` may hold twice of them."""
         return Stack(product.pairwise(a.array, b.array))

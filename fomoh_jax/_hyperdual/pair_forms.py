@@ -2,9 +2,9 @@
 
 import dataclasses
 
-import jax
 import numpy as np
 from jax.tree_util import register_static
+from jaxtyping import Array, Inexact
 
 from fomoh_jax._hyperdual.channels import Channel, Indices, Stack
 from fomoh_jax._hyperdual.form import Bilinear
@@ -77,5 +77,11 @@ class Pairs(IndexPairs):
             return super()._bilinear(product, a, b, axis)
         return self._by_tables(product, (a, b), None, axis)
 
-    def _own(self, product: Bilinear, a: Stack, b: Stack, products: jax.Array) -> Stack:
+    def _own(
+        self,
+        product: Bilinear,
+        a: Stack,
+        b: Stack,
+        products: Inexact[Array, "pairs ..."],
+    ) -> Stack:
         return Stack(products[: a.array.shape[0]] / 2)

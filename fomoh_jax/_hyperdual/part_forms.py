@@ -3,15 +3,16 @@
 import dataclasses
 from collections.abc import Sequence
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.tree_util import register_dataclass, register_static
+from jaxtyping import Array
 
 from fomoh_jax._hyperdual.channels import Channel, Indices, Stack, vectorise
 from fomoh_jax._hyperdual.form import Bilinear
 from fomoh_jax._hyperdual.index_pairs import IndexPairs
+from fomoh_jax._types import Leaf
 
 
 @register_static
@@ -71,7 +72,7 @@ class Offsets(IndexPairs):
 
     k: int = dataclasses.field(metadata={"static": True})
     count: int = dataclasses.field(metadata={"static": True})
-    start: jax.Array
+    start: Leaf
 
     @property
     def pairs(self) -> tuple[Indices, Indices]:
@@ -146,12 +147,12 @@ class Block(IndexPairs):
         back = along(along(product, (a.axis, None)), (None, b.axis))(w, v2)
         return self._flat(ahead + back, axis)
 
-    def _parts(self, x: Stack) -> Sequence[jax.Array]:
+    def _parts(self, x: Stack) -> Sequence[Array]:
         """The ``v`` and the ``w`` of a stack."""
         sizes = (self.rows, self.columns)
         return lax.split(x.padded(None, self.k).array, sizes, x.axis)
 
-    def _flat(self, table: jax.Array, axis: int) -> Stack:
+    def _flat(self, table: Array, axis: int) -> Stack:
         """A table of pairs in two axes as a stack of them."""
         shape = *table.shape[:axis], self.q, *table.shape[axis + 2 :]
         return Stack(table.reshape(shape), axis)

@@ -2,9 +2,9 @@
 
 from collections.abc import Callable
 
-import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Array, Float, Inexact
 
 from fomoh_jax._hyperdual.channels import Indices, Stack
 from fomoh_jax._hyperdual.form import Bilinear
@@ -15,8 +15,8 @@ def polarised(
     a: Stack,
     b: Stack,
     pairs: tuple[Indices, Indices],
-    own: Callable[[jax.Array], Stack],
-) -> jax.Array:
+    own: Callable[[Inexact[Array, "pairs ..."]], Stack],
+) -> Inexact[Array, "pairs ..."]:
     """``B(a_i, b_j) + B(a_j, b_i)`` for pairs of indices, of stacks along leading axes.
 
     With any ``t``, and the products ``B(a_i, b_i)`` that are needed in any case::
@@ -52,7 +52,7 @@ def polarised(
     return products - rest
 
 
-def _ratio(x: jax.Array, y: jax.Array) -> jax.Array:
+def _ratio(x: Float[Array, " q"], y: Float[Array, " q"]) -> Float[Array, " q"]:
     """``x / y``, in bounds that no product leaves; 1 if there is none."""
     ratio = jnp.clip(x / jnp.where(y > 0, y, 1), 1e-6, 1e6)
     ratio = jnp.where(y > 0, ratio, jnp.where(x > 0, 1e6, 1).astype(ratio.dtype))

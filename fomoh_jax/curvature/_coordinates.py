@@ -4,14 +4,15 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from fomoh_jax._argnums import Varied
 from fomoh_jax._hyperdual.arguments import check_primals, read_vector
+from fomoh_jax._types import PyTreeDef
 from fomoh_jax.curvature._checks import read_real
 
 
@@ -24,8 +25,8 @@ class Coordinates:
       structure: the tree of the arguments.
     """
 
-    leaves: tuple[Any, ...]
-    structure: Any
+    leaves: tuple[ArrayLike | None, ...]
+    structure: PyTreeDef
 
     @property
     def size(self) -> int:
@@ -33,13 +34,13 @@ class Coordinates:
         return sum(jnp.size(x) for x in self.leaves if x is not None)
 
     @property
-    def dtype(self) -> Any:
-        """That of the leaves, or float32."""
+    def dtype(self) -> np.dtype:
+        """The promoted dtype of the leaves, at least float32."""
         varied = [jnp.result_type(x) for x in self.leaves if x is not None]
         with jax.numpy_dtype_promotion("standard"):
             return jnp.result_type(jnp.float32, *varied)
 
-    def tree(self, vectors: jax.Array) -> Any:
+    def tree(self, vectors: Float[Array, "*lead {self.size}"]) -> PyTree[Array]:
         """``[*lead, D]`` as a tree of ``[*lead, *a]``, ``None`` for what is fixed."""
         sizes = [0 if x is None else jnp.size(x) for x in self.leaves]
         pieces = jnp.split(vectors, np.cumsum(sizes)[:-1], axis=-1)
@@ -52,19 +53,21 @@ class Coordinates:
             for x, piece in zip(self.leaves, pieces)
         )
 
-    def moved(self, primals: Any, vector: jax.Array) -> Any:
+    def moved(
+        self, primals: Sequence[PyTree], vector: Float[Array, " {self.size}"]
+    ) -> tuple[PyTree, ...]:
         """The primals with the elements of a vector ``[D]`` for those that vary."""
         is_leaf = lambda x: x is None
         keep = lambda new, old: old if new is None else new
         return jax.tree.map(keep, self.tree(vector), tuple(primals), is_leaf=is_leaf)
 
-    def vector(self, tree: Any) -> jax.Array:
+    def vector(self, tree: PyTree[ArrayLike]) -> Float[Array, " {self.size}"]:
         """``[D]`` of a tree of ``[*a]``, with ``None`` for what is fixed."""
         return jnp.concatenate(
             [jnp.ravel(x).astype(self.dtype) for x in jax.tree.leaves(tree)]
         )
 
-    def read_vector(self, name: str, tree: Any) -> jax.Array:
+    def read_vector(self, name: str, tree: PyTree) -> Float[Array, " {self.size}"]:
         """``[D]`` of a tree of ``[*a]`` that a caller handed in.
 
         Raises:
@@ -73,7 +76,9 @@ class Coordinates:
         """
         return jnp.concatenate(self._read(name, tree, 1))
 
-    def read_matrix(self, name: str, tree: Any) -> jax.Array:
+    def read_matrix(
+        self, name: str, tree: PyTree
+    ) -> Float[Array, "{self.size} {self.size}"]:
         """``[D, D]`` of a tree of trees of ``[*a, *b]`` that a caller handed in.
 
         Raises:
@@ -89,7 +94,7 @@ class Coordinates:
     def _shapes(self) -> list[tuple[int, ...]]:
         return [jnp.shape(x) for x in self.leaves if x is not None]
 
-    def _read(self, name: str, tree: Any, order: int) -> list[jax.Array]:
+    def _read(self, name: str, tree: PyTree, order: int) -> list[Array]:
         """An array ``[size of a, …]`` for each ``order`` leaves that vary."""
         pairs = jax.tree_util.tree_leaves_with_path(tree)
         expected = list(itertools.product(self._shapes, repeat=order))
@@ -112,7 +117,7 @@ class Coordinates:
         return arrays
 
 
-def all_varied(name: str, fun: Callable, primals: Sequence[Any]) -> Coordinates:
+def all_varied(name: str, fun: Callable, primals: Sequence[PyTree]) -> Coordinates:
     """The real floating-point numbers among the arguments; integers are held fixed.
 
     Raises:
@@ -138,8 +143,12 @@ def coordinates_of(name: str, varied: Varied) -> Coordinates:
 
 
 def along(
-    argument: str, name: str, fun: Callable, primals: Sequence[Any], vector: Any
-) -> tuple[Coordinates, jax.Array]:
+    argument: str,
+    name: str,
+    fun: Callable,
+    primals: Sequence[PyTree],
+    vector: Sequence[PyTree],
+) -> tuple[Coordinates, Float[Array, " D"]]:
     """What a vector moves, and its elements: ``None`` in it is held fixed.
 
     Raises:
@@ -155,7 +164,7 @@ def along(
     return coordinates, coordinates.vector(arrays)
 
 
-def check_scalar(name: str, value: Any) -> None:
+def check_scalar(name: str, value: PyTree) -> None:
     """Refuse a function that returns anything but one real number."""
     leaves = jax.tree.leaves(value)
     if jax.tree.structure(value) != jax.tree.structure(0):
@@ -171,7 +180,10 @@ def check_scalar(name: str, value: Any) -> None:
 
 
 def _checked(
-    name: str, primals: Sequence[Any], leaves: list[Any], structure: Any
+    name: str,
+    primals: Sequence[PyTree],
+    leaves: Sequence[ArrayLike | None],
+    structure: PyTreeDef,
 ) -> Coordinates:
     paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(tuple(primals))]
     varied = []

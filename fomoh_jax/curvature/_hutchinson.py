@@ -1,10 +1,10 @@
 """Hutchinson's estimates, from probes of random signs."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import PRNGKeyArray, PyTree
 
 from fomoh_jax._argnums import restricted
 from fomoh_jax._hyperdual import directional_curvature
@@ -71,7 +71,7 @@ def hutchinson_trace(
     """
     name, n = "hutchinson_trace", check_sizes(probes, chunk_size)
 
-    def estimate(key: jax.Array, *args: Any, **kwargs: Any) -> Estimate:
+    def estimate(key: PRNGKeyArray, *args: PyTree, **kwargs: PyTree) -> Estimate:
         check_key(key)
         function, varied = restricted(name, fun, argnums, args, kwargs)
         coordinates = coordinates_of(name, varied)
@@ -136,7 +136,7 @@ def hutchinson_diagonal(
     """
     name, n = "hutchinson_diagonal", check_sizes(probes, chunk_size)
 
-    def estimate(key: jax.Array, *args: Any, **kwargs: Any) -> Estimate:
+    def estimate(key: PRNGKeyArray, *args: PyTree, **kwargs: PyTree) -> Estimate:
         check_key(key)
         function, varied = restricted(name, fun, argnums, args, kwargs)
         coordinates = coordinates_of(name, varied)

@@ -1,10 +1,10 @@
 """Newton's step from an estimate of the Hessian."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import PyTree
 
 from fomoh_jax._metric import rounding
 from fomoh_jax.curvature._coordinates import all_varied
@@ -15,11 +15,11 @@ from fomoh_jax.curvature._scaling import norm
 
 def newton_step(
     fun: Callable,
-    primals: Sequence[Any],
+    primals: Sequence[PyTree],
     hessian: Estimate,
     *,
     chunk_size: int | None = None,
-) -> Any:
+) -> tuple[PyTree, ...]:
     r"""Newton's step with an estimated Hessian, no longer than the estimate warrants.
 
     .. math::

@@ -1,10 +1,10 @@
 """Products with the Hessian."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Literal
 
-import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
 
 from fomoh_jax._hyperdual import directional_derivatives
 from fomoh_jax._hyperdual.arguments import read_directions
@@ -18,11 +18,11 @@ from fomoh_jax.curvature._coordinates import Coordinates, along, check_scalar
 
 def hvp(
     fun: Callable,
-    primals: Sequence[Any],
-    vector: Any,
+    primals: Sequence[PyTree],
+    vector: Sequence[PyTree],
     *,
     plan: Plan | Literal["auto"] = "auto",
-) -> Any:
+) -> tuple[PyTree, ...]:
     r"""The product of the Hessian with a vector.
 
     .. math:: (H v)_i = e_i^\top H v
@@ -65,11 +65,11 @@ def hvp(
 def block_product(
     name: str,
     fun: Callable,
-    primals: Sequence[Any],
+    primals: Sequence[PyTree],
     coordinates: Coordinates,
-    vectors: jax.Array,
+    vectors: Float[Array, "m D"],
     plan: Plan,
-) -> jax.Array:
+) -> Float[Array, "m D"]:
     """``[m, D]``, the Hessian times each of the vectors ``[m, D]``."""
     m = len(vectors)
 
@@ -95,10 +95,10 @@ def block_product(
 def gradient(
     name: str,
     fun: Callable,
-    primals: Sequence[Any],
+    primals: Sequence[PyTree],
     coordinates: Coordinates,
     chunk_size: int | None = None,
-) -> jax.Array:
+) -> Float[Array, " D"]:
     """``[D]``, the slopes along the standard basis."""
 
     def slopes(primals, basis):

@@ -1,11 +1,12 @@
 """The Hessian and its diagonal from values of ``vᵀHv`` alone, for random ``v``."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Array, DTypeLike, Float, PRNGKeyArray, PyTree
 
 from fomoh_jax._argnums import restricted
 from fomoh_jax._hyperdual import directional_curvature
@@ -18,6 +19,7 @@ from fomoh_jax.curvature._coordinates import (
 )
 from fomoh_jax.curvature._estimates import (
     Estimate,
+    Keys,
     check_sizes,
     gaussian,
     mean_and_error,
@@ -32,7 +34,7 @@ def sampled_hessian(
     argnums: int | Sequence[int] = 0,
     *,
     probes: int,
-    baseline: Any = None,
+    baseline: PyTree | None = None,
     chunk_size: int | None = None,
 ) -> Callable[..., Estimate]:
     r"""The Hessian from its curvature along random directions.
@@ -96,7 +98,7 @@ def sampled_hessian(
     """
     name, n = "sampled_hessian", check_sizes(probes, chunk_size)
 
-    def estimate(key: jax.Array, *args: Any, **kwargs: Any) -> Estimate:
+    def estimate(key: PRNGKeyArray, *args: PyTree, **kwargs: PyTree) -> Estimate:
         check_key(key)
         function, varied = restricted(name, fun, argnums, args, kwargs)
         coordinates = coordinates_of(name, varied)
@@ -117,7 +119,7 @@ def sampled_diagonal(
     argnums: int | Sequence[int] = 0,
     *,
     probes: int,
-    baseline: Any = None,
+    baseline: PyTree | None = None,
     chunk_size: int | None = None,
 ) -> Callable[..., Estimate]:
     r"""The diagonal of the Hessian from its curvature along random directions.
@@ -172,7 +174,7 @@ def sampled_diagonal(
     """
     name, n = "sampled_diagonal", check_sizes(probes, chunk_size)
 
-    def estimate(key: jax.Array, *args: Any, **kwargs: Any) -> Estimate:
+    def estimate(key: PRNGKeyArray, *args: PyTree, **kwargs: PyTree) -> Estimate:
         check_key(key)
         function, varied = restricted(name, fun, argnums, args, kwargs)
         coordinates = coordinates_of(name, varied)
@@ -187,7 +189,7 @@ def sampled_diagonal(
     return estimate
 
 
-def _read_number(baseline: Any, dtype: Any) -> jax.Array | None:
+def _read_number(baseline: PyTree, dtype: DTypeLike) -> Float[Array, ""] | None:
     """A baseline that is one number; None if it is none."""
     if baseline is None or not jax.tree_util.all_leaves([baseline]):
         return None
@@ -196,11 +198,11 @@ def _read_number(baseline: Any, dtype: Any) -> jax.Array | None:
 
 
 def _measured(
-    name: str, fun: Callable, args: tuple[Any, ...], coordinates: Coordinates
-) -> Callable[[jax.Array], jax.Array]:
+    name: str, fun: Callable, args: tuple[PyTree, ...], coordinates: Coordinates
+) -> Callable[[Keys], Float[Array, "n 2"]]:
     """``[n, 2]`` of keys ``[n]``: ``vᵀHv`` and ``|v|²`` of a vector a key."""
 
-    def measured(keys: jax.Array) -> jax.Array:
+    def measured(keys: Keys) -> Float[Array, "n 2"]:
         v = gaussian(keys, coordinates.size, coordinates.dtype)
         value, _, curvature = directional_curvature(fun, args, coordinates.tree(v))
         check_scalar(name, value)
@@ -211,14 +213,14 @@ def _measured(
 
 
 def _sampled(
-    measured: Callable[[jax.Array], jax.Array],
+    measured: Callable[[Keys], Float[Array, "n 2"]],
     coordinates: Coordinates,
-    keys: jax.Array,
-    baseline: jax.Array | None,
+    keys: Keys,
+    baseline: Float[Array, "..."] | None,
     chunk_size: int | None,
     *,
     whole: bool,
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[Float[Array, "*s"], Float[Array, "*s"]]:
     """Mean and standard error of the Hessian, or of its diagonal.
 
     A baseline is a number, a diagonal ``[D]`` or a matrix ``[D, D]``.
@@ -256,8 +258,10 @@ def _sampled(
 
 
 def _levels(
-    curvature: jax.Array, lengths: jax.Array, baseline: jax.Array | None
-) -> tuple[jax.Array, jax.Array]:
+    curvature: Float[Array, " n"],
+    lengths: Float[Array, " n"],
+    baseline: Float[Array, "..."] | None,
+) -> tuple[Float[Array, ""], Float[Array, " n"]]:
     """The multiple of the identity in the baseline: in the mean, and of each sample.
 
     ``lengths`` are ``|v|²``.
@@ -272,7 +276,9 @@ def _levels(
     return level, jnp.broadcast_to(level, curvature.shape)
 
 
-def _quadratic(known: jax.Array | None, v: jax.Array) -> Any:
+def _quadratic(
+    known: Float[Array, " D"] | Float[Array, "D D"] | None, v: Float[Array, "n D"]
+) -> Float[Array, " n"] | Literal[0]:
     """``vᵀ H₀ v`` of vectors ``[n, D]`` with a diagonal or a matrix."""
     if known is None:
         return 0
@@ -281,11 +287,13 @@ def _quadratic(known: jax.Array | None, v: jax.Array) -> Any:
     return jnp.einsum("si,ij,sj->s", v, known, v, precision=lax.Precision.HIGHEST)
 
 
-def _gram(weights: jax.Array, v: jax.Array) -> jax.Array:
+def _gram(weights: Float[Array, " n"], v: Float[Array, "n D"]) -> Float[Array, "D D"]:
     """``Σ_s weights_s v_s v_sᵀ``, symmetric to the last bit."""
     product = jnp.matmul(v.T * weights[None], v, precision=lax.Precision.HIGHEST)
     return (product + product.T) / 2
 
 
-def _with_diagonal(matrix: jax.Array, diagonal: jax.Array) -> jax.Array:
+def _with_diagonal(
+    matrix: Float[Array, "D D"], diagonal: Float[Array, " D"]
+) -> Float[Array, "D D"]:
     return jnp.fill_diagonal(matrix, diagonal, inplace=False)

@@ -102,7 +102,7 @@ def test_a_product_with_zero_is_zero_and_not_computed(name):
     assert form.product(x, ZERO).is_zero and form.product(ZERO, x).is_zero
     assert form.cross(x, ZERO).is_zero and form.cross(ZERO, x).is_zero
     assert form.bilinear(jnp.multiply, x, ZERO, 0) is ZERO
-    assert form.quadratic(None, [ZERO], [0]) == [ZERO]
+    assert form.quadratic(jnp.multiply, [ZERO], [0]) == [ZERO]
 
 
 @pytest.mark.parametrize("k", [*range(12), 50, 101])

@@ -52,8 +52,9 @@ def _specs(
     """The specifications of numbers: channels are not split between the directions."""
 
     def of_number(spec: PartitionSpec, number: HyperDual) -> HyperDual:
-        stacked = lambda array: PartitionSpec(None, *spec)
-        return HyperDual(spec, *(jax.tree.map(stacked, c) for c in number.channels))
+        structure = jax.tree.structure(number)
+        stacked = [PartitionSpec(None, *spec)] * (structure.num_leaves - 1)
+        return structure.unflatten([spec, *stacked])
 
     return list(map(of_number, specs, numbers))
 
