@@ -27,8 +27,9 @@ import tyro
 from jax.flatten_util import ravel_pytree
 
 from experiments import plotting, study
-from fomoh_jax import curvature
+from fomoh_jax import curvature, plans
 
+FORWARD = plans.forward()
 DECAY = 0.3  # of the weights
 FORMER = 1000  # samples of the estimate that another one starts from
 
@@ -133,9 +134,11 @@ def make_estimators(problem: Problem) -> dict[str, Estimator]:
     loss, params, h, _ = problem
     trace, diagonal = jnp.trace(h), jnp.diagonal(h)
     off = float(jnp.sum(h**2) - jnp.sum(diagonal**2))
-    of = lambda function, **options: (
-        lambda key, n: function(loss, (params,), key, n, **options)
-    )
+    flat, unravel = ravel_pytree(params)
+    of_flat = lambda flat: loss(unravel(flat))
+
+    def of(function, **options):
+        return lambda key, n: function(of_flat, probes=n, **options)(key, flat)
 
     def estimator(panel, left, **options):
         """From samples, of what a baseline leaves of the Hessian."""
@@ -203,7 +206,7 @@ def newton_reductions(problem: Problem, config: Config) -> np.ndarray:
     best = gradient @ jnp.linalg.solve(h, gradient) / 2
 
     def reduction(key, n):
-        hessian = curvature.sampled_hessian(loss, (params,), key, n)
+        hessian = curvature.sampled_hessian(loss, probes=n)(key, params)
         step = ravel_pytree(curvature.newton_step(loss, (params,), hessian))[0]
         return -(gradient @ step + step @ h @ step / 2) / best
 
@@ -258,16 +261,19 @@ def checks(problem: Problem) -> str:
 
     @jax.jit
     def estimates(params):
-        product = curvature.hvp(loss, (params,), (unravel(gradient),))
+        product = curvature.hvp(loss, (params,), (unravel(gradient),), plan=FORWARD)
         key = jax.random.key(3)
-        return product, curvature.top_eigenvalues(loss, (params,), key, 3)
+        pairs = curvature.top_eigenvalues(loss, (params,), key, 3, plan=FORWARD)
+        return product, pairs
 
     # As it is, and with the sign of the decay turned, so that it is no minimum.
     @jax.jit
     def solve(params, growth):
         turned = lambda p: loss(p) - growth / 2 * jnp.sum(ravel_pytree(p)[0] ** 2)
         vector = (unravel(gradient),)
-        return curvature.conjugate_gradients(turned, (params,), vector, tol=1e-10)
+        return curvature.conjugate_gradients(
+            turned, (params,), vector, tol=1e-10, plan=FORWARD
+        )
 
     product, pairs = estimates(params)
     convex, saddle = solve(params, 0.0), solve(params, 2 * DECAY)

@@ -36,7 +36,7 @@ from experiments import study
 from experiments.benchmarks.environment import fastest, rates
 from experiments.collectives import collectives
 from experiments.minimisation import backpropagated, make_step
-from fomoh_jax import directions, solvers
+from fomoh_jax import directions, plans, solvers
 
 METHODS = ("FoMoH-KD", "SGD", "Adam")
 HOST_DEVICES = 8
@@ -189,7 +189,9 @@ def counted(k: int, batch: int = 1024) -> dict[str, float]:
     value = lambda p: loss(p, *data)
     forward = flops(value, params)
     vectors = jax.tree.map(lambda p: jnp.ones((k, *p.shape), p.dtype), params)
-    model = lambda p, v: fomoh_jax.quadratic_model(value, (p,), (v,))
+    model = lambda p, v: fomoh_jax.quadratic_model(
+        value, (p,), (v,), plan=plans.forward()
+    )
     gradient = flops(jax.grad(value), params) / forward
     ours = flops(model, params, vectors) / forward
     return dict(zip(METHODS, (ours, gradient, gradient)))

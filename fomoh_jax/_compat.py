@@ -3,6 +3,10 @@
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+from jax.extend.core import ClosedJaxpr, Jaxpr
+
+from fomoh_jax._types import Leaf, Program
+
 BROKEN_VERSIONS = ("0.10.2",)
 
 
@@ -22,20 +26,22 @@ def require_sound_jax(version: str) -> None:
         )
 
 
-def open_jaxpr(jaxpr: Any) -> tuple[Any, Sequence[Any]]:
+def open_jaxpr(jaxpr: Program) -> tuple[Jaxpr, Sequence[Leaf]]:
     """A jaxpr with its constants, whether it came closed (jax 0.10) or whole (0.12)."""
-    return getattr(jaxpr, "jaxpr", jaxpr), getattr(jaxpr, "consts", ())
+    if isinstance(jaxpr, ClosedJaxpr):
+        return jaxpr.jaxpr, jaxpr.consts
+    return jaxpr, ()
 
 
-def programs_in(params: dict[str, Any]) -> Iterator[Any]:
+def programs_in(params: dict[str, Any]) -> Iterator[Program]:
     """The jaxprs among the parameters of an equation."""
     for value in params.values():
         for x in value if isinstance(value, (tuple, list)) else (value,):
-            if hasattr(open_jaxpr(x)[0], "eqns"):
+            if isinstance(x, Program):
                 yield x
 
 
-def primitives_of(jaxpr: Any) -> set[str]:
+def primitives_of(jaxpr: Program) -> set[str]:
     """The names of the primitives of a jaxpr, and of those in it."""
     names: set[str] = set()
     for eqn in open_jaxpr(jaxpr)[0].eqns:
@@ -44,7 +50,7 @@ def primitives_of(jaxpr: Any) -> set[str]:
     return names
 
 
-def called_jaxpr(params: dict[str, Any]) -> Any:
+def called_jaxpr(params: dict[str, Any]) -> Program:
     """The program that an equation calls; its parameter has several names."""
     names = ("call_jaxpr", "call", "jaxpr")
     return next(params[name] for name in names if name in params)

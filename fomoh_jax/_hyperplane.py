@@ -1,17 +1,20 @@
 """Linear algebra on stacks of vectors that are trees: Gram matrices, combinations."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.sharding import PartitionSpec
+from jaxtyping import Array, ArrayLike, DTypeLike, Float, Inexact, PyTree
 
-from fomoh_jax._hyperdual.channels import as_stack, is_channel
+from fomoh_jax._hyperdual.channels import LeafDirections, as_stack, is_channel
 
 
-def gram(vectors: Any, dtype: Any = None, after: jax.Array | None = None) -> jax.Array:
+def gram(
+    vectors: PyTree[LeafDirections],
+    dtype: DTypeLike | None = None,
+    after: Array | None = None,
+) -> Float[Array, "k k"]:
     """``VᵀV``, accumulated in ``dtype``: by default that of the leaves, or float32.
 
     Vectors that are deferred are made leaf after leaf, once ``after`` is known.
@@ -21,7 +24,7 @@ def gram(vectors: Any, dtype: Any = None, after: jax.Array | None = None) -> jax
         with jax.numpy_dtype_promotion("standard"):
             dtype = jnp.result_type(jnp.float32, *(leaf.dtype for leaf in leaves))
 
-    def of_leaf(leaf, after):
+    def of_leaf(leaf: LeafDirections, after: Array | None) -> Array:
         v = as_stack(leaf, after)
         every = tuple(range(1, v.array.ndim))
         block = lax.dot_general(
@@ -42,7 +45,9 @@ def gram(vectors: Any, dtype: Any = None, after: jax.Array | None = None) -> jax
     return jnp.sum(jnp.stack(blocks), axis=0)
 
 
-def combination(coefficients: jax.Array, vectors: Any, dtype: Any) -> Any:
+def combination(
+    coefficients: Float[Array, " k"], vectors: PyTree[LeafDirections], dtype: DTypeLike
+) -> PyTree[Array]:
     """``Σ_i coefficients_i v_i`` in each leaf's dtype; zero if that is not finite.
 
     Vectors that are deferred are made leaf after leaf.
@@ -64,7 +69,9 @@ def combination(coefficients: jax.Array, vectors: Any, dtype: Any) -> Any:
     return structure.unflatten([jnp.where(finite, leaf, 0) for leaf in step])
 
 
-def mixed(matrix: jax.Array, vectors: Any) -> Any:
+def mixed(
+    matrix: Float[Array, "m k"], vectors: PyTree[LeafDirections]
+) -> PyTree[Inexact[Array, "m ..."]]:
     """``Σ_j matrix_ij v_j``, other vectors of the same span, in each leaf's dtype."""
 
     def of_leaf(leaf):
@@ -77,7 +84,9 @@ def mixed(matrix: jax.Array, vectors: Any) -> Any:
     return jax.tree.map(of_leaf, vectors, is_leaf=is_channel)
 
 
-def sharded_like(leaf: Any, vectors: jax.Array) -> jax.Array:
+def sharded_like(
+    leaf: ArrayLike, vectors: Inexact[Array, "k ..."]
+) -> Inexact[Array, "k ..."]:
     """Vectors ``[k, *leaf.shape]``, sharded as a leaf that is sharded explicitly.
 
     (Where the compiler decides, it lets them be born where they are used.)
@@ -88,7 +97,7 @@ def sharded_like(leaf: Any, vectors: jax.Array) -> jax.Array:
     return jax.sharding.reshard(vectors, PartitionSpec(None, *spec))
 
 
-def _everywhere(array: jax.Array) -> PartitionSpec | None:
+def _everywhere(array: Array) -> PartitionSpec | None:
     """The sharding of a sum over an array that is sharded explicitly."""
     explicit = any(axis is not None for axis in jax.typeof(array).sharding.spec)
     return PartitionSpec() if explicit else None

@@ -1,17 +1,19 @@
 """The metric ``VᵀV`` of a hyperplane: how long a step is, and what rounding hides."""
 
-import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 
-def rounding(size: jax.Array) -> jax.Array:
+def rounding(size: Float[Array, "*batch k"]) -> Float[Array, "*batch 1"]:
     """What is zero to rounding beside the largest of the sizes, along the last axis."""
     k = size.shape[-1]
     largest = jnp.max(size, axis=-1, keepdims=True)
     return k * jnp.finfo(size.dtype).eps * largest
 
 
-def in_metric(curvature: jax.Array, gram: jax.Array) -> tuple[jax.Array, jax.Array]:
+def in_metric(
+    curvature: Float[Array, "k k"], gram: Float[Array, "k k"]
+) -> tuple[Float[Array, " k"], Float[Array, "k k"]]:
     """``λ, B`` with ``BᵀGB = I`` and ``BᵀCB = diag(λ)``.
 
     Directions that depend on others to rounding are left out: their columns of ``B``
@@ -22,7 +24,7 @@ def in_metric(curvature: jax.Array, gram: jax.Array) -> tuple[jax.Array, jax.Arr
     return eigenvalues, white @ rotation
 
 
-def whitening(gram: jax.Array) -> jax.Array:
+def whitening(gram: Float[Array, "k k"]) -> Float[Array, "k k"]:
     """``W`` with ``WᵀGW = I``; its columns are zero for what depends on the others."""
     unit = unit_scale(gram)
     lengths, axes = jnp.linalg.eigh(unit[:, None] * gram * unit[None])
@@ -31,7 +33,7 @@ def whitening(gram: jax.Array) -> jax.Array:
     return unit[:, None] * axes * inverse[None]
 
 
-def unit_scale(gram: jax.Array) -> jax.Array:
+def unit_scale(gram: Float[Array, "k k"]) -> Float[Array, " k"]:
     """What scales each direction to unit length; zero for a direction that is zero.
 
     A gradient near convergence is thousands of times shorter than a random direction.
@@ -41,7 +43,9 @@ def unit_scale(gram: jax.Array) -> jax.Array:
     return jnp.where(lengths > 0, 1 / jnp.sqrt(jnp.where(lengths > 0, lengths, 1)), 0)
 
 
-def length(coefficients: jax.Array, gram: jax.Array) -> jax.Array:
+def length(
+    coefficients: Float[Array, " k"], gram: Float[Array, "k k"]
+) -> Float[Array, ""]:
     """``√(κᵀGκ)``, scaled so that no square overflows."""
     unit = unit_scale(gram)
     along = jnp.where(unit > 0, coefficients / jnp.where(unit > 0, unit, 1), 0)

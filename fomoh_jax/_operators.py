@@ -1,20 +1,20 @@
 """Differential operators: the Hessian of a function, its diagonal, the Laplacian."""
 
-import operator
 from collections.abc import Callable, Sequence
 from functools import wraps
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, ArrayLike, Float, PyTree, Real, Shaped
 
-from fomoh_jax._hyperdual.arguments import dtype_of
+from fomoh_jax._argnums import Varied, restricted
 from fomoh_jax._hyperdual.channels import Stack
 from fomoh_jax._hyperdual.evaluation import coefficients_of, evaluate, primals_of
-from fomoh_jax._hyperdual.forms import Diagonal, Form
+from fomoh_jax._hyperdual.form import Form
 from fomoh_jax._hyperdual.models import quadratic_model
-from fomoh_jax._hyperdual.number import in_dtype
+from fomoh_jax._hyperdual.pair_forms import Diagonal
 from fomoh_jax._hyperdual.plans.auto import chosen
 from fomoh_jax._hyperdual.plans.plan import Plan
 from fomoh_jax._hyperdual.trace_forms import Trace, WeightedTrace
@@ -25,7 +25,7 @@ def hessian(
     argnums: int | Sequence[int] = 0,
     *,
     plan: Plan | Literal["auto"] = "auto",
-) -> Callable:
+) -> Callable[..., PyTree[Array]]:
     r"""The Hessian of a function.
 
     .. math:: H_{ij} = \frac{\partial^2 f}{\partial x_i \partial x_j}
@@ -57,20 +57,20 @@ def hessian(
 
     @wraps(fun)
     def hessian_fun(*args, **kwargs):
-        function, varied = _restricted("hessian", fun, argnums, args, kwargs)
-        leaves, structure = jax.tree.flatten(varied)
-        basis = structure.unflatten(_standard_basis(leaves))
-        model = quadratic_model(function, varied, basis, plan=plan)
-        inner = _argument_structure(argnums, varied)
+        function, varied = restricted("hessian", fun, argnums, args, kwargs)
+        basis = jax.tree.structure(varied.args).unflatten(_standard_basis(varied))
+        model = quadratic_model(function, varied.args, basis, plan=plan)
         _check_real_outputs("hessian", model.value)
         return jax.tree.map(
-            lambda curvature: _blocks(curvature, leaves, inner), model.curvature
+            lambda x: varied.blocks(jnp.moveaxis(x, (0, 1), (-2, -1))), model.curvature
         )
 
     return hessian_fun
 
 
-def hessian_diagonal(fun: Callable, argnums: int | Sequence[int] = 0) -> Callable:
+def hessian_diagonal(
+    fun: Callable, argnums: int | Sequence[int] = 0
+) -> Callable[..., PyTree[Array]]:
     r"""The diagonal of the Hessian of a function, in one forward pass.
 
     .. math:: H_{ii} = \frac{\partial^2 f}{\partial x_i^2}
@@ -102,12 +102,9 @@ def hessian_diagonal(fun: Callable, argnums: int | Sequence[int] = 0) -> Callabl
     @wraps(fun)
     def hessian_diagonal_fun(*args, **kwargs):
         name = "hessian_diagonal"
-        function, varied = _restricted(name, fun, argnums, args, kwargs)
-        leaves = jax.tree.leaves(varied)
-        form = Diagonal(_size(leaves))
-        seconds = _seconds(name, function, form, varied)
-        inner = _argument_structure(argnums, varied)
-        return jax.tree.map(lambda x: _pieces(x, leaves, inner), seconds)
+        function, varied = restricted(name, fun, argnums, args, kwargs)
+        seconds = _seconds(name, function, Diagonal(varied.size), varied)
+        return jax.tree.map(lambda x: varied.pieces(jnp.moveaxis(x, 0, -1)), seconds)
 
     return hessian_diagonal_fun
 
@@ -116,8 +113,8 @@ def laplacian(
     fun: Callable,
     argnums: int | Sequence[int] = 0,
     *,
-    weights: jax.typing.ArrayLike | None = None,
-) -> Callable:
+    weights: ArrayLike | None = None,
+) -> Callable[..., PyTree[Array]]:
     r"""The Laplacian of a function, in one forward pass.
 
     .. math::
@@ -163,71 +160,27 @@ def laplacian(
 
     @wraps(fun)
     def laplacian_fun(*args, **kwargs):
-        function, varied = _restricted("laplacian", fun, argnums, args, kwargs)
-        size = _size(jax.tree.leaves(varied))
-        form = Trace(size)
+        function, varied = restricted("laplacian", fun, argnums, args, kwargs)
+        form = Trace(varied.size)
         if weights is not None:
-            form = WeightedTrace(_symmetric_part(weights, size))
+            form = WeightedTrace(_symmetric_part(weights, varied.size))
         seconds = _seconds("laplacian", function, form, varied)
         return jax.tree.map(lambda x: x[0], seconds)
 
     return laplacian_fun
 
 
-def _normalised(argnum: int, count: int) -> int:
-    argnum = operator.index(argnum)
-    if not -count <= argnum < count:
-        raise ValueError(
-            f"argnums names argument {argnum}, but the function was called with "
-            f"{count} positional arguments."
-        )
-    return argnum % count
-
-
-def _restricted(
-    name: str, fun: Callable, argnums: int | Sequence[int], args: Any, kwargs: Any
-) -> tuple[Callable, tuple[Any, ...]]:
-    """``fun`` as a function of the chosen arguments alone, and these."""
-    chosen = argnums if isinstance(argnums, Sequence) else [argnums]
-    places = [_normalised(i, len(args)) for i in chosen]
-    varied = tuple(args[i] for i in places)
-    for i, arg in zip(places, varied):
-        _check_real(name, i, arg)
-
-    def function(*xs):
-        full = list(args)
-        for i, x in zip(places, xs):
-            full[i] = x
-        return fun(*full, **kwargs)
-
-    return function, varied
-
-
-def _argument_structure(argnums: int | Sequence[int], varied: tuple[Any, ...]) -> Any:
-    """The tree of the argument, or of the tuple of several."""
-    return jax.tree.structure(varied if isinstance(argnums, Sequence) else varied[0])
-
-
-def _seconds(name: str, fun: Callable, form: Form, varied: tuple[Any, ...]) -> Any:
+def _seconds(
+    name: str, fun: Callable, form: Form, varied: Varied
+) -> PyTree[Shaped[Array, "q ..."]]:
     """Second-order coefficients ``[q, *out]``, with every element for a direction."""
-    basis = _standard_basis(jax.tree.leaves(varied))
-    out, _ = evaluate(fun, form, varied, list(map(Stack, basis)))
+    channels = list(map(Stack, _standard_basis(varied)))
+    out, _ = evaluate(fun, form, varied.args, channels)
     _check_real_outputs(name, primals_of(out))
     return coefficients_of(out, "seconds", form.q)
 
 
-def _check_real(name: str, index: int, arg: Any) -> None:
-    for path, leaf in jax.tree_util.tree_leaves_with_path(arg):
-        where = f"argument {index}{jax.tree_util.keystr(path)}"
-        dtype = dtype_of(where, leaf)
-        if not jnp.issubdtype(dtype, jnp.floating):
-            raise TypeError(
-                f"{name} needs real floating-point arguments; {where} has dtype "
-                f"{dtype}."
-            )
-
-
-def _check_real_outputs(name: str, outputs: Any) -> None:
+def _check_real_outputs(name: str, outputs: PyTree[Array]) -> None:
     for path, leaf in jax.tree_util.tree_leaves_with_path(outputs):
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
             raise TypeError(
@@ -237,7 +190,7 @@ def _check_real_outputs(name: str, outputs: Any) -> None:
             )
 
 
-def _symmetric_part(weights: Any, size: int) -> jax.Array:
+def _symmetric_part(weights: ArrayLike, size: int) -> Real[Array, "{size} {size}"]:
     """``½ (C + Cᵀ)`` of weights that are checked."""
     weights = jnp.asarray(weights)
     if jnp.iscomplexobj(weights):
@@ -253,16 +206,12 @@ def _symmetric_part(weights: Any, size: int) -> jax.Array:
     return (weights + weights.T) / 2
 
 
-def _size(leaves: list[Any]) -> int:
-    return sum(map(jnp.size, leaves))
-
-
-def _standard_basis(leaves: list[Any]) -> list[jax.Array]:
+def _standard_basis(varied: Varied) -> list[Float[Array, "{varied.size} ..."]]:
     """One direction for each coordinate of the leaves together."""
-    total = _size(leaves)
+    leaves, total = varied.leaves, varied.size
     offsets = np.cumsum([0, *map(jnp.size, leaves)])
 
-    def directions(leaf: Any, offset: int) -> jax.Array:
+    def directions(leaf: ArrayLike, offset: int) -> Array:
         dtype, size = jnp.result_type(leaf), jnp.size(leaf)
         if jax.typeof(leaf).weak_type:  # as of a Python number; an array would lose it
             basis = jnp.where(jnp.eye(total, size, -offset, dtype=bool), 1.0, 0.0)
@@ -271,34 +220,3 @@ def _standard_basis(leaves: list[Any]) -> list[jax.Array]:
         return basis.reshape(total, *jnp.shape(leaf))
 
     return [directions(leaf, int(offset)) for leaf, offset in zip(leaves, offsets)]
-
-
-def _split_elements(x: jax.Array, leaves: list[Any], axis: int) -> list[jax.Array]:
-    """An axis over all the elements, cut into one part for each leaf."""
-    offsets = np.cumsum([jnp.size(leaf) for leaf in leaves])[:-1]
-    return jnp.split(x, offsets, axis)
-
-
-def _pieces(diagonal: jax.Array, leaves: list[Any], structure: Any) -> Any:
-    """``[D, *out]`` to a tree of ``[*out, *a]``."""
-    rows = jnp.moveaxis(diagonal, 0, -1)
-    return structure.unflatten(
-        in_dtype(piece.reshape(*rows.shape[:-1], *jnp.shape(a)), jnp.result_type(a))
-        for a, piece in zip(leaves, _split_elements(rows, leaves, -1))
-    )
-
-
-def _blocks(curvature: jax.Array, leaves: list[Any], structure: Any) -> Any:
-    """``[D, D, *out]`` to a tree of trees of ``[*out, *a, *b]``."""
-    matrix = jnp.moveaxis(curvature, (0, 1), (-2, -1))
-    return structure.unflatten(
-        structure.unflatten(
-            # As of a gradient, the dtype of a block is that of its first argument.
-            in_dtype(
-                block.reshape(*matrix.shape[:-2], *jnp.shape(a), *jnp.shape(b)),
-                jnp.result_type(a),
-            )
-            for b, block in zip(leaves, _split_elements(rows, leaves, -1))
-        )
-        for a, rows in zip(leaves, _split_elements(matrix, leaves, -2))
-    )

@@ -8,7 +8,7 @@ result. For primitives of a known shape, the rules of the families do:
 """
 
 from fomoh_jax._hyperdual.channels import ZERO, Channel, apply_linear
-from fomoh_jax._hyperdual.forms import Bilinear, Form
+from fomoh_jax._hyperdual.form import Bilinear, Form
 from fomoh_jax._hyperdual.number import HyperDual
 from fomoh_jax._hyperdual.registry import Operation
 from fomoh_jax._hyperdual.rules.bilinear import bilinear

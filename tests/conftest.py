@@ -15,8 +15,11 @@ import jax
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.signatures import check_signatures
+
+check_signatures()
 # Imported first, fomoh_jax sets XLA's flags before a test module starts a backend.
-import fomoh_jax  # noqa: F401
+import fomoh_jax  # noqa: E402, F401
 
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_num_cpu_devices", 8)

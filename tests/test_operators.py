@@ -80,8 +80,8 @@ EAGER = {
     "conjugate gradients": lambda f, x: curvature.conjugate_gradients(f, (x,), (x,)),
     "eigenvalues": lambda f, x: curvature.top_eigenvalues(f, (x,), KEY, 1),
     "chunks of samples": lambda f, x: curvature.sampled_hessian(
-        f, (x,), KEY, 4, chunk_size=2
-    ),
+        f, probes=4, chunk_size=2
+    )(KEY, x),
 }
 KEY = jax.random.PRNGKey(0)
 

@@ -219,40 +219,41 @@ OPERATORS = {
         lambda at: at.hessian @ POINT,
     ),
     "hutchinson_trace": (
-        lambda x: curvature.hutchinson_trace(separable, (x,), key(), 3).value,
+        lambda x: curvature.hutchinson_trace(separable, probes=3)(key(), x).value,
         lambda at: np.sum(at.separable),
     ),
     "hutchinson_diagonal": (
-        lambda x: curvature.hutchinson_diagonal(separable, (x,), key(), 3).value[0],
+        lambda x: curvature.hutchinson_diagonal(separable, probes=3)(key(), x).value,
         lambda at: at.separable,
     ),
     "sampled_hessian": (
         lambda x: excess(
-            curvature.sampled_hessian(fun, (x,), key(), 50), like(x, known().hessian)
+            curvature.sampled_hessian(fun, probes=50)(key(), x),
+            like(x, known().hessian),
         ),
         lambda at: np.zeros((3, 3)),
     ),
     "sampled_hessian with a baseline": (
         lambda x: (
             curvature.sampled_hessian(
-                fun, (x,), key(), 3, baseline=like(x, known().hessian), chunk_size=2
-            ).value
+                fun, probes=3, baseline=like(x, known().hessian), chunk_size=2
+            )(key(), x).value
         ),
         lambda at: at.hessian,
     ),
     "sampled_diagonal": (
         lambda x: excess(
-            Estimate(
-                *(part[0] for part in curvature.sampled_diagonal(fun, (x,), key(), 50))
-            ),
+            curvature.sampled_diagonal(fun, probes=50)(key(), x),
             like(x, known().diagonal),
         ),
         lambda at: np.zeros(3),
     ),
     "sampled_diagonal with a baseline": (
-        lambda x: curvature.sampled_diagonal(
-            separable, (x,), key(), 3, baseline=(like(x, known().separable),)
-        ).value[0],
+        lambda x: (
+            curvature.sampled_diagonal(
+                separable, probes=3, baseline=like(x, known().separable)
+            )(key(), x).value
+        ),
         lambda at: at.separable,
     ),
     "newton_step": (

@@ -53,7 +53,7 @@ def network(x: jax.Array, layers) -> jax.Array:
 
 def _hessians(fun: Callable, *args) -> dict[str, Contender]:
     functions = {
-        OURS: fomoh_jax.hessian(fun),
+        OURS: fomoh_jax.hessian(fun, plan=plans.forward()),
         ADJOINT: fomoh_jax.hessian(fun, plan=plans.adjoint()),
         "jax.hessian": jax.hessian(fun),
         "nested jvp": jax.jacfwd(jax.jacfwd(fun)),

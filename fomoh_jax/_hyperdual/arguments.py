@@ -13,12 +13,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from jaxtyping import Array, ArrayLike, Inexact, PyTree
 
-from fomoh_jax._hyperdual.channels import ZERO, Channel, Deferred, Stack, is_channel
+from fomoh_jax._hyperdual.channels import (
+    ZERO,
+    Channel,
+    Deferred,
+    Stack,
+    is_channel,
+)
 from fomoh_jax._hyperdual.number import is_inexact
 
 
-def check_primals(fun: Callable, primals: Any) -> None:
+def check_primals(fun: Callable, primals: Sequence[PyTree]) -> None:
     """Refuse primals that are no tuple, or not what ``fun`` takes.
 
     Raises:
@@ -47,7 +54,7 @@ def check_primals(fun: Callable, primals: Any) -> None:
         ) from None
 
 
-def check_devices(arguments: dict[str, Any]) -> None:
+def check_devices(arguments: dict[str, PyTree]) -> None:
     """Refuse arrays that were put on different devices, which nothing can compute with.
 
     (JAX refuses them too, in the name of the operands of some product inside. Inside
@@ -105,7 +112,7 @@ def check_size(name: str, size: Any) -> int:
     return size
 
 
-def check_key(key: Any) -> None:
+def check_key(key: object) -> None:
     """Refuse what is not one PRNG key, typed or legacy.
 
     Raises:
@@ -139,7 +146,7 @@ def dtype_of(name: str, leaf: Any) -> Any:
 
 
 def read_directions(
-    primals: Sequence[Any], directions: Any
+    primals: Sequence[PyTree], directions: Sequence[PyTree]
 ) -> tuple[int, list[Channel]]:
     """Directions as one channel for each leaf of the primals.
 
@@ -184,7 +191,9 @@ def read_directions(
     return k, [_directions_of_leaf(path, p, d, k) for path, p, d in leaves]
 
 
-def _directions_of_leaf(path: str, primal: Any, directions: Any, k: int) -> Channel:
+def _directions_of_leaf(
+    path: str, primal: ArrayLike, directions: Channel | ArrayLike | None, k: int
+) -> Channel:
     if not isinstance(directions, Stack):
         return _as_channel(_checked(path, primal, directions, (k,), "k, "))
     present, array = directions.indices, directions.array
@@ -219,7 +228,9 @@ def _check_stack(path: str, stack: Stack) -> None:
 
 
 def read_tangents(
-    primals: Sequence[Any], tangents1: Any, tangents2: Any
+    primals: Sequence[PyTree],
+    tangents1: Sequence[PyTree],
+    tangents2: Sequence[PyTree],
 ) -> list[Channel]:
     """Two tangents, each as in ``jax.jvp``, as stacks of two.
 
@@ -236,8 +247,8 @@ def read_tangents(
 
 
 def read_vector(
-    name: str, primals: Sequence[Any], vector: Any
-) -> list[jax.Array | None]:
+    name: str, primals: Sequence[PyTree], vector: Sequence[PyTree]
+) -> list[Array | None]:
     """One vector like the primals, as an array for each leaf; None where it is fixed.
 
     Args:
@@ -253,7 +264,7 @@ def read_vector(
     return [_checked(path, primal, tangent) for path, primal, tangent in leaves]
 
 
-def _two(a: jax.Array | None, b: jax.Array | None) -> Channel:
+def _two(a: Inexact[Array, "*s"] | None, b: Inexact[Array, "*s"] | None) -> Channel:
     """Two tangents of one primal, ``None`` for a zero, as a stack."""
     given = [x for x in (a, b) if x is not None]
     if not given:
@@ -262,7 +273,7 @@ def _two(a: jax.Array | None, b: jax.Array | None) -> Channel:
     return Stack(jnp.stack([zeros if x is None else x for x in (a, b)]))
 
 
-def _as_channel(directions: Any) -> Channel:
+def _as_channel(directions: Channel | Array | None) -> Channel:
     if directions is None:
         return ZERO
     return directions if isinstance(directions, Channel) else Stack(directions)
@@ -270,9 +281,9 @@ def _as_channel(directions: Any) -> Channel:
 
 def _pair(
     name: str,
-    primals: Sequence[Any],
-    tree: Any,
-    is_leaf: Callable[[Any], bool] = lambda x: False,
+    primals: Sequence[PyTree],
+    tree: PyTree,
+    is_leaf: Callable[[object], bool] = lambda x: False,
 ) -> list[tuple[str, Any, Any]]:
     """``(path, primal, tangent or None)`` for each leaf of the primals."""
     if not isinstance(tree, (tuple, list)):
@@ -313,7 +324,7 @@ class _Held:
         self.count = count
 
 
-def _spread(tangent: Any, subtree: Any) -> Any:
+def _spread(tangent: PyTree, subtree: PyTree) -> PyTree:
     if tangent is None:
         return _Held(len(jax.tree.leaves(subtree)))
     if not jax.tree_util.all_leaves([subtree]):
@@ -321,7 +332,7 @@ def _spread(tangent: Any, subtree: Any) -> Any:
     return tangent
 
 
-def _flat(spread: Any, is_leaf: Callable[[Any], bool]) -> list[Any]:
+def _flat(spread: PyTree, is_leaf: Callable[[object], bool]) -> list[Any]:
     leaves: list[Any] = []
     for leaf in jax.tree.leaves(spread, is_leaf=is_leaf):
         leaves.extend([None] * leaf.count if isinstance(leaf, _Held) else [leaf])
@@ -329,7 +340,11 @@ def _flat(spread: Any, is_leaf: Callable[[Any], bool]) -> list[Any]:
 
 
 def _checked(
-    path: str, primal: Any, tangent: Any, lead: tuple[int, ...] = (), symbol: str = ""
+    path: str,
+    primal: ArrayLike,
+    tangent: Any,
+    lead: tuple[int, ...] = (),
+    symbol: str = "",
 ) -> Any:
     """One leaf of tangents, as it is or as an array; None if it cannot vary.
 
@@ -373,7 +388,7 @@ def _array_type(tangent: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(jnp.shape(tangent), jnp.result_type(tangent))
 
 
-def _wrong_shape(path: str, primal: Any, tangent: Any, symbol: str) -> str:
+def _wrong_shape(path: str, primal: ArrayLike, tangent: Any, symbol: str) -> str:
     expected = ", ".join(map(str, jnp.shape(primal)))
     return (
         f"{path} must have shape [{symbol}{expected}], like its primal"

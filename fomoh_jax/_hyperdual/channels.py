@@ -15,7 +15,7 @@ import abc
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -23,8 +23,10 @@ import numpy as np
 from jax import lax
 from jax.ref import AbstractRef
 from jax.tree_util import register_dataclass, register_pytree_node_class
+from jaxtyping import Array, ArrayLike, DTypeLike, Inexact, PyTree
 
 from fomoh_jax._hyperdual.delay import again, delayed
+from fomoh_jax._types import Leaf
 
 Indices = np.ndarray | jax.Array
 
@@ -48,13 +50,13 @@ class Channel(abc.ABC):
     def stored(self) -> "Zero | Stack":
         """The channel with nothing left to be made."""
 
-    def not_before(self, array: jax.Array | None) -> "Channel":
+    def not_before(self, array: Array | None) -> "Channel":
         """The channel, which if deferred is not made before ``array`` is computed."""
         del array
         return self
 
     @property
-    def computed(self) -> jax.Array | None:
+    def computed(self) -> Array | None:
         """An array that is known once the channel is; None if there is none."""
         return None
 
@@ -70,12 +72,12 @@ class Channel(abc.ABC):
         """Each coefficient, a scalar or of as many dimensions, brought to a shape."""
         return self.stored().broadcast(shape)
 
-    def rotated(self, start: jax.Array, n: int) -> "Channel":
+    def rotated(self, start: Array, n: int) -> "Channel":
         """The ``n`` coefficients numbered from ``start`` on, modulo ``n``."""
         return self.stored().rotated(start, n)
 
     def scaled(
-        self, coefficient: Any, multiply: Callable = jnp.multiply
+        self, coefficient: ArrayLike, multiply: Callable = jnp.multiply
     ) -> "Zero | Stack":
         """``coefficient * x`` for each ``x`` of the channel, elementwise."""
         return self.stored().scaled(coefficient, multiply)
@@ -88,7 +90,7 @@ class Channel(abc.ABC):
         """All ``n`` coefficients, stored along a leading axis."""
         return self.stored().whole(n)
 
-    def coefficient(self, index: int) -> jax.Array:
+    def coefficient(self, index: int) -> Array:
         """One of the coefficients."""
         return self.stored().coefficient(index)
 
@@ -96,7 +98,9 @@ class Channel(abc.ABC):
         """A zero of the type of this channel's coefficients."""
         return self.stored().zero()
 
-    def __add__(self, other: "Channel") -> "Channel":
+    # Python asks them about any operand, and takes NotImplemented for no.
+
+    def __add__(self, other: object) -> "Channel":
         if not isinstance(other, Channel):
             return NotImplemented
         stacks = stacks_of(self, other)
@@ -108,11 +112,11 @@ class Channel(abc.ABC):
         a, b = _padded_alike([stack.moved(axis) for stack in stacks])
         return dataclasses.replace(a, array=a.array + b.array)
 
-    def __radd__(self, other: Any) -> "Channel":
+    def __radd__(self, other: object) -> "Channel":
         # What Python's sum begins with.
         return self if isinstance(other, int) and other == 0 else NotImplemented
 
-    def __sub__(self, other: "Channel") -> "Channel":
+    def __sub__(self, other: object) -> "Channel":
         if not isinstance(other, Channel):
             return NotImplemented
         return self + -1 * other
@@ -120,14 +124,14 @@ class Channel(abc.ABC):
     def __neg__(self) -> "Channel":
         return -1 * self
 
-    def __mul__(self, coefficient: jax.typing.ArrayLike) -> "Channel":
+    def __mul__(self, coefficient: "ArrayLike | Channel") -> "Channel":
         if isinstance(coefficient, Channel):
             return NotImplemented
         return self.scaled(coefficient)
 
     __rmul__ = __mul__
 
-    def __truediv__(self, divisor: jax.typing.ArrayLike) -> "Channel":
+    def __truediv__(self, divisor: "ArrayLike | Channel") -> "Channel":
         if isinstance(divisor, Channel):
             return NotImplemented
         return self.scaled(divisor, lambda c, x: x / c)
@@ -143,7 +147,7 @@ class Zero(Channel):
         primal. ``ZERO``, the zero of no type in particular, has none: it is for sums.
     """
 
-    like: Any = None
+    like: Leaf | jax.ShapeDtypeStruct | None = None
 
     is_zero = True
 
@@ -162,11 +166,13 @@ class Zero(Channel):
         del shape
         return ZERO
 
-    def rotated(self, start: jax.Array, n: int) -> "Zero":
+    def rotated(self, start: Array, n: int) -> "Zero":
         del start, n
         return self
 
-    def scaled(self, coefficient: Any, multiply: Callable = jnp.multiply) -> "Zero":
+    def scaled(
+        self, coefficient: ArrayLike, multiply: Callable = jnp.multiply
+    ) -> "Zero":
         del coefficient, multiply
         return self
 
@@ -178,7 +184,7 @@ class Zero(Channel):
         # Made from the primal, the zeros have its sharding and its manual axes.
         return Stack(lax.broadcast(self.coefficient(0), (n,)))
 
-    def coefficient(self, index: int) -> jax.Array:
+    def coefficient(self, index: int) -> Array:
         del index
         if self.like is None:
             raise TypeError(
@@ -193,7 +199,7 @@ class Zero(Channel):
     # As operands of a function that is mapped over the coefficients: the same for all.
     mapped_axis = None
 
-    def operand(self, places: Indices | None = None) -> jax.Array:
+    def operand(self, places: Indices | None = None) -> Array:
         del places
         return self.coefficient(0)
 
@@ -258,7 +264,7 @@ class Stack(Channel):
        [6. 0.]]
     """
 
-    array: jax.Array
+    array: Leaf
     axis: int = dataclasses.field(default=0, metadata={"static": True})
     present: tuple[int, ...] | None = dataclasses.field(
         default=None, metadata={"static": True}
@@ -271,7 +277,7 @@ class Stack(Channel):
         return self.array.shape[self.axis]
 
     @property
-    def dtype(self) -> Any:
+    def dtype(self) -> np.dtype:
         return self.array.dtype
 
     @property
@@ -284,12 +290,12 @@ class Stack(Channel):
         """Which coefficient each of the arrays is."""
         return tuple(range(self.length)) if self.present is None else self.present
 
-    def dense(self) -> jax.Array:
+    def dense(self) -> Inexact[Array, "{self.k} *s"]:
         """All the arrays, stacked along a leading axis."""
         return self.whole(self.k).array
 
     @property
-    def computed(self) -> jax.Array | None:
+    def computed(self) -> Array | None:
         is_ref = isinstance(jax.typeof(self.array), AbstractRef)
         return None if is_ref else self.array
 
@@ -313,10 +319,12 @@ class Stack(Channel):
         array = lax.broadcast_in_dim(array, full, range(len(full)))
         return dataclasses.replace(self, array=array)
 
-    def rotated(self, start: jax.Array, n: int) -> "Stack":
+    def rotated(self, start: Array, n: int) -> "Stack":
         return Stack(jnp.roll(self.whole(n).array, -start, 0))
 
-    def scaled(self, coefficient: Any, multiply: Callable = jnp.multiply) -> "Stack":
+    def scaled(
+        self, coefficient: ArrayLike, multiply: Callable = jnp.multiply
+    ) -> "Stack":
         if jnp.ndim(coefficient):
             coefficient = jnp.expand_dims(coefficient, self.axis)
         return dataclasses.replace(self, array=multiply(coefficient, self.array))
@@ -324,7 +332,7 @@ class Stack(Channel):
     def whole(self, n: int) -> "Stack":
         return self.padded(None, n).moved(0)
 
-    def coefficient(self, index: int) -> jax.Array:
+    def coefficient(self, index: int) -> Array:
         if index not in self.indices:
             return lax.full_like(self.moved(0).array[0], 0)
         return self.moved(0).array[self.indices.index(index)]
@@ -337,7 +345,7 @@ class Stack(Channel):
     def mapped_axis(self) -> int:
         return self.axis
 
-    def operand(self, places: Indices | None = None) -> jax.Array:
+    def operand(self, places: Indices | None = None) -> Leaf:
         """The arrays at some places along the axis, by default all."""
         if places is None or (
             isinstance(places, np.ndarray)
@@ -399,29 +407,29 @@ class Deferred(Channel):
 
     is_stored = False
 
-    seed: Any
-    make: Callable[[Any], jax.Array] = dataclasses.field(metadata={"static": True})
+    seed: PyTree
+    make: Callable[[PyTree], Array] = dataclasses.field(metadata={"static": True})
     shape: tuple[int, ...] = dataclasses.field(metadata={"static": True})
-    dtype: Any = dataclasses.field(metadata={"static": True})
+    dtype: DTypeLike = dataclasses.field(metadata={"static": True})
 
     @property
     def k(self) -> int:
         return self.shape[0]
 
-    def dense(self) -> jax.Array:
+    def dense(self) -> Inexact[Array, "{self.k} *s"]:
         """The directions, ``[k, *leaf.shape]``."""
         return self.stored().array
 
     def stored(self) -> Stack:
         return Stack(self.make(jax.tree.map(again, self.seed)))
 
-    def not_before(self, array: jax.Array | None) -> "Deferred":
+    def not_before(self, array: Array | None) -> "Deferred":
         seed = self.seed
         if array is not None and jnp.size(array):
             seed = delayed(seed, array)
         return _Once(seed, self.make, self.shape, self.dtype)
 
-    def rotated(self, start: jax.Array, n: int) -> "Deferred":
+    def rotated(self, start: Array, n: int) -> "Deferred":
         del n
         return dataclasses.replace(
             self, seed=(self.seed, start), make=_Rotated(self.make)
@@ -448,19 +456,23 @@ class _Once(Deferred):
 class _Rotated:
     """Makes directions numbered from another one on; equal to another that does."""
 
-    make: Callable[[Any], jax.Array]
+    make: Callable[[PyTree], Array]
 
-    def __call__(self, seed: tuple[Any, jax.Array]) -> jax.Array:
+    def __call__(self, seed: tuple[PyTree, Array]) -> Array:
         inner, start = seed
         return jnp.roll(self.make(inner), -start, 0)
 
 
-def is_channel(x: Any) -> bool:
+# The directions of one leaf of the primals.
+LeafDirections = Channel | Inexact[Array, "_ ..."]
+
+
+def is_channel(x: object) -> bool:
     """Whether ``x`` is a leaf of directions that is no array: a tree would look in."""
     return isinstance(x, (Stack, Deferred))
 
 
-def as_stack(leaf: Any, after: jax.Array | None = None) -> Stack:
+def as_stack(leaf: LeafDirections, after: Array | None = None) -> Stack:
     """A leaf of directions as a stack; one that is deferred is made after an array."""
     if not isinstance(leaf, Channel):
         return Stack(leaf)
@@ -496,7 +508,7 @@ def _padded_alike(stacks: Sequence[Stack]) -> list[Stack]:
 
 
 def apply_linear(
-    function: Callable[..., list[jax.Array]],
+    function: Callable[..., list[Array]],
     channels: Sequence[Channel],
     out_axes: Sequence[int],
 ) -> list[Channel]:
@@ -523,7 +535,9 @@ def apply_linear(
     ]
 
 
-def vectorise(fn: Callable, in_axes: Any, out_axes: Any) -> Callable:
+def vectorise(
+    fn: Callable, in_axes: Sequence[int | None], out_axes: int | list[int]
+) -> Callable:
     """``jax.vmap``, or a loop where JAX has no batching rule for what is inside."""
 
     def vectorised(*operands):
@@ -535,13 +549,18 @@ def vectorise(fn: Callable, in_axes: Any, out_axes: Any) -> Callable:
     return vectorised
 
 
-def _one_by_one(fn: Callable, in_axes: Any, out_axes: Any, operands: Any) -> Any:
-    stacked = [i for i, axis in enumerate(in_axes) if axis is not None]
-    slices = [jnp.moveaxis(operands[i], in_axes[i], 0) for i in stacked]
+def _one_by_one(
+    fn: Callable,
+    in_axes: Sequence[int | None],
+    out_axes: int | list[int],
+    operands: Sequence[Array],
+) -> Array | list[Array]:
+    axes = {i: axis for i, axis in enumerate(in_axes) if axis is not None}
+    slices = [jnp.moveaxis(operands[i], axis, 0) for i, axis in axes.items()]
 
     def step(slices):
         full = list(operands)
-        for i, x in zip(stacked, slices):
+        for i, x in zip(axes, slices):
             full[i] = x
         return fn(*full)
 

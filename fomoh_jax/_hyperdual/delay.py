@@ -5,26 +5,25 @@ random directions of every layer before the first layer. A seed that depends on 
 of the program, in a way that XLA cannot see through, waits for it.
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Array, ArrayLike, Bool, Num, PyTree
 
 
-def again(x: Any) -> Any:
+def again(x: ArrayLike) -> ArrayLike:
     """A key that may be used although it was before, as jax_debug_key_reuse asks."""
     is_key = jnp.issubdtype(jnp.result_type(x), jax.dtypes.prng_key)
     return jax.random.clone(x) if is_key else x
 
 
-def delayed(seed: Any, array: jax.Array) -> Any:
+def delayed(seed: PyTree, array: Array) -> PyTree:
     """A seed whose keys, and other integers, are known after an array is."""
     never = _never(_part(array))
     return jax.tree.map(lambda x: _delayed(x, never), seed)
 
 
-def _part(x: jax.Array) -> jax.Array:
+def _part(x: Array) -> Num[Array, ""]:
     """A number that is known once the array is."""
     x = lax.stop_gradient(x)
     if any(axis is not None for axis in jax.typeof(x).sharding.spec):
@@ -33,7 +32,7 @@ def _part(x: jax.Array) -> jax.Array:
 
 
 @jax.custom_batching.custom_vmap
-def _never(x: jax.Array) -> jax.Array:
+def _never(x: Num[Array, "*batch"]) -> Bool[Array, "*batch"]:
     """False, as XLA does not know: NaN is the number that does not equal itself.
 
     (Of a barrier, its scheduler on the CPU knows nothing.)
@@ -42,13 +41,15 @@ def _never(x: jax.Array) -> jax.Array:
 
 
 @_never.def_vmap
-def _never_of_any(size: int, batched: list[bool], x: jax.Array) -> tuple:
+def _never_of_any(
+    size: int, batched: list[bool], x: Num[Array, "*batch"]
+) -> tuple[Bool[Array, ""], bool]:
     # A key stays one key: some generators make other numbers of a batch of them.
     del size, batched
     return jnp.any(_never(x)), False
 
 
-def _delayed(x: jax.Array, never: jax.Array) -> jax.Array:
+def _delayed(x: ArrayLike, never: Bool[Array, ""]) -> Array:
     """``x``, as far as XLA can tell not before ``never`` is known."""
     x = jnp.asarray(x)
     if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):

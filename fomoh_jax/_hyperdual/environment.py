@@ -2,10 +2,11 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from typing import TypeGuard
 
-import jax
+from jax.core import Atom
 from jax.extend.core import JaxprEqn, Literal, Var
+from jaxtyping import Array
 
 from fomoh_jax._hyperdual.number import HyperDual
 
@@ -20,11 +21,11 @@ class Environment:
       results: what is read at the end.
     """
 
-    def __init__(self, equations: Sequence[JaxprEqn], results: Sequence[Any]):
+    def __init__(self, equations: Sequence[JaxprEqn], results: Sequence[Atom]):
         atoms = [atom for eqn in equations for atom in eqn.invars] + list(results)
         self._reads = Counter(filter(is_variable, atoms))
         self._numbers: dict[Var, HyperDual] = {}
-        self._latest: jax.Array | None = None
+        self._latest: Array | None = None
 
     def write(self, variables: Sequence[Var], numbers: Sequence[HyperDual]) -> None:
         """Keep the numbers of those variables that will be read."""
@@ -37,7 +38,7 @@ class Environment:
         computed = (c.computed for c in channels if c.computed is not None)
         self._latest = next(computed, self._latest)
 
-    def read(self, atoms: Sequence[Any]) -> list[HyperDual]:
+    def read(self, atoms: Sequence[Atom]) -> list[HyperDual]:
         """The numbers of some variables and literals.
 
         Where channels are yet to be made, they wait for what was computed last.
@@ -49,11 +50,11 @@ class Environment:
             number = self._numbers.pop(atom) if last else self._numbers[atom]
             numbers[atom] = number.not_before(self._latest)
         return [
-            numbers[atom] if is_variable(atom) else HyperDual(atom.val)
+            HyperDual(atom.val) if isinstance(atom, Literal) else numbers[atom]
             for atom in atoms
         ]
 
 
-def is_variable(atom: Any) -> bool:
+def is_variable(atom: Atom) -> TypeGuard[Var]:
     """Whether an atom of a jaxpr is a variable and no literal."""
     return not isinstance(atom, Literal)

@@ -1,35 +1,36 @@
 """A function evaluated on hyper-dual numbers, and what is read off its results."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, PyTree, Shaped
 
 from fomoh_jax._hyperdual import rules  # noqa: F401  (fills the table of rules)
 from fomoh_jax._hyperdual.channels import Channel
-from fomoh_jax._hyperdual.forms import Form
+from fomoh_jax._hyperdual.form import Form
 from fomoh_jax._hyperdual.interpreter import interpret
 from fomoh_jax._hyperdual.number import HyperDual, is_inexact
+from fomoh_jax._types import Program, PyTreeDef
 from fomoh_jax._xla import warn_if_unsound
 
 
 def evaluate(
     fun: Callable,
     form: Form,
-    primals: Sequence[Any],
-    channels: list[Channel],
+    primals: Sequence[PyTree],
+    channels: Sequence[Channel],
     has_aux: bool = False,
-) -> tuple[Any, Any]:
+) -> tuple[PyTree[HyperDual], PyTree[HyperDual]]:
     """``fun`` on hyper-dual numbers: ``(out, aux)`` with a number for each leaf."""
     jaxpr, args, structure = to_jaxpr(fun, primals, channels, has_aux)
     return structure.unflatten(interpret(jaxpr, form, args))
 
 
 def to_jaxpr(
-    fun: Callable, primals: Sequence[Any], channels: list[Channel], has_aux: bool
-) -> tuple[Any, list[HyperDual], Any]:
+    fun: Callable, primals: Sequence[PyTree], channels: Sequence[Channel], has_aux: bool
+) -> tuple[Program, list[HyperDual], PyTreeDef]:
     """``fun`` as a jaxpr, its arguments as numbers, and the tree of ``(out, aux)``."""
     warn_if_unsound()  # all transformations begin here
     primals = jax.tree.map(jnp.asarray, tuple(primals))
@@ -38,12 +39,14 @@ def to_jaxpr(
     return jaxpr, args, jax.tree.structure(_split(shapes, has_aux))
 
 
-def primals_of(numbers: Any) -> Any:
+def primals_of(numbers: PyTree[HyperDual]) -> PyTree[Array]:
     """The value of each number, as an array."""
     return jax.tree.map(lambda n: jnp.asarray(n.primal), numbers, is_leaf=_is_number)
 
 
-def coefficients_of(numbers: Any, channel: str, size: int) -> Any:
+def coefficients_of(
+    numbers: PyTree[HyperDual], channel: str, size: int
+) -> PyTree[Shaped[Array | np.ndarray, "{size} ..."]]:
     """A channel of each number, dense, with the stacking axis in front."""
 
     def dense(number: HyperDual):
@@ -54,11 +57,11 @@ def coefficients_of(numbers: Any, channel: str, size: int) -> Any:
     return jax.tree.map(dense, numbers, is_leaf=_is_number)
 
 
-def _is_number(x: Any) -> bool:
+def _is_number(x: object) -> bool:
     return isinstance(x, HyperDual)
 
 
-def _split(outputs: Any, has_aux: bool) -> tuple[Any, Any]:
+def _split(outputs: PyTree, has_aux: bool) -> tuple[PyTree, PyTree]:
     """``(out, aux)``, where ``aux`` is ``None`` without ``has_aux``."""
     if not has_aux:
         return outputs, None

@@ -11,19 +11,20 @@ from typing import Any
 
 import jax
 from jax.extend import source_info_util
-from jax.extend.core import JaxprEqn
+from jax.extend.core import Jaxpr, JaxprEqn
 
 from fomoh_jax._compat import open_jaxpr
 from fomoh_jax._hyperdual.environment import Environment, is_variable
-from fomoh_jax._hyperdual.forms import Form
+from fomoh_jax._hyperdual.form import Form
 from fomoh_jax._hyperdual.number import HyperDual
 from fomoh_jax._hyperdual.registry import apply_rule, operation_of
+from fomoh_jax._types import Program
 
 _BLAME, _FROM = "fomoh_jax: in the hyper-dual rule", ", from "
 
 
 def interpret(
-    jaxpr: Any, form: Form, args: Sequence[HyperDual], *, effects: bool = True
+    jaxpr: Program, form: Form, args: Sequence[HyperDual], *, effects: bool = True
 ) -> list[HyperDual]:
     """Evaluate a jaxpr, open or closed, on hyper-dual numbers.
 
@@ -36,21 +37,21 @@ def interpret(
     Returns:
       One number for each output.
     """
-    jaxpr, consts = open_jaxpr(jaxpr)
-    equations = jaxpr.eqns if effects else _needed(jaxpr)
-    environment = Environment(equations, jaxpr.outvars)
-    environment.write(jaxpr.constvars, [HyperDual(const) for const in consts])
-    environment.write(jaxpr.invars, args)
+    program, consts = open_jaxpr(jaxpr)
+    equations = program.eqns if effects else _needed(program)
+    environment = Environment(equations, program.outvars)
+    environment.write(program.constvars, [HyperDual(const) for const in consts])
+    environment.write(program.invars, args)
     for eqn in equations:
         operands = environment.read(eqn.invars)
         with _at_source_of(eqn):
             outs = apply_rule(form, operation_of(eqn), operands)
         environment.write(eqn.outvars, outs)
-    return environment.read(jaxpr.outvars)
+    return environment.read(program.outvars)
 
 
 @lru_cache(maxsize=512)
-def staged(jaxpr: Any, name: str, inline: Any = False) -> Callable:
+def staged(jaxpr: Program, name: str, inline: Any = False) -> Callable:
     """A jitted interpretation of a jaxpr, ``function(form, args) -> list of numbers``.
 
     Cached, because JAX traces a jitted function once and gives every later call the
@@ -66,7 +67,7 @@ def staged(jaxpr: Any, name: str, inline: Any = False) -> Callable:
     return jax.jit(hyperdual, inline=inline)
 
 
-def _needed(jaxpr: Any) -> list[JaxprEqn]:
+def _needed(jaxpr: Jaxpr) -> list[JaxprEqn]:
     """The equations that the results depend on."""
     needed = set(filter(is_variable, jaxpr.outvars))
     equations = []

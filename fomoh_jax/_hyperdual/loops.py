@@ -6,17 +6,22 @@ outside of ``jit``, these therefore go round in Python.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.core import Tracer
+from jaxtyping import Array, ArrayLike, Bool, PyTree, Shaped
 
 from fomoh_jax._hyperdual.mesh_axes import in_shard_map, varies_along, varying_alike
 
+T = TypeVar("T")
 
-def map_slices(function: Callable, xs: Any) -> Any:
+
+def map_slices(
+    function: Callable[[PyTree], PyTree], xs: PyTree[Shaped[ArrayLike, "n ..."]]
+) -> PyTree[Shaped[Array, "n ..."]]:
     """``jax.lax.map``: ``function`` of each slice of ``xs``, its results stacked."""
     if _is_staged():
         return lax.map(function, xs)
@@ -24,7 +29,9 @@ def map_slices(function: Callable, xs: Any) -> Any:
     return jax.tree.map(lambda *parts: jnp.stack(parts), *results)
 
 
-def sum_slices(function: Callable, xs: Any) -> Any:
+def sum_slices(
+    function: Callable[[PyTree], PyTree], xs: PyTree[Shaped[ArrayLike, "n ..."]]
+) -> PyTree[Array]:
     """The sum of ``function`` of each slice of ``xs``, a tree of arrays."""
     if not _is_staged():
         total = function(jax.tree.map(lambda x: x[0], xs))
@@ -43,7 +50,9 @@ def sum_slices(function: Callable, xs: Any) -> Any:
     return lax.scan(add, varying_alike(zeros, varies_along(shapes)), xs)[0]
 
 
-def while_loop(unfinished: Callable, iterate: Callable, state: Any) -> Any:
+def while_loop(
+    unfinished: Callable[[T], Bool[Array, ""]], iterate: Callable[[T], T], state: T
+) -> T:
     """``jax.lax.while_loop``, whose body may close over what varies in a shard_map.
 
     (JAX asks for a carry of one type, and the type says along which axes it varies.)
@@ -65,5 +74,5 @@ def _is_staged() -> bool:
     return isinstance(jnp.zeros(()), Tracer)
 
 
-def _length(xs: Any) -> int:
+def _length(xs: PyTree) -> int:
     return len(jax.tree.leaves(xs)[0])

@@ -6,13 +6,17 @@ are directions of does not, and the other way round.
 """
 
 from collections.abc import Collection, Sequence
-from typing import Any
+from typing import TypeVar
 
 import jax
 from jax import lax
 from jax.ref import AbstractRef
+from jaxtyping import Array, PyTree
 
 from fomoh_jax._compat import manual_axes, open_jaxpr, programs_in
+from fomoh_jax._types import Aval, Program
+
+T = TypeVar("T")
 
 # They name an axis, and exchange nothing over it.
 _STAY_ON_THE_DEVICE = {"axis_index", "pbroadcast", "pcast", "preduced", "pvary"}
@@ -23,16 +27,16 @@ def in_shard_map() -> bool:
     return bool(jax.sharding.get_abstract_mesh().manual_axes)
 
 
-def varies_along(tree: Any) -> frozenset[str]:
+def varies_along(tree: PyTree) -> frozenset[str]:
     """The axes along which any leaf varies."""
     return frozenset().union(*map(_axes, map(jax.typeof, jax.tree.leaves(tree))))
 
 
-def varying_alike(tree: Any, axes: Collection[str] = ()) -> Any:
+def varying_alike(tree: T, axes: Collection[str] = ()) -> T:
     """The tree with each leaf varying along ``axes``, and all that any leaf does."""
     every = varies_along(tree).union(axes)
 
-    def cast(x: Any) -> Any:
+    def cast(x: Array) -> Array:
         # What a reference holds can only be cast before it is made.
         held = isinstance(jax.typeof(x), AbstractRef)
         missing = () if held else every - varies_along(x)
@@ -41,7 +45,7 @@ def varying_alike(tree: Any, axes: Collection[str] = ()) -> Any:
     return jax.tree.map(cast, tree) if every else tree
 
 
-def varying_as_traced(types: Sequence[Any], operands: Sequence[Any]) -> list[Any]:
+def varying_as_traced(types: Sequence[Aval], operands: Sequence[T]) -> list[T]:
     """The operands of an equation that was traced on those types.
 
     What one of them varies along, more than it did then, all of them do.
@@ -53,7 +57,7 @@ def varying_as_traced(types: Sequence[Any], operands: Sequence[Any]) -> list[Any
     return [varying_alike(x, t | more) for x, t in zip(operands, traced)]
 
 
-def exchanged_over(jaxpr: Any) -> frozenset[str]:
+def exchanged_over(jaxpr: Program) -> frozenset[str]:
     """The axes, of maps around a program, over which it exchanges numbers."""
     axes: set[str] = set()
     for eqn in open_jaxpr(jaxpr)[0].eqns:
@@ -70,7 +74,7 @@ def exchanged_over(jaxpr: Any) -> frozenset[str]:
 
 
 def check_reverse_pass(
-    where: str, jaxpr: Any, results: Sequence[Collection[str]]
+    where: str, jaxpr: Program, results: Sequence[Collection[str]]
 ) -> None:
     """Refuse a program whose reverse pass adds up what each device has of its own.
 
@@ -94,7 +98,7 @@ def check_reverse_pass(
             )
 
 
-def _axes(abstract: Any) -> frozenset[str]:
+def _axes(abstract: Aval) -> frozenset[str]:
     # References and tokens have none.
     manual = getattr(abstract, "mat", None)
     return manual.varying if manual is not None else frozenset()

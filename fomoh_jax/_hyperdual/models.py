@@ -16,7 +16,7 @@ from fomoh_jax._hyperdual.evaluation import (
     primals_of,
     to_jaxpr,
 )
-from fomoh_jax._hyperdual.forms import Cross, Diagonal, FirstOrder
+from fomoh_jax._hyperdual.pair_forms import Cross, Diagonal, FirstOrder
 from fomoh_jax._hyperdual.plans.auto import chosen
 from fomoh_jax._hyperdual.plans.forward import Forward
 from fomoh_jax._hyperdual.plans.plan import Plan

@@ -7,8 +7,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.tree_util import register_dataclass
+from jaxtyping import Array, DTypeLike, Shaped
 
 from fomoh_jax._hyperdual.channels import ZERO, Channel, Zero
+from fomoh_jax._types import Leaf
 
 
 @register_dataclass
@@ -23,7 +25,7 @@ class HyperDual:
         section 2: the coefficient of ε1ε2).
     """
 
-    primal: Any
+    primal: Leaf
     tangents: Channel = ZERO
     seconds: Channel = ZERO
 
@@ -50,7 +52,7 @@ class HyperDual:
         """The number with its stacking axes at ``axis``."""
         return self.map_channels(lambda channel: channel.moved(axis))
 
-    def not_before(self, array: jax.Array | None) -> "HyperDual":
+    def not_before(self, array: Array | None) -> "HyperDual":
         """The number, with nothing made before ``array`` is computed."""
         tangents = self.tangents.not_before(array)
         if tangents is self.tangents:
@@ -93,6 +95,6 @@ def is_inexact(x: Any) -> bool:
     return jnp.issubdtype(dtype, jnp.inexact)
 
 
-def in_dtype(x: jax.Array, dtype: Any) -> jax.Array:
+def in_dtype(x: Shaped[Array, "*s"], dtype: DTypeLike) -> Shaped[Array, "*s"]:
     """``x`` in a dtype. (``astype`` its own would make a weak type strong.)"""
     return x if x.dtype == dtype else x.astype(dtype)

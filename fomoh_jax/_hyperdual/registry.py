@@ -9,15 +9,18 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-import jax
 from jax.extend.core import JaxprEqn, Primitive, primitives
 from jax.interpreters import ad
 from jax.ref import AbstractRef
 
 from fomoh_jax._hyperdual.channels import Channel
-from fomoh_jax._hyperdual.forms import Form
+from fomoh_jax._hyperdual.form import Form
 from fomoh_jax._hyperdual.mesh_axes import varying_as_traced
 from fomoh_jax._hyperdual.number import HyperDual
+from fomoh_jax._types import Aval, Leaf
+
+# The parameters of an equation.
+Params = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,11 +35,11 @@ class Operation:
     """
 
     primitive: Primitive
-    params: dict[str, Any]
-    inputs: Sequence[Any]
-    outputs: Sequence[Any]
+    params: Params
+    inputs: Sequence[Aval]
+    outputs: Sequence[Aval]
 
-    def __call__(self, *primals: Any) -> list[jax.Array]:
+    def __call__(self, *primals: Leaf) -> list[Leaf]:
         params = self.primitive.get_bind_params(self.params)
         out = self.primitive.bind(*primals, **params)
         return list(out) if self.primitive.multiple_results else [out]
@@ -110,7 +113,7 @@ def _checked(op: Operation, outs: Any) -> Sequence[HyperDual]:
     return outs
 
 
-def _is_number(x: Any) -> bool:
+def _is_number(x: object) -> bool:
     return isinstance(x, HyperDual) and all(isinstance(c, Channel) for c in x.channels)
 
 

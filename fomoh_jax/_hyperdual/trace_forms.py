@@ -9,14 +9,14 @@ import abc
 import dataclasses
 import math
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.tree_util import register_dataclass, register_static
 
 from fomoh_jax._hyperdual.channels import Channel, Stack, vectorise
-from fomoh_jax._hyperdual.forms import Bilinear, Form
+from fomoh_jax._hyperdual.form import Bilinear, Form
 from fomoh_jax._hyperdual.number import in_dtype
+from fomoh_jax._types import Leaf
 
 
 class _Sum(Form):
@@ -80,7 +80,7 @@ class WeightedTrace(_Sum):
       weights: ``C``, shape ``[k, k]``.
     """
 
-    weights: jax.Array
+    weights: Leaf
 
     @property
     def k(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]

@@ -1,8 +1,9 @@
 """Curvature from few directions: estimates of the Hessian, and products with it.
 
-Every function takes ``fun`` and ``primals`` as :func:`fomoh_jax.quadratic_model` does.
-What varies are the elements of all arguments of real floating-point numbers, ``D`` of
-them, in the order of ``jax.flatten_util.ravel_pytree``; data is best closed over.
+Estimates are transformations, as :func:`fomoh_jax.hessian` is: ``hutchinson_trace(fun,
+argnums, probes=n)(key, *args)``. Products and solvers take ``fun`` and ``primals`` as
+``jax.jvp`` does, and vary all real floating-point numbers among these, ``D`` of them,
+in the order of ``jax.flatten_util.ravel_pytree``; data is best closed over.
 """
 
 from fomoh_jax.curvature._conjugate_gradients import (

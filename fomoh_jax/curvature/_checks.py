@@ -3,15 +3,13 @@
 Each of these says, at the call, which argument is wrong.
 """
 
-from typing import Any
-
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from jaxtyping import Array, DTypeLike, Float
 
 
-def read_real(name: str, value: Any, dtype: Any) -> jax.Array:
+def read_real(name: str, value: object, dtype: DTypeLike) -> Float[Array, "..."]:
     """An array of real numbers, in a dtype.
 
     Raises:
@@ -30,7 +28,7 @@ def read_real(name: str, value: Any, dtype: Any) -> jax.Array:
     return array.astype(dtype)
 
 
-def read_tolerance(tol: Any, dtype: Any) -> jax.Array:
+def read_tolerance(tol: object, dtype: DTypeLike) -> Float[Array, ""]:
     """One number of at least 0, in a dtype. What is traced is not known to be that.
 
     Raises:

@@ -1,10 +1,10 @@
 """Linear systems with the Hessian, by conjugate gradients."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
-import jax
 import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree
 
 from fomoh_jax._hyperdual.arguments import check_size
 from fomoh_jax._hyperdual.loops import while_loop
@@ -24,37 +24,38 @@ class ConjugateGradients(NamedTuple):
       residual_norm: ``|b - H x|``, as the recurrence has it; a scalar.
       iterations: their number, an integer.
       negative_curvature: whether a direction of negative curvature was met.
-      direction: it, of length 1, a tuple like the arguments; zero if there was none.
+      direction: unit direction of negative curvature, a tuple like the arguments; zero
+        if none was met.
     """
 
-    solution: Any
-    residual_norm: jax.Array
-    iterations: jax.Array
-    negative_curvature: jax.Array
-    direction: Any
+    solution: PyTree[Array]
+    residual_norm: Float[Array, ""]
+    iterations: Int[Array, ""]
+    negative_curvature: Bool[Array, ""]
+    direction: PyTree[Array]
 
 
 class _State(NamedTuple):
-    """Of the loop; the right-hand side is scaled to ``max |b_i| = 1``.
+    """The state of the loop, whose right-hand side is scaled to ``max |b_i| = 1``.
 
-    ``largest`` is of the products with directions of length 1.
+    ``largest`` is the largest norm of a product with a direction of length 1.
     """
 
-    solution: jax.Array
-    residual: jax.Array
-    search: jax.Array
-    largest: jax.Array
-    negative: jax.Array
-    positive: jax.Array
-    iterations: jax.Array
+    solution: Float[Array, " D"]
+    residual: Float[Array, " D"]
+    search: Float[Array, " D"]
+    largest: Float[Array, ""]
+    negative: Bool[Array, ""]
+    positive: Bool[Array, ""]
+    iterations: Int[Array, ""]
 
 
 def conjugate_gradients(
     fun: Callable,
-    primals: Sequence[Any],
-    rhs: Any,
+    primals: Sequence[PyTree],
+    rhs: Sequence[PyTree],
     *,
-    tol: float = 1e-5,
+    tol: ArrayLike = 1e-5,
     maxiter: int | None = None,
     plan: Plan | Literal["auto"] = "auto",
 ) -> ConjugateGradients:
@@ -76,7 +77,7 @@ def conjugate_gradients(
       primals: tuple of its arguments.
       rhs: ``b``, a tuple like ``primals``; ``None`` for an argument, or a part of one,
         that is held fixed.
-      tol: of the residual, relative to the right-hand side; at least 0.
+      tol: tolerance of the residual, relative to the right-hand side; at least 0.
       maxiter: by default ``D``, after which the exact solution is there but for
         rounding.
       plan: how products are computed, as in :func:`hvp`.

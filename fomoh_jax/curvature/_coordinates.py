@@ -1,14 +1,19 @@
 """The elements that vary of a function's arguments, as those of one vector."""
 
 import dataclasses
+import itertools
+import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, ArrayLike, Float, PyTree
 
+from fomoh_jax._argnums import Varied
 from fomoh_jax._hyperdual.arguments import check_primals, read_vector
+from fomoh_jax._types import PyTreeDef
+from fomoh_jax.curvature._checks import read_real
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,8 +25,8 @@ class Coordinates:
       structure: the tree of the arguments.
     """
 
-    leaves: tuple[Any, ...]
-    structure: Any
+    leaves: tuple[ArrayLike | None, ...]
+    structure: PyTreeDef
 
     @property
     def size(self) -> int:
@@ -29,13 +34,13 @@ class Coordinates:
         return sum(jnp.size(x) for x in self.leaves if x is not None)
 
     @property
-    def dtype(self) -> Any:
-        """That of the leaves, or float32."""
+    def dtype(self) -> np.dtype:
+        """The promoted dtype of the leaves, at least float32."""
         varied = [jnp.result_type(x) for x in self.leaves if x is not None]
         with jax.numpy_dtype_promotion("standard"):
             return jnp.result_type(jnp.float32, *varied)
 
-    def tree(self, vectors: jax.Array) -> Any:
+    def tree(self, vectors: Float[Array, "*lead {self.size}"]) -> PyTree[Array]:
         """``[*lead, D]`` as a tree of ``[*lead, *a]``, ``None`` for what is fixed."""
         sizes = [0 if x is None else jnp.size(x) for x in self.leaves]
         pieces = jnp.split(vectors, np.cumsum(sizes)[:-1], axis=-1)
@@ -48,20 +53,71 @@ class Coordinates:
             for x, piece in zip(self.leaves, pieces)
         )
 
-    def moved(self, primals: Any, vector: jax.Array) -> Any:
+    def moved(
+        self, primals: Sequence[PyTree], vector: Float[Array, " {self.size}"]
+    ) -> tuple[PyTree, ...]:
         """The primals with the elements of a vector ``[D]`` for those that vary."""
         is_leaf = lambda x: x is None
         keep = lambda new, old: old if new is None else new
         return jax.tree.map(keep, self.tree(vector), tuple(primals), is_leaf=is_leaf)
 
-    def vector(self, tree: Any) -> jax.Array:
+    def vector(self, tree: PyTree[ArrayLike]) -> Float[Array, " {self.size}"]:
         """``[D]`` of a tree of ``[*a]``, with ``None`` for what is fixed."""
         return jnp.concatenate(
             [jnp.ravel(x).astype(self.dtype) for x in jax.tree.leaves(tree)]
         )
 
+    def read_vector(self, name: str, tree: PyTree) -> Float[Array, " {self.size}"]:
+        """``[D]`` of a tree of ``[*a]`` that a caller handed in.
 
-def all_varied(name: str, fun: Callable, primals: Sequence[Any]) -> Coordinates:
+        Raises:
+          TypeError: if there is not an array of real numbers for each leaf that varies.
+          ValueError: if a shape does not match.
+        """
+        return jnp.concatenate(self._read(name, tree, 1))
+
+    def read_matrix(
+        self, name: str, tree: PyTree
+    ) -> Float[Array, "{self.size} {self.size}"]:
+        """``[D, D]`` of a tree of trees of ``[*a, *b]`` that a caller handed in.
+
+        Raises:
+          TypeError: if there is not an array of real numbers for each two leaves that
+            vary.
+          ValueError: if a shape does not match.
+        """
+        blocks, n = self._read(name, tree, 2), len(self._shapes)
+        rows = (jnp.concatenate(blocks[i : i + n], 1) for i in range(0, n * n, n))
+        return jnp.concatenate(list(rows), 0)
+
+    @property
+    def _shapes(self) -> list[tuple[int, ...]]:
+        return [jnp.shape(x) for x in self.leaves if x is not None]
+
+    def _read(self, name: str, tree: PyTree, order: int) -> list[Array]:
+        """An array ``[size of a, …]`` for each ``order`` leaves that vary."""
+        pairs = jax.tree_util.tree_leaves_with_path(tree)
+        expected = list(itertools.product(self._shapes, repeat=order))
+        if len(pairs) != len(expected):
+            of = "arguments" if order == 1 else "Hessian that fomoh_jax.hessian returns"
+            raise TypeError(
+                f"{name} must be like the {of} for what varies, a tree of "
+                f"{len(expected)} arrays; got {jax.tree.structure(tree)}."
+            )
+        arrays = []
+        for (path, leaf), shapes in zip(pairs, expected):
+            where = name + jax.tree_util.keystr(path)
+            array = read_real(where, leaf, self.dtype)
+            if array.shape != sum(shapes, ()):
+                raise ValueError(
+                    f"{where} must have shape {list(sum(shapes, ()))}; got "
+                    f"{list(array.shape)}."
+                )
+            arrays.append(array.reshape(list(map(math.prod, shapes))))
+        return arrays
+
+
+def all_varied(name: str, fun: Callable, primals: Sequence[PyTree]) -> Coordinates:
     """The real floating-point numbers among the arguments; integers are held fixed.
 
     Raises:
@@ -73,9 +129,26 @@ def all_varied(name: str, fun: Callable, primals: Sequence[Any]) -> Coordinates:
     return _checked(name, primals, leaves, structure)
 
 
+def coordinates_of(name: str, varied: Varied) -> Coordinates:
+    """All the elements of the arguments that ``argnums`` names.
+
+    Raises:
+      ValueError: if there are none.
+    """
+    if not varied.size:
+        raise ValueError(
+            f"{name} needs an argument that varies; what argnums names has no elements."
+        )
+    return Coordinates(tuple(varied.leaves), jax.tree.structure(varied.args))
+
+
 def along(
-    argument: str, name: str, fun: Callable, primals: Sequence[Any], vector: Any
-) -> tuple[Coordinates, jax.Array]:
+    argument: str,
+    name: str,
+    fun: Callable,
+    primals: Sequence[PyTree],
+    vector: Sequence[PyTree],
+) -> tuple[Coordinates, Float[Array, " D"]]:
     """What a vector moves, and its elements: ``None`` in it is held fixed.
 
     Raises:
@@ -91,7 +164,7 @@ def along(
     return coordinates, coordinates.vector(arrays)
 
 
-def check_scalar(name: str, value: Any) -> None:
+def check_scalar(name: str, value: PyTree) -> None:
     """Refuse a function that returns anything but one real number."""
     leaves = jax.tree.leaves(value)
     if jax.tree.structure(value) != jax.tree.structure(0):
@@ -107,7 +180,10 @@ def check_scalar(name: str, value: Any) -> None:
 
 
 def _checked(
-    name: str, primals: Sequence[Any], leaves: list[Any], structure: Any
+    name: str,
+    primals: Sequence[PyTree],
+    leaves: Sequence[ArrayLike | None],
+    structure: PyTreeDef,
 ) -> Coordinates:
     paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(tuple(primals))]
     varied = []

@@ -1,10 +1,11 @@
 """The largest curvatures, by subspace iteration."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Float, Int, PRNGKeyArray, PyTree
 
 from fomoh_jax._hyperdual.arguments import check_key, check_size
 from fomoh_jax._hyperdual.loops import while_loop
@@ -28,20 +29,20 @@ class Eigenpairs(NamedTuple):
       iterations: their number, an integer.
     """
 
-    values: jax.Array
-    vectors: Any
-    residuals: jax.Array
-    iterations: jax.Array
+    values: Float[Array, " k"]
+    vectors: PyTree[Float[Array, "k ..."]]
+    residuals: Float[Array, " k"]
+    iterations: Int[Array, ""]
 
 
 def top_eigenvalues(
     fun: Callable,
-    primals: Sequence[Any],
-    key: jax.Array,
+    primals: Sequence[PyTree],
+    key: PRNGKeyArray,
     k: int,
     *,
     maxiter: int = 100,
-    tol: float = 1e-4,
+    tol: ArrayLike = 1e-4,
     oversampling: int = 5,
     plan: Plan | Literal["auto"] = "auto",
 ) -> Eigenpairs:

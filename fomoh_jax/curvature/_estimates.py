@@ -1,15 +1,19 @@
 """Many random directions in one pass, or a chunk of them at a time."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool, DTypeLike, Float, Key, PyTree, Shaped, UInt32
 
 from fomoh_jax._hyperdual.arguments import check_size
 from fomoh_jax._hyperdual.loops import map_slices, sum_slices
 from fomoh_jax.curvature._scaling import norm
+
+# Typed or legacy.
+Keys = Key[Array, " n"] | UInt32[Array, "n _"]
 
 
 class Estimate(NamedTuple):
@@ -21,17 +25,19 @@ class Estimate(NamedTuple):
         the root of their number. Of the same structure and shapes.
     """
 
-    value: Any
-    standard_error: Any
+    value: PyTree[Array]
+    standard_error: PyTree[Array]
 
 
-def check_probes(probes: Any) -> int:
+def check_sizes(probes: int, chunk_size: int | None) -> int:
     """A number of probes whose spread gives a standard error.
 
     Raises:
-      TypeError: if it is no Python integer.
-      ValueError: if it is less than 2.
+      TypeError: if it or the size of a chunk is no Python integer.
+      ValueError: if it is less than 2, or the size of a chunk less than 1.
     """
+    if chunk_size is not None:
+        check_size("chunk_size", chunk_size)
     probes = check_size("probes", probes)
     if probes < 2:
         raise ValueError(
@@ -41,17 +47,21 @@ def check_probes(probes: Any) -> int:
     return probes
 
 
-def gaussian(keys: jax.Array, size: int, dtype: Any) -> jax.Array:
+def gaussian(keys: Keys, size: int, dtype: DTypeLike) -> Float[Array, "n {size}"]:
     """``[n, size]``, a vector a key, so that chunks of any size have the same ones."""
     return jax.vmap(lambda key: jax.random.normal(key, (size,), dtype))(keys)
 
 
-def rademacher(keys: jax.Array, size: int, dtype: Any) -> jax.Array:
+def rademacher(keys: Keys, size: int, dtype: DTypeLike) -> Float[Array, "n {size}"]:
     """As :func:`gaussian`, of random signs."""
     return jax.vmap(lambda key: jax.random.rademacher(key, (size,), dtype))(keys)
 
 
-def stacked(function: Callable, xs: jax.Array, chunk_size: int | None) -> jax.Array:
+def stacked(
+    function: Callable[[Array], Float[Array, "n ..."]],
+    xs: Shaped[Array, "n ..."],
+    chunk_size: int | None,
+) -> Float[Array, "n ..."]:
     """``function(xs)``, ``[n, …]``, at most ``chunk_size`` rows at a time."""
     chunks = _in_chunks(xs, chunk_size)
     if chunks is None:
@@ -60,7 +70,9 @@ def stacked(function: Callable, xs: jax.Array, chunk_size: int | None) -> jax.Ar
     return parts.reshape(-1, *parts.shape[2:])[: len(xs)]
 
 
-def summed(function: Callable, xs: Any, chunk_size: int | None) -> Any:
+def summed(
+    function: Callable, xs: PyTree[Shaped[Array, "n ..."]], chunk_size: int | None
+) -> PyTree[Array]:
     """``function(xs, present)``, a tree of sums over the rows that are present."""
     n = len(jax.tree.leaves(xs)[0])
     chunks = _in_chunks(xs, chunk_size)
@@ -69,29 +81,35 @@ def summed(function: Callable, xs: Any, chunk_size: int | None) -> Any:
     return sum_slices(lambda chunk: function(*chunk), chunks)
 
 
-def mean_and_error(total: Any, squares: Any, n: int) -> tuple[jax.Array, jax.Array]:
+def mean_and_error(
+    total: Float[Array, "*s"], squares: Float[Array, "*s"], n: int
+) -> tuple[Float[Array, "*s"], Float[Array, "*s"]]:
     """Mean and standard error of ``n`` samples, from their sum and that of squares.
 
-    Of samples whose squares are within the range of the numbers.
+    The squares must be within the range of the numbers.
     """
     mean = total / n
     variance = jnp.maximum(squares / n - mean**2, 0) / (n - 1)
     return mean, jnp.sqrt(variance)
 
 
-def estimated(samples: jax.Array) -> tuple[jax.Array, jax.Array]:
+def estimated(
+    samples: Float[Array, "n *s"],
+) -> tuple[Float[Array, "*s"], Float[Array, "*s"]]:
     """Mean and standard error of samples ``[n, …]``, of numbers of any size."""
     n, mean = len(samples), jnp.mean(samples, 0)
     return mean, norm(samples - mean[None], 0) / (n * (n - 1)) ** 0.5
 
 
-def _in_chunks(xs: Any, chunk_size: int | None) -> tuple[Any, jax.Array] | None:
+def _in_chunks(
+    xs: PyTree[Shaped[Array, "n ..."]], chunk_size: int | None
+) -> tuple[PyTree[Array], Bool[Array, "chunks size"]] | None:
     """Chunks of one size, and which of their rows are no padding; None if one is all.
 
     The padding repeats the first rows, so that it is as finite as they are.
     """
     n = len(jax.tree.leaves(xs)[0])
-    if chunk_size is None or check_size("chunk_size", chunk_size) >= n:
+    if chunk_size is None or chunk_size >= n:
         return None
     count = -(-n // chunk_size)
     size = -(-n // count)

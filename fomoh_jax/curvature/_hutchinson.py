@@ -1,11 +1,12 @@
 """Hutchinson's estimates, from probes of random signs."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import PRNGKeyArray, PyTree
 
+from fomoh_jax._argnums import restricted
 from fomoh_jax._hyperdual import directional_curvature
 from fomoh_jax._hyperdual.arguments import check_key
 from fomoh_jax._hyperdual.mesh_axes import (
@@ -13,10 +14,10 @@ from fomoh_jax._hyperdual.mesh_axes import (
     varies_along,
     varying_alike,
 )
-from fomoh_jax.curvature._coordinates import all_varied, check_scalar
+from fomoh_jax.curvature._coordinates import check_scalar, coordinates_of
 from fomoh_jax.curvature._estimates import (
     Estimate,
-    check_probes,
+    check_sizes,
     estimated,
     rademacher,
     stacked,
@@ -25,12 +26,11 @@ from fomoh_jax.curvature._estimates import (
 
 def hutchinson_trace(
     fun: Callable,
-    primals: Sequence[Any],
-    key: jax.Array,
-    probes: int,
+    argnums: int | Sequence[int] = 0,
     *,
+    probes: int,
     chunk_size: int | None = None,
-) -> Estimate:
+) -> Callable[..., Estimate]:
     r"""The trace of the Hessian from random directions, all in one forward pass.
 
     .. math:: \operatorname{tr} H \approx \frac1n \sum_s v_s^\top H v_s,
@@ -42,55 +42,60 @@ def hutchinson_trace(
 
     Args:
       fun: a function of pytrees of arrays that returns one real number.
-      primals: tuple of its arguments.
-      key: PRNG key.
+      argnums: which positional argument of ``fun``, or arguments, to differentiate: all
+        their elements together.
       probes: number of directions ``n``, at least 2.
       chunk_size: bound on memory: that many probes at a time. By default all.
 
     Returns:
-      An :class:`Estimate` of scalars.
+      A function of a PRNG key and the arguments of ``fun`` that returns an
+      :class:`Estimate` of scalars.
 
     Raises:
-      TypeError: if ``fun`` does not return one real number, if ``primals`` holds
-        complex numbers, if ``probes`` or ``chunk_size`` is no Python integer, or if
-        ``key`` is no PRNG key.
-      ValueError: if ``probes < 2``, ``chunk_size < 1``, or nothing varies.
+      TypeError: if ``probes`` or ``chunk_size`` is no Python integer. At the call, if
+        ``key`` is no PRNG key, if a differentiated argument is not of real
+        floating-point numbers, or if ``fun`` does not return one.
+      ValueError: if ``probes < 2`` or ``chunk_size < 1``. At the call, if ``argnums``
+        is out of range, or nothing varies.
 
     Example:
       >>> import jax, jax.numpy as jnp
       >>> from fomoh_jax.curvature import hutchinson_trace
       >>> f, x = lambda x: jnp.sum(x**3), jnp.array([1.0, 2.0])
-      >>> print(hutchinson_trace(f, (x,), jax.random.key(0), 4).value)  # 6 + 12
+      >>> print(hutchinson_trace(f, probes=4)(jax.random.key(0), x).value)  # 6 + 12
       18.0
 
     References:
       Hutchinson, *A stochastic estimator of the trace of the influence matrix for
       Laplacian smoothing splines*, 1990.
     """
-    coordinates = all_varied("hutchinson_trace", fun, primals)
-    n = check_probes(probes)
-    check_key(key)
+    name, n = "hutchinson_trace", check_sizes(probes, chunk_size)
 
-    def curvature(keys):
-        vectors = rademacher(keys, coordinates.size, coordinates.dtype)
-        directions = coordinates.tree(vectors)
-        value, _, curvature = directional_curvature(fun, primals, directions)
-        check_scalar("hutchinson_trace", value)
-        return curvature.astype(coordinates.dtype)
+    def estimate(key: PRNGKeyArray, *args: PyTree, **kwargs: PyTree) -> Estimate:
+        check_key(key)
+        function, varied = restricted(name, fun, argnums, args, kwargs)
+        coordinates = coordinates_of(name, varied)
 
-    return Estimate(
-        *estimated(stacked(curvature, jax.random.split(key, n), chunk_size))
-    )
+        def curvature(keys):
+            vectors = rademacher(keys, coordinates.size, coordinates.dtype)
+            directions = coordinates.tree(vectors)
+            value, _, curved = directional_curvature(function, varied.args, directions)
+            check_scalar(name, value)
+            return curved.astype(coordinates.dtype)
+
+        samples = stacked(curvature, jax.random.split(key, n), chunk_size)
+        return Estimate(*estimated(samples))
+
+    return estimate
 
 
 def hutchinson_diagonal(
     fun: Callable,
-    primals: Sequence[Any],
-    key: jax.Array,
-    probes: int,
+    argnums: int | Sequence[int] = 0,
     *,
+    probes: int,
     chunk_size: int | None = None,
-) -> Estimate:
+) -> Callable[..., Estimate]:
     r"""The diagonal of the Hessian from products with random directions.
 
     .. math:: \operatorname{diag} H \approx \frac1n \sum_s v_s \odot H v_s,
@@ -103,55 +108,56 @@ def hutchinson_diagonal(
 
     Args:
       fun: a function of pytrees of arrays that returns one real number.
-      primals: tuple of its arguments.
-      key: PRNG key.
+      argnums: which positional argument of ``fun``, or arguments, to differentiate.
       probes: number of directions ``n``, at least 2.
       chunk_size: bound on memory: that many probes at a time. By default all.
 
     Returns:
-      An :class:`Estimate` of tuples like ``primals``, with ``None`` for what is not of
-      real floating-point numbers.
+      A function of a PRNG key and the arguments of ``fun`` that returns an
+      :class:`Estimate` of trees like the differentiated argument; with several
+      ``argnums``, of tuples of trees.
 
     Raises:
-      TypeError: if ``fun`` does not return one real number, if ``primals`` holds
-        complex numbers, if ``probes`` or ``chunk_size`` is no Python integer, or if
-        ``key`` is no PRNG key.
-      ValueError: if ``probes < 2``, ``chunk_size < 1``, or nothing varies.
+      TypeError: if ``probes`` or ``chunk_size`` is no Python integer. At the call, if
+        ``key`` is no PRNG key, if a differentiated argument is not of real
+        floating-point numbers, or if ``fun`` does not return one.
+      ValueError: if ``probes < 2`` or ``chunk_size < 1``. At the call, if ``argnums``
+        is out of range, or nothing varies.
 
     Example:
       >>> import jax, jax.numpy as jnp
       >>> from fomoh_jax.curvature import hutchinson_diagonal
       >>> f, x = lambda x: jnp.sum(x**3), jnp.array([1.0, 2.0])
-      >>> (diagonal,), _ = hutchinson_diagonal(f, (x,), jax.random.key(0), 4)
-      >>> print(diagonal)
+      >>> print(hutchinson_diagonal(f, probes=4)(jax.random.key(0), x).value)
       [ 6. 12.]
 
     References:
       Bekas, Kokiopoulou and Saad, *An estimator for the diagonal of a matrix*, 2007.
     """
-    coordinates = all_varied("hutchinson_diagonal", fun, primals)
-    n = check_probes(probes)
-    check_key(key)
-    leaves, structure = jax.tree.flatten(tuple(primals))
+    name, n = "hutchinson_diagonal", check_sizes(probes, chunk_size)
 
-    def of_vector(vector):
-        moved = structure.flatten_up_to(coordinates.tree(vector))
-        full = [x if y is None else y for x, y in zip(leaves, moved, strict=True)]
-        value = jax.tree.map(jnp.asarray, fun(*structure.unflatten(full)))
-        check_scalar("hutchinson_diagonal", value)
-        return value
+    def estimate(key: PRNGKeyArray, *args: PyTree, **kwargs: PyTree) -> Estimate:
+        check_key(key)
+        function, varied = restricted(name, fun, argnums, args, kwargs)
+        coordinates = coordinates_of(name, varied)
 
-    here = [x for x in coordinates.leaves if x is not None]
-    vector = coordinates.vector(here)
-    along = varies_along(jax.eval_shape(of_vector, vector))
-    jaxpr = jax.make_jaxpr(of_vector)(vector)
-    check_reverse_pass("in hutchinson_diagonal", jaxpr, [along])
-    _, product = jax.linearize(jax.grad(of_vector), varying_alike(vector, along))
+        def of_vector(vector):
+            value = jax.tree.map(jnp.asarray, function(*coordinates.tree(vector)))
+            check_scalar(name, value)
+            return value
 
-    def diagonals(keys):
-        vectors = rademacher(keys, coordinates.size, coordinates.dtype)
-        vectors = varying_alike(vectors, along)
-        return vectors * jax.vmap(product)(vectors)
+        vector = coordinates.vector(varied.args)
+        along = varies_along(jax.eval_shape(of_vector, vector))
+        jaxpr = jax.make_jaxpr(of_vector)(vector)
+        check_reverse_pass(f"in {name}", jaxpr, [along])
+        _, product = jax.linearize(jax.grad(of_vector), varying_alike(vector, along))
 
-    samples = stacked(diagonals, jax.random.split(key, n), chunk_size)
-    return Estimate(*map(coordinates.tree, estimated(samples)))
+        def diagonals(keys):
+            vectors = rademacher(keys, coordinates.size, coordinates.dtype)
+            vectors = varying_alike(vectors, along)
+            return vectors * jax.vmap(product)(vectors)
+
+        samples = stacked(diagonals, jax.random.split(key, n), chunk_size)
+        return Estimate(*map(varied.pieces, estimated(samples)))
+
+    return estimate

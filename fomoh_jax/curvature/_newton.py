@@ -1,13 +1,12 @@
 """Newton's step from an estimate of the Hessian."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import PyTree
 
 from fomoh_jax._metric import rounding
-from fomoh_jax.curvature._checks import read_real
 from fomoh_jax.curvature._coordinates import all_varied
 from fomoh_jax.curvature._estimates import Estimate
 from fomoh_jax.curvature._products import gradient
@@ -16,11 +15,11 @@ from fomoh_jax.curvature._scaling import norm
 
 def newton_step(
     fun: Callable,
-    primals: Sequence[Any],
+    primals: Sequence[PyTree],
     hessian: Estimate,
     *,
     chunk_size: int | None = None,
-) -> Any:
+) -> tuple[PyTree, ...]:
     r"""Newton's step with an estimated Hessian, no longer than the estimate warrants.
 
     .. math::
@@ -37,8 +36,9 @@ def newton_step(
     Args:
       fun: a function of pytrees of arrays that returns one real number.
       primals: tuple of its arguments.
-      hessian: what :func:`sampled_hessian` returns, or ``Estimate(H, 0 * H)`` for a
-        Hessian that is known; ``[D, D]``.
+      hessian: an estimate by :func:`sampled_hessian`, or ``Estimate(H, 0 * H)`` for a
+        Hessian that is known, with regard to all the arguments that vary (``argnums=0``
+        for one, ``(0, 1)`` for two): a tree of trees of ``[*a, *b]``.
       chunk_size: bound on memory: that many slopes at a time. By default all.
 
     Returns:
@@ -47,10 +47,10 @@ def newton_step(
 
     Raises:
       TypeError: if ``fun`` does not return one real number, if ``primals`` holds
-        complex numbers, if ``hessian`` is no :class:`Estimate` of real numbers, or if
-        ``chunk_size`` is no Python integer.
-      ValueError: if ``chunk_size < 1``, nothing varies, or a part of ``hessian`` is not
-        of shape ``[D, D]``.
+        complex numbers, if ``hessian`` is no :class:`Estimate` of real numbers, or not
+        of the arguments that vary, or if ``chunk_size`` is no Python integer.
+      ValueError: if ``chunk_size < 1``, nothing varies, or a shape in ``hessian`` does
+        not match.
 
     Example:
       >>> import jax.numpy as jnp
@@ -66,24 +66,17 @@ def newton_step(
       high-dimensional non-convex optimization*, 2014, arXiv:1406.2572.
     """
     coordinates = all_varied("newton_step", fun, primals)
-    size, dtype = coordinates.size, coordinates.dtype
     if not isinstance(hessian, (tuple, list)) or len(hessian) != 2:
         got = "an array" if isinstance(hessian, jax.Array) else type(hessian).__name__
         raise TypeError(
-            "hessian must be an Estimate, what sampled_hessian returns, of two arrays "
-            f"of shape {[size, size]}; got {got}. For a Hessian H that is known write "
-            "Estimate(H, 0 * H)."
+            "hessian must be an Estimate, what the function that sampled_hessian "
+            f"returns does; got {got}. For a Hessian H that is known write "
+            "Estimate(H, jax.tree.map(jnp.zeros_like, H))."
         )
     value, error = (
-        read_real(f"hessian.{part}", x, dtype)
+        coordinates.read_matrix(f"hessian.{part}", x)
         for part, x in zip(Estimate._fields, hessian)
     )
-    for part, array in zip(Estimate._fields, (value, error)):
-        if array.shape != (size, size):
-            raise ValueError(
-                f"hessian.{part} must have shape {[size, size]}, one row for each "
-                f"element of primals that varies; got {list(array.shape)}."
-            )
     slope = gradient("newton_step", fun, primals, coordinates, chunk_size)
     finite = jnp.array(True)
     for array in (value, error, slope):

@@ -1,15 +1,15 @@
 """Products with the Hessian."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Literal
 
-import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
 
 from fomoh_jax._hyperdual import directional_derivatives
 from fomoh_jax._hyperdual.arguments import read_directions
 from fomoh_jax._hyperdual.evaluation import coefficients_of, evaluate, primals_of
-from fomoh_jax._hyperdual.forms import Block
+from fomoh_jax._hyperdual.part_forms import Block
 from fomoh_jax._hyperdual.plans.auto import chosen
 from fomoh_jax._hyperdual.plans.forward import along_basis
 from fomoh_jax._hyperdual.plans.plan import Plan
@@ -18,11 +18,11 @@ from fomoh_jax.curvature._coordinates import Coordinates, along, check_scalar
 
 def hvp(
     fun: Callable,
-    primals: Sequence[Any],
-    vector: Any,
+    primals: Sequence[PyTree],
+    vector: Sequence[PyTree],
     *,
     plan: Plan | Literal["auto"] = "auto",
-) -> Any:
+) -> tuple[PyTree, ...]:
     r"""The product of the Hessian with a vector.
 
     .. math:: (H v)_i = e_i^\top H v
@@ -64,11 +64,11 @@ def hvp(
 def block_product(
     name: str,
     fun: Callable,
-    primals: Sequence[Any],
+    primals: Sequence[PyTree],
     coordinates: Coordinates,
-    vectors: jax.Array,
+    vectors: Float[Array, "m D"],
     plan: Plan,
-) -> jax.Array:
+) -> Float[Array, "m D"]:
     """``[m, D]``, the Hessian times each of the vectors ``[m, D]``."""
     m = len(vectors)
 
@@ -94,10 +94,10 @@ def block_product(
 def gradient(
     name: str,
     fun: Callable,
-    primals: Sequence[Any],
+    primals: Sequence[PyTree],
     coordinates: Coordinates,
     chunk_size: int | None = None,
-) -> jax.Array:
+) -> Float[Array, " D"]:
     """``[D]``, the slopes along the standard basis."""
 
     def slopes(primals, basis):

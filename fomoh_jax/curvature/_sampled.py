@@ -1,24 +1,26 @@
 """The Hessian and its diagonal from values of ``vᵀHv`` alone, for random ``v``."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Array, DTypeLike, Float, PRNGKeyArray, PyTree
 
+from fomoh_jax._argnums import restricted
 from fomoh_jax._hyperdual import directional_curvature
 from fomoh_jax._hyperdual.arguments import check_key
 from fomoh_jax.curvature._checks import read_real
 from fomoh_jax.curvature._coordinates import (
     Coordinates,
-    all_varied,
-    along,
     check_scalar,
+    coordinates_of,
 )
 from fomoh_jax.curvature._estimates import (
     Estimate,
-    check_probes,
+    Keys,
+    check_sizes,
     gaussian,
     mean_and_error,
     stacked,
@@ -29,13 +31,12 @@ from fomoh_jax.curvature._scaling import magnitude
 
 def sampled_hessian(
     fun: Callable,
-    primals: Sequence[Any],
-    key: jax.Array,
-    probes: int,
+    argnums: int | Sequence[int] = 0,
     *,
-    baseline: jax.typing.ArrayLike | None = None,
+    probes: int,
+    baseline: PyTree | None = None,
     chunk_size: int | None = None,
-) -> Estimate:
+) -> Callable[..., Estimate]:
     r"""The Hessian from its curvature along random directions.
 
     .. math::
@@ -57,29 +58,34 @@ def sampled_hessian(
 
     Args:
       fun: a function of pytrees of arrays that returns one real number.
-      primals: tuple of its arguments.
-      key: PRNG key.
+      argnums: which positional argument of ``fun``, or arguments, to differentiate.
       probes: number of directions ``n``, at least 2. From ``D (D + 1) / 2`` of them on,
         :func:`fomoh_jax.hessian` is exact for no more.
       baseline: a number :math:`c` for :math:`H_0 = c I`, 0 for none, or a symmetric
-        array of shape ``[D, D]``.
+        matrix as :func:`fomoh_jax.hessian` returns it, such as the value of a former
+        estimate.
       chunk_size: bound on memory: that many probes at a time. By default all.
 
     Returns:
-      An :class:`Estimate` of arrays of shape ``[D, D]``, symmetric.
+      A function of a PRNG key and the arguments of ``fun`` that returns an
+      :class:`Estimate` of what :func:`fomoh_jax.hessian` returns: a tree like the
+      argument of trees like the argument, with leaves of shape ``[*a, *b]``; symmetric.
 
     Raises:
-      TypeError: if ``fun`` does not return one real number, if ``primals`` holds
-        complex numbers, if ``probes`` or ``chunk_size`` is no Python integer, if
-        ``key`` is no PRNG key, or if ``baseline`` is not of real numbers.
-      ValueError: if ``probes < 2``, ``chunk_size < 1``, nothing varies, or
-        ``baseline`` has another shape.
+      TypeError: if ``probes`` or ``chunk_size`` is no Python integer. At the call, if
+        ``key`` is no PRNG key, if a differentiated argument is not of real
+        floating-point numbers, if ``fun`` does not return one, or if ``baseline`` is
+        not of real numbers or not like the Hessian.
+      ValueError: if ``probes < 2`` or ``chunk_size < 1``. At the call, if ``argnums``
+        is out of range, if nothing varies, or if a shape of ``baseline`` does not
+        match.
 
     Example:
       >>> import jax, jax.numpy as jnp
       >>> from fomoh_jax.curvature import sampled_hessian
       >>> f, x = lambda x: x[0] ** 2 * x[1], jnp.array([3.0, 2.0])
-      >>> hessian, error = sampled_hessian(f, (x,), jax.random.key(0), 100_000)
+      >>> estimate = sampled_hessian(f, probes=100_000)
+      >>> hessian, error = estimate(jax.random.key(0), x)
       >>> print(bool(jnp.all(error < 0.1)))
       True
       >>> exact = jnp.array([[4.0, 6.0], [6.0, 0.0]])
@@ -90,34 +96,32 @@ def sampled_hessian(
       Cobb et al., 2024, arXiv:2408.10419, the reference implementation, whose control
       variate is a baseline ``c I`` that is given.
     """
-    name = "sampled_hessian"
-    coordinates = all_varied(name, fun, primals)
-    size, known = coordinates.size, None
-    if baseline is not None:
-        known = read_real("baseline", baseline, coordinates.dtype)
-    if known is not None and known.ndim:
-        if known.shape != (size, size):
-            raise ValueError(
-                f"baseline must be a number or an array of shape {[size, size]}, one "
-                "row for each element of primals that varies; got shape "
-                f"{list(known.shape)}."
-            )
-        known = (known + known.T) / 2
-    value, error = _sampled(
-        name, fun, primals, coordinates, key, probes, known, chunk_size, whole=True
-    )
-    return Estimate(value, error)
+    name, n = "sampled_hessian", check_sizes(probes, chunk_size)
+
+    def estimate(key: PRNGKeyArray, *args: PyTree, **kwargs: PyTree) -> Estimate:
+        check_key(key)
+        function, varied = restricted(name, fun, argnums, args, kwargs)
+        coordinates = coordinates_of(name, varied)
+        known = _read_number(baseline, coordinates.dtype)
+        if known is None and baseline is not None:
+            known = coordinates.read_matrix("baseline", baseline)
+            known = (known + known.T) / 2
+        measured = _measured(name, function, varied.args, coordinates)
+        keys = jax.random.split(key, n)
+        parts = _sampled(measured, coordinates, keys, known, chunk_size, whole=True)
+        return Estimate(*map(varied.blocks, parts))
+
+    return estimate
 
 
 def sampled_diagonal(
     fun: Callable,
-    primals: Sequence[Any],
-    key: jax.Array,
-    probes: int,
+    argnums: int | Sequence[int] = 0,
     *,
-    baseline: Any = None,
+    probes: int,
+    baseline: PyTree | None = None,
     chunk_size: int | None = None,
-) -> Estimate:
+) -> Callable[..., Estimate]:
     r"""The diagonal of the Hessian from its curvature along random directions.
 
     .. math::
@@ -135,87 +139,93 @@ def sampled_diagonal(
 
     Args:
       fun: a function of pytrees of arrays that returns one real number.
-      primals: tuple of its arguments.
-      key: PRNG key.
+      argnums: which positional argument of ``fun``, or arguments, to differentiate.
       probes: number of directions ``n``, at least 2. From ``D`` of them on,
         :func:`fomoh_jax.hessian_diagonal` is exact for no more.
-      baseline: a number for all of :math:`h`, or a tuple like ``primals``, such as the
-        value of a former estimate. By default the mean of the diagonal, found from the
-        other samples.
+      baseline: a number for all of :math:`h`, or a tree like what is returned, such as
+        the value of a former estimate. By default the mean of the diagonal, found from
+        the other samples.
       chunk_size: bound on memory: that many probes at a time. By default all.
 
     Returns:
-      An :class:`Estimate` of tuples like ``primals``, with ``None`` for what is not of
-      real floating-point numbers.
+      A function of a PRNG key and the arguments of ``fun`` that returns an
+      :class:`Estimate` of trees like the differentiated argument; with several
+      ``argnums``, of tuples of trees.
 
     Raises:
-      TypeError: if ``fun`` does not return one real number, if ``primals`` holds
-        complex numbers, if ``probes`` or ``chunk_size`` is no Python integer, if
-        ``key`` is no PRNG key, or if ``baseline`` is not of real numbers or not like
-        ``primals``.
-      ValueError: if ``probes < 2``, ``chunk_size < 1``, nothing varies, or a shape of
-        ``baseline`` does not match.
+      TypeError: if ``probes`` or ``chunk_size`` is no Python integer. At the call, if
+        ``key`` is no PRNG key, if a differentiated argument is not of real
+        floating-point numbers, if ``fun`` does not return one, or if ``baseline`` is
+        not of real numbers or not like the diagonal.
+      ValueError: if ``probes < 2`` or ``chunk_size < 1``. At the call, if ``argnums``
+        is out of range, if nothing varies, or if a shape of ``baseline`` does not
+        match.
 
     Example:
       >>> import jax, jax.numpy as jnp
       >>> from fomoh_jax.curvature import sampled_diagonal
       >>> f, x = lambda x: jnp.sum(x**2), jnp.array([1.0, 2.0])
-      >>> (diagonal,), _ = sampled_diagonal(f, (x,), jax.random.key(0), 4, baseline=2.0)
-      >>> print(diagonal)
+      >>> estimate = sampled_diagonal(f, probes=4, baseline=2.0)
+      >>> print(estimate(jax.random.key(0), x).value)
       [2. 2.]
 
     References:
       Cobb et al., 2024, arXiv:2408.10419, the reference implementation.
     """
-    name = "sampled_diagonal"
-    coordinates = all_varied(name, fun, primals)
-    known = None
-    if isinstance(baseline, (tuple, list)):
-        moved, known = along("baseline", name, fun, primals, baseline)
-        if moved.size != coordinates.size:
-            raise ValueError(
-                "baseline must hold an array for every leaf of primals that varies; "
-                "got None for some. Write zeros there."
-            )
-    elif baseline is not None:
-        known = read_real("baseline", baseline, coordinates.dtype)
-        if known.ndim:
-            raise TypeError(
-                "baseline must be a number or a tuple like primals; got an array of "
-                f"shape {list(known.shape)}. For a single argument write (baseline,)."
-            )
-    parts = _sampled(
-        name, fun, primals, coordinates, key, probes, known, chunk_size, whole=False
-    )
-    return Estimate(*map(coordinates.tree, parts))
+    name, n = "sampled_diagonal", check_sizes(probes, chunk_size)
+
+    def estimate(key: PRNGKeyArray, *args: PyTree, **kwargs: PyTree) -> Estimate:
+        check_key(key)
+        function, varied = restricted(name, fun, argnums, args, kwargs)
+        coordinates = coordinates_of(name, varied)
+        known = _read_number(baseline, coordinates.dtype)
+        if known is None and baseline is not None:
+            known = coordinates.read_vector("baseline", baseline)
+        measured = _measured(name, function, varied.args, coordinates)
+        keys = jax.random.split(key, n)
+        parts = _sampled(measured, coordinates, keys, known, chunk_size, whole=False)
+        return Estimate(*map(varied.pieces, parts))
+
+    return estimate
 
 
-def _sampled(
-    name: str,
-    fun: Callable,
-    primals: Sequence[Any],
-    coordinates: Coordinates,
-    key: jax.Array,
-    probes: int,
-    baseline: jax.Array | None,
-    chunk_size: int | None,
-    whole: bool,
-) -> tuple[jax.Array, jax.Array]:
-    """Mean and standard error of the Hessian, or of its diagonal.
+def _read_number(baseline: PyTree, dtype: DTypeLike) -> Float[Array, ""] | None:
+    """A baseline that is one number; None if it is none."""
+    if baseline is None or not jax.tree_util.all_leaves([baseline]):
+        return None
+    array = read_real("baseline", baseline, dtype)
+    return None if array.ndim else array
 
-    A baseline is a number, a diagonal ``[D]`` or a matrix ``[D, D]``.
-    """
-    n, size = check_probes(probes), coordinates.size
-    check_key(key)
-    keys = jax.random.split(key, n)
 
-    def measured(keys):
-        v = gaussian(keys, size, coordinates.dtype)
-        value, _, curvature = directional_curvature(fun, primals, coordinates.tree(v))
+def _measured(
+    name: str, fun: Callable, args: tuple[PyTree, ...], coordinates: Coordinates
+) -> Callable[[Keys], Float[Array, "n 2"]]:
+    """``[n, 2]`` of keys ``[n]``: ``vᵀHv`` and ``|v|²`` of a vector a key."""
+
+    def measured(keys: Keys) -> Float[Array, "n 2"]:
+        v = gaussian(keys, coordinates.size, coordinates.dtype)
+        value, _, curvature = directional_curvature(fun, args, coordinates.tree(v))
         check_scalar(name, value)
         curvature = curvature.astype(coordinates.dtype)
         return jnp.stack([curvature, jnp.sum(v * v, 1)], 1)
 
+    return measured
+
+
+def _sampled(
+    measured: Callable[[Keys], Float[Array, "n 2"]],
+    coordinates: Coordinates,
+    keys: Keys,
+    baseline: Float[Array, "..."] | None,
+    chunk_size: int | None,
+    *,
+    whole: bool,
+) -> tuple[Float[Array, "*s"], Float[Array, "*s"]]:
+    """Mean and standard error of the Hessian, or of its diagonal.
+
+    A baseline is a number, a diagonal ``[D]`` or a matrix ``[D, D]``.
+    """
+    n, size = len(keys), coordinates.size
     curvature, lengths = stacked(measured, keys, chunk_size).T
     of_all = curvature if baseline is None else jnp.append(curvature, baseline)
     # The standard error takes squares, which need numbers near 1.
@@ -248,8 +258,10 @@ def _sampled(
 
 
 def _levels(
-    curvature: jax.Array, lengths: jax.Array, baseline: jax.Array | None
-) -> tuple[jax.Array, jax.Array]:
+    curvature: Float[Array, " n"],
+    lengths: Float[Array, " n"],
+    baseline: Float[Array, "..."] | None,
+) -> tuple[Float[Array, ""], Float[Array, " n"]]:
     """The multiple of the identity in the baseline: in the mean, and of each sample.
 
     ``lengths`` are ``|v|²``.
@@ -264,7 +276,9 @@ def _levels(
     return level, jnp.broadcast_to(level, curvature.shape)
 
 
-def _quadratic(known: jax.Array | None, v: jax.Array) -> Any:
+def _quadratic(
+    known: Float[Array, " D"] | Float[Array, "D D"] | None, v: Float[Array, "n D"]
+) -> Float[Array, " n"] | Literal[0]:
     """``vᵀ H₀ v`` of vectors ``[n, D]`` with a diagonal or a matrix."""
     if known is None:
         return 0
@@ -273,11 +287,13 @@ def _quadratic(known: jax.Array | None, v: jax.Array) -> Any:
     return jnp.einsum("si,ij,sj->s", v, known, v, precision=lax.Precision.HIGHEST)
 
 
-def _gram(weights: jax.Array, v: jax.Array) -> jax.Array:
+def _gram(weights: Float[Array, " n"], v: Float[Array, "n D"]) -> Float[Array, "D D"]:
     """``Σ_s weights_s v_s v_sᵀ``, symmetric to the last bit."""
     product = jnp.matmul(v.T * weights[None], v, precision=lax.Precision.HIGHEST)
     return (product + product.T) / 2
 
 
-def _with_diagonal(matrix: jax.Array, diagonal: jax.Array) -> jax.Array:
+def _with_diagonal(
+    matrix: Float[Array, "D D"], diagonal: Float[Array, " D"]
+) -> Float[Array, "D D"]:
     return jnp.fill_diagonal(matrix, diagonal, inplace=False)

@@ -216,9 +216,9 @@ def deferred(base: Directions) -> Directions:
     return Directions(base.size, sample)
 
 
-def _random(k: int, sampler: Callable) -> Directions:
-    """``k`` directions of ``sampler(key, shape, dtype)`` on each leaf."""
-    k = check_size("k", k)
+def _random(size: object, sampler: Callable) -> Directions:
+    """So many directions of ``sampler(key, shape, dtype)`` on each leaf."""
+    k = check_size("k", size)
 
     @functools.cache
     def of_leaf(shape, dtype):

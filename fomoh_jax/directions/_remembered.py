@@ -1,9 +1,10 @@
 """Directions that the run itself has taken."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Inexact, Int, PyTree
 
 from fomoh_jax._hyperdual.arguments import check_size
 from fomoh_jax._hyperplane import gram, mixed
@@ -20,9 +21,9 @@ class HistoryState(NamedTuple):
       seen: how often parameters were seen, int32.
     """
 
-    last: Any
-    steps: Any
-    seen: jax.Array
+    last: PyTree[Array]
+    steps: PyTree[Inexact[Array, "m ..."]]
+    seen: Int[Array, ""]
 
 
 def history(m: int) -> Directions:

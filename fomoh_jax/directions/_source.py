@@ -2,12 +2,19 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Inexact, PRNGKeyArray, PyTree
 
-from fomoh_jax._hyperdual.channels import Deferred, Stack, as_stack, is_channel
+from fomoh_jax._hyperdual.channels import (
+    Channel,
+    Deferred,
+    LeafDirections,
+    Stack,
+    as_stack,
+    is_channel,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,14 +38,14 @@ class Directions:
       is_random: whether it takes a key. One that takes none is given ``None``.
     """
 
-    size: int | Callable[[Any], int]
-    sample: Callable[..., Any]
-    init: Callable[[Any], Any] = lambda params: ()
-    advance: Callable[[Any, Any], Any] = lambda state, params: state
-    of_leaf: Callable[..., Callable[[Any], jax.Array]] | None = None
+    size: int | Callable[[PyTree], int]
+    sample: Callable[..., PyTree[LeafDirections]]
+    init: Callable[[PyTree], PyTree] = lambda params: ()
+    advance: Callable[[PyTree, PyTree], PyTree] = lambda state, params: state
+    of_leaf: Callable[..., Callable[[PRNGKeyArray], Array]] | None = None
     is_random: bool = True
 
-    def count(self, params: Any) -> int:
+    def count(self, params: PyTree) -> int:
         """How many directions it makes for these parameters."""
         return self.size(params) if callable(self.size) else self.size
 
@@ -56,13 +63,15 @@ class Directions:
             )
         return self.size
 
-    def draw(self, key: Any, params: Any, updates: Any, state: Any) -> Any:
+    def draw(
+        self, key: PRNGKeyArray | None, params: PyTree, updates: PyTree, state: PyTree
+    ) -> PyTree[LeafDirections]:
         """The directions, of a source that remembers or of one that does not."""
         if isinstance(state, tuple) and not state:
             return self.sample(key, params, updates)
         return self.sample(key, params, updates, state)
 
-    def __add__(self, other: "Directions") -> "Directions":
+    def __add__(self, other: object) -> "Directions":
         """The directions of both, those of the left operand first."""
         if not isinstance(other, Directions):
             return NotImplemented
@@ -91,27 +100,27 @@ class Directions:
         return Directions(size, sample, init, advance, is_random=is_random)
 
 
-def _joined(a: Any, b: Any) -> Any:
+def _joined(a: LeafDirections, b: LeafDirections) -> LeafDirections:
     """Two leaves of directions as one."""
     if isinstance(a, Deferred) or isinstance(b, Deferred):
         a, b = _as_deferred(a), _as_deferred(b)
         make = _Concatenation(a.make, b.make)
         return Deferred((a.seed, b.seed), make, (a.k + b.k, *a.shape[1:]), a.dtype)
-    if not (is_channel(a) or is_channel(b)):
+    if not isinstance(a, Channel) and not isinstance(b, Channel):
         return jnp.concatenate([a, b])
     a, b = as_stack(a), as_stack(b)
     present = (*a.indices, *(a.k + i for i in b.indices))
     return Stack(jnp.concatenate([a.array, b.array]), 0, present, a.k + b.k)
 
 
-def _as_deferred(leaf: Any) -> Deferred:
+def _as_deferred(leaf: LeafDirections) -> Deferred:
     if isinstance(leaf, Deferred):
         return leaf
     stack = as_stack(leaf)
     return Deferred(leaf, _dense, (stack.k, *stack.array.shape[1:]), stack.array.dtype)
 
 
-def _dense(leaf: Any) -> jax.Array:
+def _dense(leaf: LeafDirections) -> Inexact[Array, "k ..."]:
     return as_stack(leaf).dense()
 
 
@@ -119,8 +128,8 @@ def _dense(leaf: Any) -> jax.Array:
 class _Concatenation:
     """Makes the directions of two sources; equal to another of the same two."""
 
-    left: Callable[[Any], jax.Array]
-    right: Callable[[Any], jax.Array]
+    left: Callable[[PyTree], Array]
+    right: Callable[[PyTree], Array]
 
-    def __call__(self, seed: tuple[Any, Any]) -> jax.Array:
+    def __call__(self, seed: tuple[PyTree, PyTree]) -> Array:
         return jnp.concatenate([self.left(seed[0]), self.right(seed[1])])

@@ -1,12 +1,20 @@
 """Directions that follow the parameters' structure, or the chain's updates."""
 
 from collections import Counter
-from typing import Any
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax.tree_util import KeyPath
+from jaxtyping import PyTree
 
-from fomoh_jax._hyperdual.channels import Deferred, Stack, as_stack, is_channel
+from fomoh_jax._hyperdual.channels import (
+    Deferred,
+    LeafDirections,
+    Stack,
+    as_stack,
+    is_channel,
+)
 from fomoh_jax.directions._random import gaussian
 from fomoh_jax.directions._source import Directions
 
@@ -111,7 +119,7 @@ def layerwise(base: Directions | None = None, *, by: str = "layer") -> Direction
         leaves, structure = jax.tree.flatten(vectors, is_leaf=is_channel)
         layers, k = _layers(params, by), count(params)
 
-        def restricted(leaf: Any, layer: int) -> Stack:
+        def restricted(leaf: LeafDirections, layer: int) -> Stack:
             if isinstance(leaf, Deferred):
                 raise ValueError(
                     "layerwise cannot cut directions that are deferred; got a base of "
@@ -126,24 +134,24 @@ def layerwise(base: Directions | None = None, *, by: str = "layer") -> Direction
     return Directions(count, sample, base.init, base.advance, is_random=base.is_random)
 
 
-def _layers(params: Any, by: str) -> list[int]:
+def _layers(params: PyTree, by: str) -> list[int]:
     """For each leaf, the number of its layer; layers count as they first appear."""
     paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(params)]
     if by == "leaf":
         return list(range(len(paths)))
     siblings = Counter(path[:-1] for path in paths)
 
-    def layer(path: tuple[Any, ...]) -> tuple[Any, ...]:
+    def layer(path: KeyPath) -> KeyPath:
         # flax keeps an array in a box (a Variable, a Partitioned) of which it is the
         # one child: the box is the leaf.
         boxed = path and getattr(path[-1], "name", None) == "value"
         return path[:-2] if boxed and siblings[path[:-1]] == 1 else path[:-1]
 
-    numbers: dict[tuple[Any, ...], int] = {}
+    numbers: dict[KeyPath, int] = {}
     return [numbers.setdefault(layer(path), len(numbers)) for path in paths]
 
 
-def masked(base: Directions, mask: Any) -> Directions:
+def masked(base: Directions, mask: PyTree | Callable[[PyTree], PyTree]) -> Directions:
     r"""The directions of ``base`` with some of the parameters held fixed.
 
     .. math:: v \;\mapsto\; P v
@@ -194,7 +202,7 @@ def masked(base: Directions, mask: Any) -> Directions:
     )
 
 
-def _spread(mask: Any, params: Any) -> Any:
+def _spread(mask: PyTree, params: PyTree) -> PyTree[bool]:
     """The mask with a Boolean for each leaf of the parameters."""
     try:
         moves = jax.tree.map(
@@ -213,7 +221,7 @@ def _spread(mask: Any, params: Any) -> Any:
     return moves
 
 
-def _still(leaf: Any) -> Stack:
+def _still(leaf: LeafDirections) -> Stack:
     if isinstance(leaf, Deferred):
         return Stack(jnp.zeros((0, *leaf.shape[1:]), leaf.dtype), 0, (), leaf.k)
     whole = as_stack(leaf)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
 
+from fomoh_jax import hessian
 from fomoh_jax.curvature import Estimate, sampled_diagonal, sampled_hessian
 from tests.curvature.problems import (
     DIAGONAL,
@@ -32,6 +33,14 @@ NEAR = HESSIAN + 0.1 * symmetric(normal(SIZE, seed=5))
 MEAN = jnp.trace(HESSIAN) / SIZE
 
 
+def of_wave(probes=N, **options):
+    """An estimate of its Hessian as one matrix, of a key alone."""
+    flat, unravel = ravel_pytree(PRIMALS[0])
+    fun = lambda x: wave(unravel(x), PRIMALS[1])
+    estimate = sampled_hessian(fun, probes=probes, **options)
+    return lambda key: estimate(key, flat)
+
+
 def variance_of(h):
     """Of each element of one sample, by Wick's theorem; ``h`` is what is left of H."""
     d, squares, trace = jnp.diagonal(h), jnp.diagonal(h @ h), jnp.trace(h)
@@ -47,9 +56,7 @@ def repeated(shape):
     """Values and errors of many estimates as a function of a baseline of a shape."""
 
     def estimates(baseline):
-        return repeat(
-            lambda key: sampled_hessian(wave, PRIMALS, key, N, baseline=baseline)
-        )
+        return repeat(of_wave(baseline=baseline))
 
     return jax.jit(estimates).lower(jnp.zeros(shape)).compile()
 
@@ -65,7 +72,7 @@ def test_a_baseline_leaves_no_bias_and_the_variance_of_what_it_leaves(baseline):
 
 
 def test_by_default_the_baseline_is_the_best_multiple_of_the_identity():
-    values, errors = repeat(lambda key: sampled_hessian(wave, PRIMALS, key, N))
+    values, errors = repeat(of_wave())
     assert_unbiased(values, HESSIAN.ravel())
     variance = lambda c: variance_of(HESSIAN - c * jnp.eye(SIZE))
     # The mean of the others is not exact, and costs a little: O(1 / N).
@@ -101,14 +108,19 @@ def test_an_exact_baseline_leaves_nothing_to_chance():
     np.testing.assert_allclose(errors, 0, atol=1e-10)
     # So does the default, for a multiple of the identity.
     multiple = 3 * jnp.eye(SIZE)
-    default = jax.jit(lambda key: sampled_hessian(quadratic(multiple), (X,), key, 4))
-    assert_close(default(KEY), Estimate(multiple, jnp.zeros_like(multiple)))
+    default = jax.jit(sampled_hessian(quadratic(multiple), probes=4))
+    assert_close(default(KEY, X), Estimate(multiple, jnp.zeros_like(multiple)))
+
+
+def test_blocks_are_where_the_exact_hessian_has_them():
+    """Also those of a baseline, which leaves nothing to chance."""
+    exact = jax.jit(hessian(wave))(*PRIMALS)
+    one = jax.jit(lambda h: sampled_hessian(wave, probes=2, baseline=h)(KEY, *PRIMALS))
+    assert_close(one(exact).value, exact)
 
 
 def test_each_round_on_the_estimate_before_it_is_nearer():
-    rounds = jax.jit(
-        lambda key, h: sampled_hessian(wave, PRIMALS, key, 1000, baseline=h).value
-    )
+    rounds = jax.jit(lambda key, h: of_wave(1000, baseline=h)(key).value)
     value, distances = jnp.zeros((SIZE, SIZE)), []
     for key in jax.random.split(KEY, 20):
         value = rounds(key, value)
@@ -119,17 +131,14 @@ def test_each_round_on_the_estimate_before_it_is_nearer():
 @pytest.mark.optimised
 def test_chunks_and_the_diagonal_alone_are_of_the_same_samples():
     def estimates(key):
-        args = wave, PRIMALS, key, 20
-        chunked = sampled_hessian(*args, chunk_size=7)
-        return sampled_hessian(*args), chunked, sampled_diagonal(*args, chunk_size=20)
+        diagonal = sampled_diagonal(wave, probes=20, chunk_size=20)(key, *PRIMALS)
+        return of_wave(20)(key), of_wave(20, chunk_size=7)(key), diagonal
 
-    whole, chunked, ((params, powers), error) = jax.jit(estimates)(KEY)
+    whole, chunked, diagonal = jax.jit(estimates)(KEY)
     assert_close(chunked, whole)
     for estimate in (whole, chunked):
         assert_symmetric(estimate)
-    assert powers is None
-    expected = tuple(UNRAVEL(jnp.diagonal(part)) for part in whole)
-    assert_close((params, error[0]), expected)
+    assert_close(diagonal, Estimate(*(UNRAVEL(jnp.diagonal(x)) for x in whole)))
 
 
 @pytest.mark.optimised
@@ -140,7 +149,7 @@ def test_the_error_is_that_of_curvature_of_any_size(baseline):
 
     def of_size(size):
         known = None if baseline is None else baseline * size
-        return sampled_hessian(lambda x: fun(x, size), (x,), KEY, 4, baseline=known)
+        return sampled_hessian(fun, probes=4, baseline=known)(KEY, x, size)
 
     tiny, one, huge = map(jax.jit(of_size), sizes)
     assert jnp.all(one.standard_error > 0)
@@ -149,10 +158,9 @@ def test_the_error_is_that_of_curvature_of_any_size(baseline):
 
 
 def test_a_former_diagonal_is_a_baseline():
-    former = UNRAVEL(DIAGONAL + 0.1 * normal(SIZE)), None
-    values, errors = repeat(
-        lambda key: sampled_diagonal(wave, PRIMALS, key, N, baseline=former)
-    )
+    former = UNRAVEL(DIAGONAL + 0.1 * normal(SIZE))
+    estimate = sampled_diagonal(wave, probes=N, baseline=former)
+    values, errors = repeat(lambda key: estimate(key, *PRIMALS))
     assert_unbiased(values, DIAGONAL)
     rest = HESSIAN - jnp.diag(ravel_pytree(former)[0])
     expected = jnp.diagonal(variance_of(rest)) / N

@@ -24,8 +24,8 @@ CALLS = {
     "top_eigenvalues": lambda fun: (
         top_eigenvalues(fun, (X,), KEY, 1, oversampling=1, tol=1e-6).values
     ),
-    "hutchinson_diagonal": lambda fun: hutchinson_diagonal(fun, (X,), KEY, 2).value[0],
-    "sampled_hessian": lambda fun: sampled_hessian(fun, (X,), KEY, 4, chunk_size=2),
+    "hutchinson_diagonal": lambda fun: hutchinson_diagonal(fun, probes=2)(KEY, X).value,
+    "sampled_hessian": lambda fun: sampled_hessian(fun, probes=4, chunk_size=2)(KEY, X),
 }
 
 

@@ -9,8 +9,8 @@ import pytest
 
 from fomoh_jax import plans, quadratic_model
 from fomoh_jax._hyperdual.channels import ZERO, Deferred, Stack, Zero, apply_linear
-from fomoh_jax._hyperdual.forms import Diagonal
 from fomoh_jax._hyperdual.number import HyperDual, spread
+from fomoh_jax._hyperdual.pair_forms import Diagonal
 from tests.reference import normal
 
 

@@ -14,8 +14,8 @@ from jax.interpreters import batching, mlir
 import fomoh_jax
 from fomoh_jax._hyperdual import interpreter
 from fomoh_jax._hyperdual.channels import Stack
-from fomoh_jax._hyperdual.forms import Pairs
 from fomoh_jax._hyperdual.number import HyperDual
+from fomoh_jax._hyperdual.pair_forms import Pairs
 from tests.reference import assert_agrees_with_nested_jvp, normal
 
 V = (jnp.ones((2, 3)),)

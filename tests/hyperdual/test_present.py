@@ -12,9 +12,9 @@ import fomoh_jax
 from fomoh_jax import Stack, plans
 from fomoh_jax._hyperdual import directional_derivatives
 from fomoh_jax._hyperdual.channels import is_channel
-from fomoh_jax._hyperdual.forms import Diagonal, Pairs
 from fomoh_jax._hyperdual.interpreter import interpret
 from fomoh_jax._hyperdual.number import HyperDual
+from fomoh_jax._hyperdual.pair_forms import Diagonal, Pairs
 from tests.programs import PROGRAMS, cnn, cnn_arguments, mlp
 from tests.reference import assert_close, assert_symmetric, nested_model, normal
 

@@ -12,8 +12,9 @@ from jax import lax
 from jax.flatten_util import ravel_pytree
 
 import fomoh_jax
-from fomoh_jax._hyperdual import forms, trace_forms
+from fomoh_jax._hyperdual import trace_forms
 from fomoh_jax._hyperdual.channels import ZERO, Stack
+from fomoh_jax._hyperdual.pair_forms import Pairs
 from fomoh_jax._hyperdual.trace_forms import Trace, WeightedTrace
 from tests.hyperdual.rules.test_random_programs import SHAPES, programs, run
 from tests.programs import PROGRAMS, cnn, cnn_arguments, mlp, newton_root, rosenbrock
@@ -101,7 +102,7 @@ def test_a_product_with_zero_is_zero_and_not_computed(name):
     assert form.product(x, ZERO).is_zero and form.product(ZERO, x).is_zero
     assert form.cross(x, ZERO).is_zero and form.cross(ZERO, x).is_zero
     assert form.bilinear(jnp.multiply, x, ZERO, 0) is ZERO
-    assert form.quadratic(None, [ZERO], [0]) == [ZERO]
+    assert form.quadratic(jnp.multiply, [ZERO], [0]) == [ZERO]
 
 
 @pytest.mark.parametrize("k", [*range(12), 50, 101])
@@ -120,7 +121,7 @@ def test_half_precision_is_summed_in_single():
 
 
 def test_forms_of_different_kinds_have_different_trees():
-    structures = {jax.tree.structure(f) for f in (Trace(3), Trace(4), forms.Pairs(3))}
+    structures = {jax.tree.structure(f) for f in (Trace(3), Trace(4), Pairs(3))}
     assert len(structures) == 3
 
 

@@ -30,7 +30,7 @@ from jax.tree_util import register_dataclass
 
 from fomoh_jax._compat import primitives_of
 from fomoh_jax._hyperdual.channels import ZERO, Channel, Stack, stacks_of
-from fomoh_jax._hyperdual.forms import Bilinear, Form, Pairs
+from fomoh_jax._hyperdual.form import Bilinear, Form
 from fomoh_jax._hyperdual.interpreter import interpret
 from fomoh_jax._hyperdual.mesh_axes import (
     check_reverse_pass,
@@ -39,6 +39,7 @@ from fomoh_jax._hyperdual.mesh_axes import (
     varying_alike,
 )
 from fomoh_jax._hyperdual.number import HyperDual, is_inexact
+from fomoh_jax._hyperdual.pair_forms import Pairs
 from fomoh_jax._hyperdual.plans.plan import Plan
 
 

@@ -12,10 +12,11 @@ from jax import lax
 from fomoh_jax._hyperdual.arguments import check_size
 from fomoh_jax._hyperdual.channels import Stack
 from fomoh_jax._hyperdual.evaluation import coefficients_of
-from fomoh_jax._hyperdual.forms import FirstOrder, Offsets, Pairs
 from fomoh_jax._hyperdual.interpreter import interpret
 from fomoh_jax._hyperdual.loops import map_slices
 from fomoh_jax._hyperdual.number import HyperDual
+from fomoh_jax._hyperdual.pair_forms import FirstOrder, Pairs
+from fomoh_jax._hyperdual.part_forms import Offsets
 from fomoh_jax._hyperdual.plans.plan import Plan
 
 

@@ -14,7 +14,6 @@ from fomoh_jax._compat import open_jaxpr
 from fomoh_jax._hyperdual.arguments import check_size
 from fomoh_jax._hyperdual.channels import ZERO, Stack
 from fomoh_jax._hyperdual.evaluation import coefficients_of
-from fomoh_jax._hyperdual.forms import FirstOrder, Rows
 from fomoh_jax._hyperdual.interpreter import interpret
 from fomoh_jax._hyperdual.mesh_axes import (
     exchanged_over,
@@ -23,6 +22,8 @@ from fomoh_jax._hyperdual.mesh_axes import (
     varying_alike,
 )
 from fomoh_jax._hyperdual.number import HyperDual, is_inexact
+from fomoh_jax._hyperdual.pair_forms import FirstOrder
+from fomoh_jax._hyperdual.part_forms import Rows
 from fomoh_jax._hyperdual.plans.forward import part_of_basis, places_in_chunks
 from fomoh_jax._hyperdual.plans.plan import Plan
 

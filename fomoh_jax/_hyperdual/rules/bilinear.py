@@ -3,21 +3,21 @@
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Array, Inexact
 
 from fomoh_jax._hyperdual.channels import Channel
-from fomoh_jax._hyperdual.forms import Bilinear, Form
+from fomoh_jax._hyperdual.form import Bilinear, Form
 from fomoh_jax._hyperdual.number import HyperDual, spread
 from fomoh_jax._hyperdual.registry import Operation, rule
 from fomoh_jax._hyperdual.rules.generic import generic
+from fomoh_jax._types import Leaf
 
 
 @rule("mul")
-def _mul(form: Form, op: Operation, args: Sequence[HyperDual]):
+def _mul(form: Form, op: Operation, args: Sequence[HyperDual]) -> list[HyperDual]:
     if op.params.get("out_dtype") is not None:  # a widening product
         return generic(form, op, args)
     a, b = spread(args, op.outputs[0].shape)
@@ -90,7 +90,7 @@ def bilinear(
     return [HyperDual(primal, tangents, seconds + crossed)]
 
 
-def _after(first: Any, channel: Channel) -> Channel:
+def _after(first: Leaf | Channel, channel: Channel) -> Channel:
     """The channel, not to be looked at before ``first`` is there.
 
     What is made of the tangents of a parameter alone, a transposed copy for a matrix
@@ -111,7 +111,7 @@ def _after(first: Any, channel: Channel) -> Channel:
 _OPERATIONS_PER_ELEMENT = 150
 
 
-def _worth_polarising(operations: float, a: Any, b: Any) -> bool:
+def _worth_polarising(operations: float, a: Leaf, b: Leaf) -> bool:
     elements = jnp.size(a) + jnp.size(b)
     if operations < _OPERATIONS_PER_ELEMENT * elements:
         return False
@@ -119,7 +119,7 @@ def _worth_polarising(operations: float, a: Any, b: Any) -> bool:
 
 
 @rule("conv_general_dilated")
-def _conv(form: Form, op: Operation, args: Sequence[HyperDual]):
+def _conv(form: Form, op: Operation, args: Sequence[HyperDual]) -> list[HyperDual]:
     # The directions fold into the batch (a stacked image) or into the output features
     # (a stacked kernel); the batch dimension is where most of them come from.
     numbers: lax.ConvDimensionNumbers = op.params["dimension_numbers"]
@@ -135,7 +135,9 @@ def _conv(form: Form, op: Operation, args: Sequence[HyperDual]):
     )
 
 
-def _one_after_the_other(product: Callable, xs: jax.Array, ys: jax.Array) -> jax.Array:
+def _one_after_the_other(
+    product: Callable, xs: Inexact[Array, "q ..."], ys: Inexact[Array, "q ..."]
+) -> Inexact[Array, "q ..."]:
     """Products of stacks without ``vmap``, which would make a grouped convolution."""
     if len(xs) > _WRITTEN_OUT:
         return lax.map(lambda pair: product(*pair), (xs, ys))

@@ -7,7 +7,7 @@ import jax
 from jax.extend import source_info_util
 
 from fomoh_jax._compat import called_jaxpr
-from fomoh_jax._hyperdual.forms import Form
+from fomoh_jax._hyperdual.form import Form
 from fomoh_jax._hyperdual.interpreter import interpret, staged
 from fomoh_jax._hyperdual.number import HyperDual, is_inexact
 from fomoh_jax._hyperdual.registry import Operation, rule

@@ -6,7 +6,7 @@ the interpreter evaluates them as they are.
 
 from collections.abc import Sequence
 
-from fomoh_jax._hyperdual.forms import Form
+from fomoh_jax._hyperdual.form import Form
 from fomoh_jax._hyperdual.number import HyperDual, is_inexact
 from fomoh_jax._hyperdual.registry import Operation, rule
 from fomoh_jax._hyperdual.rules.generic import generic

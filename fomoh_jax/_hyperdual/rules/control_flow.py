@@ -6,16 +6,17 @@ two turns per carried value, and usually after one.
 """
 
 from collections.abc import Callable, Collection, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.core import ShapedArray
 from jax.extend import source_info_util
+from jaxtyping import Array, Bool, Int, PyTree, Shaped
 
 from fomoh_jax._compat import open_jaxpr, scan_layout
 from fomoh_jax._hyperdual.channels import ZERO, Channel
-from fomoh_jax._hyperdual.forms import Form
+from fomoh_jax._hyperdual.form import Form
 from fomoh_jax._hyperdual.interpreter import interpret, staged
 from fomoh_jax._hyperdual.mesh_axes import varies_along, varying_alike
 from fomoh_jax._hyperdual.number import HyperDual, Pattern, pattern_of
@@ -51,7 +52,7 @@ def _fixed_point(
     body: Callable[..., list[HyperDual]],
     form: Form,
     init: list[HyperDual],
-    *slices: Any,
+    *slices: PyTree[jax.ShapeDtypeStruct],
 ) -> Pattern:
     """The channels that a carry ends up with.
 
@@ -70,7 +71,7 @@ def _fixed_point(
         pattern = union
 
 
-def _abstract_slice(array: jax.Array) -> jax.ShapeDtypeStruct:
+def _abstract_slice(array: Shaped[Array, "time ..."]) -> jax.ShapeDtypeStruct:
     """One step of a scanned array."""
     if not len(array):
         return jax.ShapeDtypeStruct(array.shape[1:], array.dtype)
@@ -93,10 +94,10 @@ def _scanned(number: HyperDual) -> HyperDual:
     return number.map_channels(lambda channel: ZERO if channel.axis == 0 else channel)
 
 
-def _at(channels: Sequence[Channel], time: jax.Array) -> list[Channel]:
+def _at(channels: Sequence[Channel], time: Int[Array, ""]) -> list[Channel]:
     """What they hold at a time."""
 
-    def cut(array: jax.Array) -> jax.Array:
+    def cut(array: Array) -> Array:
         if len(array):
             return lax.dynamic_index_in_dim(array, time, keepdims=False)
         # No turn will be taken, but its shapes are asked for.
@@ -153,7 +154,7 @@ def _scan(form: Form, op: Operation, args: Sequence[HyperDual]) -> list[HyperDua
         reverse=op.params["reverse"],
         unroll=op.params["unroll"],
     )
-    outs: dict[int, Any] = dict(zip(layout.carry_out, carry))
+    outs: dict[int, HyperDual] = dict(zip(layout.carry_out, carry))
     outs.update(zip(layout.ys, (_declared(y, 1) for y in ys)))
     return [outs[i] for i in range(len(outs))]
 
@@ -178,6 +179,7 @@ def _while(form: Form, op: Operation, args: Sequence[HyperDual]) -> list[HyperDu
 
     # vmap leaves a while equation with a predicate for each member of the batch.
     predicate = open_jaxpr(op.params["cond_jaxpr"])[0].outvars[0].aval
+    assert isinstance(predicate, ShapedArray)
 
     def body(carry):
         after = _widen(form, turn(carry), pattern, axes)
@@ -197,7 +199,7 @@ def _without_reverse(outs: list[HyperDual]) -> list[HyperDual]:
     """
     line = source_info_util.summarize(source_info_util.current())
 
-    def refuse(residuals: None, cotangents: Any) -> Any:
+    def refuse(residuals: None, cotangents: PyTree) -> PyTree:
         raise ValueError(
             "plans.adjoint() takes a reverse pass, and there is none through a while "
             "loop whose carry has second-order terms, nor through a fori_loop of "
@@ -213,7 +215,7 @@ def _without_reverse(outs: list[HyperDual]) -> list[HyperDual]:
 
 
 def _where(
-    running: jax.Array, after: list[HyperDual], before: list[HyperDual]
+    running: Bool[Array, "*batch"], after: list[HyperDual], before: list[HyperDual]
 ) -> list[HyperDual]:
     """Where a batch of loops still runs, its next state; elsewhere the state it had."""
 

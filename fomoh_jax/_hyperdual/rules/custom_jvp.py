@@ -10,23 +10,25 @@ product with ``φ'`` per channel.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 from jax.extend.core import Literal
 
 from fomoh_jax._compat import open_jaxpr
 from fomoh_jax._hyperdual.channels import ZERO, Channel
-from fomoh_jax._hyperdual.forms import Form
+from fomoh_jax._hyperdual.form import Form
 from fomoh_jax._hyperdual.interpreter import interpret
 from fomoh_jax._hyperdual.number import HyperDual, is_inexact
-from fomoh_jax._hyperdual.registry import Operation, names_with_rule, rule
+from fomoh_jax._hyperdual.registry import Operation, names_with_rule, operation_of, rule
 from fomoh_jax._hyperdual.rules.elementwise import elementwise, partial_derivative
 from fomoh_jax._hyperdual.rules.generic import forward, generic
+from fomoh_jax._types import Program
 
 
 @rule("custom_jvp_call")
-def _custom_jvp(form: Form, op: Operation, args: Sequence[HyperDual]):
+def _custom_jvp(
+    form: Form, op: Operation, args: Sequence[HyperDual]
+) -> Sequence[HyperDual]:
     active = [i for i, arg in enumerate(args) if not arg.is_constant]
     # A rule that changes the dtype rounds its tangents on the way.
     kinds = {(x.shape, x.dtype) for x in (*(op.inputs[i] for i in active), *op.outputs)}
@@ -37,7 +39,7 @@ def _custom_jvp(form: Form, op: Operation, args: Sequence[HyperDual]):
     return generic(form, op, args)
 
 
-def _derivatives(op: Operation, active: Sequence[int], twice: bool) -> Any:
+def _derivatives(op: Operation, active: Sequence[int], twice: bool) -> Program:
     """The jaxpr of what may be an elementwise function with its partial derivatives.
 
     Its results are ``φ``, the derivatives ``φ_a`` that the user's rule gives, and the
@@ -63,7 +65,7 @@ def _derivatives(op: Operation, active: Sequence[int], twice: bool) -> Any:
 
 def _chain_rule(
     form: Form,
-    jaxpr: Any,
+    jaxpr: Program,
     args: Sequence[HyperDual],
     places: Sequence[int],
     outputs: int,
@@ -103,19 +105,19 @@ def _chain_rule(
     return list(map(number, range(outputs)))
 
 
-def _is_elementwise(jaxpr: Any, shape: tuple[int, ...]) -> bool:
+def _is_elementwise(jaxpr: Program, shape: tuple[int, ...]) -> bool:
     """Whether each element of the results depends on that element of the inputs alone.
 
     Sufficient and not necessary: every equation is elementwise and works on arrays of
     that shape, on scalars, or on the one tangent of :func:`forward`.
     """
-    jaxpr, _ = open_jaxpr(jaxpr)
     shapes = (shape, (), (1, *shape))
     names = _elementwise_names()
-    for eqn in jaxpr.eqns:
+    for eqn in open_jaxpr(jaxpr)[0].eqns:
         if not eqn.outvars:  # a callback: it looks on
             continue
-        if any(a.aval.shape not in shapes for a in (*eqn.invars, *eqn.outvars)):
+        op = operation_of(eqn)
+        if any(aval.shape not in shapes for aval in (*op.inputs, *op.outputs)):
             return False
         name = eqn.primitive.name
         if name in _CALLS:
@@ -126,15 +128,15 @@ def _is_elementwise(jaxpr: Any, shape: tuple[int, ...]) -> bool:
     return True
 
 
-def _zeros(jaxpr: Any) -> list[bool]:
+def _zeros(jaxpr: Program) -> list[bool]:
     """Which results of a jaxpr are a zero that was written down as one."""
-    jaxpr, _ = open_jaxpr(jaxpr)
+    program, _ = open_jaxpr(jaxpr)
     fills = {
         eqn.outvars[0]: eqn.invars[0]
-        for eqn in jaxpr.eqns
+        for eqn in program.eqns
         if eqn.primitive.name == "broadcast_in_dim"
     }
-    outs = [v if isinstance(v, Literal) else fills.get(v) for v in jaxpr.outvars]
+    outs = [v if isinstance(v, Literal) else fills.get(v) for v in program.outvars]
     return [isinstance(v, Literal) and bool(v.val == 0) for v in outs]
 
 

@@ -8,13 +8,13 @@ tangents among all the pairs of directions.
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Array
 
-from fomoh_jax._hyperdual.forms import Form
+from fomoh_jax._hyperdual.form import Form
 from fomoh_jax._hyperdual.interpreter import interpret
 from fomoh_jax._hyperdual.number import HyperDual
 from fomoh_jax._hyperdual.registry import Operation, rule
@@ -45,7 +45,7 @@ def _reduce_prod(form: Form, op: Operation, args: Sequence[HyperDual]):
     return _rewritten(partial(_product, axes=op.params["axes"]), form, args)
 
 
-def _product(x: Any, axes: Sequence[int]) -> Any:
+def _product(x: Array, axes: Sequence[int]) -> Array:
     """The product over some axes, by halves."""
     x = jnp.moveaxis(x, axes, range(len(axes)))
     x = x.reshape(math.prod(x.shape[: len(axes)]), *x.shape[len(axes) :])

@@ -14,13 +14,15 @@ import jax
 import numpy as np
 from jax import lax
 from jax.extend.core import primitives
+from jaxtyping import Array
 
 from fomoh_jax._hyperdual.channels import Stack
-from fomoh_jax._hyperdual.forms import Form
+from fomoh_jax._hyperdual.form import Form
 from fomoh_jax._hyperdual.number import HyperDual
 from fomoh_jax._hyperdual.registry import Operation, rule
 from fomoh_jax._hyperdual.rules.bilinear import bilinear
 from fomoh_jax._hyperdual.rules.linear import linear
+from fomoh_jax._types import Leaf
 
 
 @rule("dot_general")
@@ -64,7 +66,7 @@ def _finished(number: HyperDual) -> HyperDual:
     return HyperDual(number.primal, number.tangents, seconds)
 
 
-def _is_better_swapped(op: Operation, a: jax.Array, b: jax.Array) -> bool:
+def _is_better_swapped(op: Operation, a: Leaf, b: Leaf) -> bool:
     """Whether to compute ``b · a`` and to transpose that, because it is small.
 
     A matrix product reads its first operand along rows and its second one along
@@ -81,7 +83,7 @@ def _is_better_swapped(op: Operation, a: jax.Array, b: jax.Array) -> bool:
     return max(over_b) == b.ndim - 1 and max(over_a) < a.ndim - 1
 
 
-def _swapped(op: Operation, a: jax.Array) -> tuple[Operation, Operation]:
+def _swapped(op: Operation, a: Leaf) -> tuple[Operation, Operation]:
     """``b · a``, and the transposition that makes ``a · b`` of it."""
     over, batch = op.params["dimension_numbers"]
     (out,), precision = op.outputs, op.params["precision"]
@@ -100,7 +102,7 @@ def _swapped(op: Operation, a: jax.Array) -> tuple[Operation, Operation]:
     )
 
 
-def _contracted(op: Operation, a: Stack, b: Stack) -> jax.Array:
+def _contracted(op: Operation, a: Stack, b: Stack) -> Array:
     """``Σ_i a_i · b_i``: the directions are one more contracted dimension."""
     contracted, batch = op.params["dimension_numbers"]
     shifted = lambda dims, axis: tuple(d + (d >= axis) for d in dims)

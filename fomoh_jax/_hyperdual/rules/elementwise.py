@@ -6,20 +6,22 @@ ones, once and twice; a number costs two evaluations, whatever the form.
 
 from collections.abc import Callable, Sequence
 from itertools import combinations
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Array, PyTree
 
 from fomoh_jax._hyperdual.channels import ZERO, Channel
-from fomoh_jax._hyperdual.forms import Form
+from fomoh_jax._hyperdual.form import Form
 from fomoh_jax._hyperdual.number import HyperDual, spread
 from fomoh_jax._hyperdual.registry import Operation, rule
 from fomoh_jax._hyperdual.rules.generic import differentiable_part, generic
 
 
-def partial_derivative(function: Callable, index: int, jvp: Callable = jax.jvp):
+def partial_derivative(
+    function: Callable, index: int, jvp: Callable = jax.jvp
+) -> Callable[..., tuple[PyTree, PyTree]]:
     """``(φ, ∂φ/∂x_index)`` of an elementwise function, itself elementwise."""
 
     def value_and_derivative(*xs):
@@ -57,11 +59,11 @@ def elementwise(
         return generic(form, op, args)
     places = [i for i, arg in enumerate(args) if not arg.is_constant]
     primals = [arg.primal for arg in active]
-    phi: Callable[..., Any] = lambda *xs: function(*xs)[0][0]
+    phi: Callable[..., Array] = lambda *xs: function(*xs)[0][0]
     curved = curved and form.q > 0
     moving = [not arg.tangents.is_zero for arg in active]
 
-    value, tangents, seconds = None, [], []
+    values, tangents, seconds = [], [], []
     slopes = [partial_derivative(phi, i) for i in range(len(active))]
     second_derivatives = {}
     for i, (arg, slope) in enumerate(zip(active, slopes)):
@@ -70,6 +72,7 @@ def elementwise(
             (value, first), (_, second_derivatives[i, i]) = twice(*primals)
         else:
             value, first = slope(*primals)
+        values.append(value)
         tangents.append(first * arg.tangents)
         seconds.append(form.scale_seconds(first, arg.seconds))
     for i, j in combinations(range(len(active)), 2):
@@ -79,12 +82,12 @@ def elementwise(
             )
     along = [arg.tangents for arg in active]
     seconds += _curved_terms(form, second_derivatives, along)
-    return [HyperDual(value, sum(tangents, ZERO), sum(seconds, ZERO))]
+    return [HyperDual(values[-1], sum(tangents, ZERO), sum(seconds, ZERO))]
 
 
 def _curved_terms(
     form: Form,
-    second_derivatives: dict[tuple[int, int], jax.Array],
+    second_derivatives: dict[tuple[int, int], Array],
     tangents: Sequence[Channel],
 ) -> list[Channel]:
     """``Σ φ_ab x_a x_b`` of several operands, in at most one product for each.

@@ -5,25 +5,26 @@ of ``jax.jvp`` for the second derivative, over the pairs of the form.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 from jax import lax
+from jaxtyping import Array, PyTree
 
 from fomoh_jax._hyperdual.channels import Stack, apply_linear
-from fomoh_jax._hyperdual.forms import FirstOrder, Form
+from fomoh_jax._hyperdual.form import Form
 from fomoh_jax._hyperdual.interpreter import interpret
 from fomoh_jax._hyperdual.number import HyperDual, is_inexact
+from fomoh_jax._hyperdual.pair_forms import FirstOrder
 from fomoh_jax._hyperdual.registry import GENERIC, Operation, rule
 
 
 def forward(
     function: Callable,
-    primals: Sequence[Any],
-    tangents: Sequence[Any],
+    primals: Sequence[Array],
+    tangents: Sequence[Array],
     *,
     effects: bool = True,
-) -> tuple[Any, Any]:
+) -> tuple[PyTree, PyTree]:
     """``jax.jvp`` by this interpreter, which a ``custom_vjp`` inside does not stop.
 
     Without ``effects``, what the results do not need is left out, callbacks included.

@@ -16,11 +16,13 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Array, Inexact
 
 from fomoh_jax._hyperdual.channels import ZERO, Channel, apply_linear
-from fomoh_jax._hyperdual.forms import FirstOrder, Form
+from fomoh_jax._hyperdual.form import Form
 from fomoh_jax._hyperdual.interpreter import interpret
 from fomoh_jax._hyperdual.number import HyperDual
+from fomoh_jax._hyperdual.pair_forms import FirstOrder
 from fomoh_jax._hyperdual.registry import Operation, rule
 
 
@@ -47,7 +49,9 @@ def _custom_linear_solve(form: Form, op: Operation, args: Sequence[HyperDual]):
     return [*x, *map(HyperDual, outs[len(b) :])]  # what is left is auxiliary
 
 
-def _split(op: Operation, args: Sequence[HyperDual]):
+def _split(
+    op: Operation, args: Sequence[HyperDual]
+) -> tuple[list[HyperDual], list[HyperDual], list[HyperDual]]:
     """The constants of the product, those of the other functions, and ``b``."""
     lengths = op.params["const_lengths"]
     first, total = lengths.matvec, sum(lengths)
@@ -92,8 +96,15 @@ def _triangular_solve(form: Form, op: Operation, args: Sequence[HyperDual]):
 
 
 def _triangular_product(
-    a, x, *, left_side, lower, transpose_a, conjugate_a, unit_diagonal
-):
+    a: Inexact[Array, "*batch n n"],
+    x: Inexact[Array, "*batch _ _"],
+    *,
+    left_side: bool,
+    lower: bool,
+    transpose_a: bool,
+    conjugate_a: bool,
+    unit_diagonal: bool,
+) -> Inexact[Array, "*batch _ _"]:
     keep = jnp.tril if lower else jnp.triu
     diagonal = -1 if unit_diagonal else 0
     a = keep(a, diagonal if lower else -diagonal)
@@ -115,11 +126,13 @@ def _tridiagonal_solve(form: Form, op: Operation, args: Sequence[HyperDual]):
     return _implicit(form, op, args, curved_terms)
 
 
-def _diagonal_product(by, diagonal, x):
+def _diagonal_product(
+    by: int, diagonal: Inexact[Array, "*batch n"], x: Inexact[Array, "*batch n m"]
+) -> Inexact[Array, "*batch n m"]:
     return diagonal[..., None] * _shifted(x, by)
 
 
-def _shifted(x, by):
+def _shifted(x: Inexact[Array, "*batch n m"], by: int) -> Inexact[Array, "*batch n m"]:
     """The rows of ``x`` moved down by one, left alone, or moved up by one."""
     return lax.pad(
         x,
@@ -130,7 +143,7 @@ def _shifted(x, by):
 
 @rule("lu")
 def _lu(form: Form, op: Operation, args: Sequence[HyperDual]):
-    def curved_terms(x: Channel, pivots, permutation) -> Channel:
+    def curved_terms(x: Channel, pivots: Array, permutation: Array) -> Channel:
         back = jnp.argsort(permutation)[..., None]
 
         def product(x, y):

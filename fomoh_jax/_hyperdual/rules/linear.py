@@ -1,12 +1,11 @@
 """Linear primitives: map the primitive itself over the channels."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from fomoh_jax._hyperdual.channels import ZERO, Channel, apply_linear
-from fomoh_jax._hyperdual.forms import Form
+from fomoh_jax._hyperdual.form import Form
 from fomoh_jax._hyperdual.number import HyperDual, is_inexact, spread
-from fomoh_jax._hyperdual.registry import Operation, rule
+from fomoh_jax._hyperdual.registry import Operation, Params, rule
 
 
 @rule(
@@ -63,23 +62,23 @@ def _out_axis(op: Operation, channels: Sequence[Channel], ndim: int) -> int:
     """Where the stacking axis of the result goes, so that no transpose is needed."""
     axis = max((channel.axis for channel in channels), default=0)
     follow = _FOLLOW.get(op.primitive.name)
-    return min(int(follow(axis, op.params)) if follow else axis, ndim)
+    return min(follow(axis, op.params) if follow else axis, ndim)
 
 
-def _follow_broadcast(axis: int, params: dict[str, Any]) -> int:
+def _follow_broadcast(axis: int, params: Params) -> int:
     places = params["broadcast_dimensions"]
     if axis < len(places):
-        return places[axis]
-    return places[-1] + 1 if places else len(params["shape"])
+        return int(places[axis])
+    return int(places[-1]) + 1 if places else len(params["shape"])
 
 
-def _follow_transpose(axis: int, params: dict[str, Any]) -> int:
+def _follow_transpose(axis: int, params: Params) -> int:
     permutation = params["permutation"]
     return permutation.index(axis) if axis < len(permutation) else axis
 
 
-def _follow_removal(name: str) -> Callable[[int, dict[str, Any]], int]:
-    return lambda axis, params: axis - sum(d < axis for d in params[name])
+def _follow_removal(name: str) -> Callable[[int, Params], int]:
+    return lambda axis, params: axis - sum(int(d < axis) for d in params[name])
 
 
 # Operations that move the dimension before which the stacking axis sits.

@@ -10,7 +10,7 @@ import jax
 from jax import lax
 
 from fomoh_jax._hyperdual.channels import ZERO, apply_linear
-from fomoh_jax._hyperdual.forms import Form
+from fomoh_jax._hyperdual.form import Form
 from fomoh_jax._hyperdual.number import HyperDual, is_inexact
 from fomoh_jax._hyperdual.registry import Operation, rule
 

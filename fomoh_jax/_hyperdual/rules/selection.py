@@ -2,16 +2,15 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jaxtyping import Array
 
-from fomoh_jax._hyperdual.forms import Form
+from fomoh_jax._hyperdual.form import Form
 from fomoh_jax._hyperdual.number import HyperDual, spread
-from fomoh_jax._hyperdual.registry import Operation, rule
+from fomoh_jax._hyperdual.registry import Operation, Params, rule
 from fomoh_jax._hyperdual.rules.generic import generic
 
 
@@ -45,7 +44,7 @@ def _pooling(form: Form, op: Operation, args: Sequence[HyperDual]):
     parts = [size for pair in zip(primal.shape, window) for size in pair]
     inner = tuple(range(1, len(parts), 2))
 
-    def windows(t: jax.Array) -> jax.Array:
+    def windows(t: Array) -> Array:
         whole = [n * size for n, size in zip(primal.shape, window)]
         return lax.slice(t, [0] * t.ndim, whole).reshape(parts)
 
@@ -56,13 +55,13 @@ def _pooling(form: Form, op: Operation, args: Sequence[HyperDual]):
     first = jnp.min(jnp.where(extreme, places, places.size), inner, keepdims=True)
     taken = places == first
 
-    def take(t: jax.Array) -> jax.Array:
+    def take(t: Array) -> Array:
         return jnp.sum(jnp.where(taken, windows(t), 0), inner)
 
     return [HyperDual(primal, *(c.mapped(take, c.axis) for c in x.channels))]
 
 
-def _tiles(params: dict[str, Any]) -> bool:
+def _tiles(params: Params) -> bool:
     """Whether the windows are side by side, within the array."""
     dilations = (*params["base_dilation"], *params["window_dilation"])
     padded = any(any(pair) for pair in params["padding"])

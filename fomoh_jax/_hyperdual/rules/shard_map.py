@@ -6,7 +6,7 @@ import jax
 from jax.sharding import PartitionSpec
 
 from fomoh_jax._compat import manual_axes
-from fomoh_jax._hyperdual.forms import Form
+from fomoh_jax._hyperdual.form import Form
 from fomoh_jax._hyperdual.interpreter import interpret
 from fomoh_jax._hyperdual.mesh_axes import varying_alike
 from fomoh_jax._hyperdual.number import HyperDual
@@ -52,8 +52,9 @@ def _specs(
     """The specifications of numbers: channels are not split between the directions."""
 
     def of_number(spec: PartitionSpec, number: HyperDual) -> HyperDual:
-        stacked = lambda array: PartitionSpec(None, *spec)
-        return HyperDual(spec, *(jax.tree.map(stacked, c) for c in number.channels))
+        structure = jax.tree.structure(number)
+        stacked = [PartitionSpec(None, *spec)] * (structure.num_leaves - 1)
+        return structure.unflatten([spec, *stacked])
 
     return list(map(of_number, specs, numbers))
 

@@ -10,7 +10,7 @@ import pytest
 from jax import lax
 
 import fomoh_jax
-from fomoh_jax._hyperdual.forms import Diagonal, Pairs
+from fomoh_jax._hyperdual.pair_forms import Diagonal, Pairs
 from fomoh_jax._hyperdual.rules import custom_jvp
 from tests.reference import (
     assert_agrees_with_nested_jvp,

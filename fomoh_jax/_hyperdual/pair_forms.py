@@ -1,0 +1,87 @@
+"""The whole curvature, its diagonal, one pair, or none: coefficients by index pairs."""
+
+import dataclasses
+
+import numpy as np
+from jax.tree_util import register_static
+from jaxtyping import Array, Inexact
+
+from fomoh_jax._hyperdual.channels import Channel, Indices, Stack
+from fomoh_jax._hyperdual.form import Bilinear
+from fomoh_jax._hyperdual.index_pairs import IndexPairs
+
+# Forms without arrays are static nodes, whose trees compare as the objects do. As
+# registered dataclasses the trees of Pairs(3) and Diagonal(3) would compare equal (jax
+# 0.10 to 0.12 at least), and jit would now and then hand one the program of the other.
+
+
+@register_static
+@dataclasses.dataclass(frozen=True)
+class FirstOrder(IndexPairs):
+    """Tangents only: ``k`` directional derivatives and no second-order coefficient."""
+
+    k: int
+
+    @property
+    def pairs(self) -> tuple[Indices, Indices]:
+        none = np.arange(0)
+        return none, none
+
+
+@register_static
+@dataclasses.dataclass(frozen=True)
+class Diagonal(IndexPairs):
+    """``v_iᵀ H v_i`` for each of ``k`` directions."""
+
+    k: int
+
+    @property
+    def pairs(self) -> tuple[Indices, Indices]:
+        each = np.arange(self.k)
+        return each, each
+
+
+@register_static
+@dataclasses.dataclass(frozen=True)
+class Cross(IndexPairs):
+    """``v1ᵀ H v2`` of two directions: the classical hyper-dual number."""
+
+    k = 2
+
+    @property
+    def pairs(self) -> tuple[Indices, Indices]:
+        return np.array([0]), np.array([1])
+
+
+@register_static
+@dataclasses.dataclass(frozen=True)
+class Pairs(IndexPairs):
+    """``v_iᵀ H v_j`` for every ``i <= j``: the whole curvature, each pair once.
+
+    Each direction with itself comes first, then the pairs of two.
+    """
+
+    k: int
+
+    @property
+    def pairs(self) -> tuple[Indices, Indices]:
+        each = np.arange(self.k)
+        i, j = np.triu_indices(self.k, 1)
+        return np.concatenate([each, i]), np.concatenate([each, j])
+
+    def _product(self, a: Stack, b: Stack) -> Channel:
+        return self._product_by_table(a, b)
+
+    def _bilinear(self, product: Bilinear, a: Stack, b: Stack, axis: int) -> Channel:
+        if product.polarise and self.k > 1 and a.present == b.present:
+            return super()._bilinear(product, a, b, axis)
+        return self._by_tables(product, (a, b), None, axis)
+
+    def _own(
+        self,
+        product: Bilinear,
+        a: Stack,
+        b: Stack,
+        products: Inexact[Array, "pairs ..."],
+    ) -> Stack:
+        return Stack(products[: a.array.shape[0]] / 2)

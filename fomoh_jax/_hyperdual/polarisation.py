@@ -1,0 +1,59 @@
+"""Polarisation: a symmetric product of two stacks by one product of sums a pair."""
+
+from collections.abc import Callable
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Inexact
+
+from fomoh_jax._hyperdual.channels import Indices, Stack
+from fomoh_jax._hyperdual.form import Bilinear
+
+
+def polarised(
+    product: Bilinear,
+    a: Stack,
+    b: Stack,
+    pairs: tuple[Indices, Indices],
+    own: Callable[[Inexact[Array, "pairs ..."]], Stack],
+) -> Inexact[Array, "pairs ..."]:
+    """``B(a_i, b_j) + B(a_j, b_i)`` for pairs of indices, of stacks along leading axes.
+
+    With any ``t``, and the products ``B(a_i, b_i)`` that are needed in any case::
+
+      B(a_i + t a_j, b_j + b_i / t) - B(a_i, b_i) / t - t B(a_j, b_j)
+
+    For ``t`` the ratio of the sizes of ``a_i`` and ``a_j``, no term is larger than
+    the two that are wanted, so that nothing cancels, however long one direction is
+    beside the other.
+
+    Args:
+      product: ``B``.
+      a: a stack, of which the same are present as of ``b``.
+      b: another.
+      pairs: where the ``i`` and the ``j`` are stored.
+      own: ``B(a_i, b_i)``, given the product of sums for every pair.
+    """
+    i, j = pairs
+    size = jnp.max(jnp.abs(a.array), axis=range(1, a.array.ndim))
+    t = lax.stop_gradient(_ratio(size[i], size[j]))
+    # A direction with itself is 2 B(a_i, b_i), without any sum.
+    same = jnp.asarray(i == j)
+    ahead, back = jnp.where(same, 0, t), jnp.where(same, 0, 1 / t)
+    twice = jnp.where(same, 2, 1).astype(t.dtype)
+    wide = lambda x: lax.expand_dims(x, range(1, a.array.ndim))
+    left = a.operand(i) + wide(ahead) * a.operand(j)
+    wide = lambda x: lax.expand_dims(x, range(1, b.array.ndim))
+    right = wide(twice) * b.operand(j) + wide(back) * b.operand(i)
+    products = product.pairwise(left, right)
+    diagonal = own(products)
+    wide = lambda x: lax.expand_dims(x, range(1, products.ndim))
+    rest = wide(back) * diagonal.operand(i) + wide(ahead) * diagonal.operand(j)
+    return products - rest
+
+
+def _ratio(x: Float[Array, " q"], y: Float[Array, " q"]) -> Float[Array, " q"]:
+    """``x / y``, in bounds that no product leaves; 1 if there is none."""
+    ratio = jnp.clip(x / jnp.where(y > 0, y, 1), 1e-6, 1e6)
+    ratio = jnp.where(y > 0, ratio, jnp.where(x > 0, 1e6, 1).astype(ratio.dtype))
+    return jnp.where(jnp.isnan(ratio), 1, ratio)

@@ -1,0 +1,23 @@
+"""Types that the signatures of the library share."""
+
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import jax
+from jax.core import AbstractValue
+from jax.extend.core import ClosedJaxpr, Jaxpr
+
+Program: TypeAlias = Jaxpr | ClosedJaxpr
+
+if TYPE_CHECKING:
+    # JAX tells a type checker nothing of the first, and of the second no shape.
+    PyTreeDef: TypeAlias = Any
+    Aval: TypeAlias = Any
+    Leaf: TypeAlias = jax.Array
+else:
+    from jax.tree_util import PyTreeDef  # noqa: F401
+
+    # What an equation knows of a value: its shape and dtype, or that it is a token.
+    Aval = AbstractValue | jax.ShapeDtypeStruct
+    # A leaf of a number. JAX makes numbers of whatever a function of their leaves
+    # returns: types, specifications.
+    Leaf = Any
