@@ -51,5 +51,5 @@ def length(
     along = jnp.where(unit > 0, coefficients / jnp.where(unit > 0, unit, 1), 0)
     info = jnp.finfo(along.dtype)
     largest = jnp.clip(jnp.max(jnp.abs(along)), info.tiny, info.max)
-    square = (along / largest) @ (unit[:, None] * gram * unit) @ (along / largest)
+    square = (along / largest) @ (unit[:, None] * gram * unit[None]) @ (along / largest)
     return largest * jnp.sqrt(jnp.maximum(square, 0))
