@@ -1,4 +1,4 @@
-"""What differs between the versions of JAX that the library supports."""
+"""The differences between the versions of JAX that the library supports."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple

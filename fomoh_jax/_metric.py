@@ -5,7 +5,7 @@ from jaxtyping import Array, Float
 
 
 def rounding(size: Float[Array, "*batch k"]) -> Float[Array, "*batch 1"]:
-    """What is zero to rounding beside the largest of the sizes, along the last axis."""
+    """The size that rounding hides beside the largest, along the last axis."""
     k = size.shape[-1]
     largest = jnp.max(size, axis=-1, keepdims=True)
     return k * jnp.finfo(size.dtype).eps * largest
@@ -34,7 +34,7 @@ def whitening(gram: Float[Array, "k k"]) -> Float[Array, "k k"]:
 
 
 def unit_scale(gram: Float[Array, "k k"]) -> Float[Array, " k"]:
-    """What scales each direction to unit length; zero for a direction that is zero.
+    """Factors that scale each direction to unit length; zero for a zero direction.
 
     A gradient near convergence is thousands of times shorter than a random direction.
     Unscaled it would pass for one that depends on the others.

@@ -1,4 +1,4 @@
-"""What a rule for a primitive is written with (:func:`fomoh_jax.register_rule`).
+"""The parts of a rule for a primitive (:func:`fomoh_jax.register_rule`).
 
 A rule is given a :class:`Form`, an :class:`Operation` and the operands, each a
 :class:`HyperDual` of two :class:`Channel` objects, and returns a number for each

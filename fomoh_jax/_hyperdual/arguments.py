@@ -82,7 +82,7 @@ def check_devices(arguments: dict[str, PyTree]) -> None:
 
 
 def signature(fun: Any) -> inspect.Signature | None:
-    """What a function itself takes, whatever it wraps; None if it does not say."""
+    """The signature of a function itself, whatever it wraps; None if it has none."""
     while hasattr(fun, "__wrapped__") and not hasattr(fun, "__code__"):
         fun = fun.__wrapped__  # jit and its like take what is inside
     try:

@@ -1,4 +1,4 @@
-"""What a form is: it says which second-order coefficients a forward pass carries.
+"""Forms say which second-order coefficients a forward pass carries.
 
 A rule never asks which form it is under. It hands the form the tangents of its
 operands, and the form answers with the coefficients it wants: ``v_iᵀ H v_j`` for every
@@ -122,8 +122,8 @@ class Form(abc.ABC):
             return [ZERO] * len(out_axes)
         return self._quadratic(function, xs, out_axes)
 
-    # What a form says. The channels are stored; those of a product share an axis, and
-    # those of a quadratic form, of which some but not all may be zero, what is present.
+    # Each form implements these. The channels are stored; those of a product share an
+    # axis, and those of a quadratic form, some of which may be zero, ``present``.
 
     @abc.abstractmethod
     def _product(self, a: Stack, b: Stack) -> Channel: ...

@@ -88,7 +88,7 @@ class IndexPairs(Form):
     def _chosen(
         self, table: Array, axis: int, places: Places, flat: Callable
     ) -> Channel:
-        """Of a table of products, in two axes from ``axis`` on, those of the pairs."""
+        """The products of the pairs, from a table in two axes from ``axis`` on."""
         present, i, j = places
         if present == ():
             return ZERO

@@ -48,7 +48,7 @@ def varying_alike(tree: T, axes: Collection[str] = ()) -> T:
 def varying_as_traced(types: Sequence[Aval], operands: Sequence[T]) -> list[T]:
     """The operands of an equation that was traced on those types.
 
-    What one of them varies along, more than it did then, all of them do.
+    If one of them varies along more axes than it did then, all of them are made to.
     """
     if not in_shard_map():
         return list(operands)

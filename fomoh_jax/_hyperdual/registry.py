@@ -102,7 +102,7 @@ def apply_rule(
 
 
 def _checked(op: Operation, outs: Any) -> Sequence[HyperDual]:
-    """What a rule returns, if it is what it should be."""
+    """The results of a rule, refused if a user's rule returns anything else."""
     if op.primitive in _OF_USERS:
         count, each = len(op.outputs), isinstance(outs, (list, tuple)) and outs
         if not each or len(each) != count or not all(map(_is_number, each)):

@@ -1,4 +1,4 @@
-"""The elements that vary of a function's arguments, as those of one vector."""
+"""The differentiable arguments of a function as one flat vector."""
 
 import dataclasses
 import itertools
@@ -18,7 +18,7 @@ from fomoh_jax.curvature._checks import read_real
 
 @dataclasses.dataclass(frozen=True)
 class Coordinates:
-    """What varies, in the order of ``jax.flatten_util.ravel_pytree``.
+    """The elements that vary, in the order of ``jax.flatten_util.ravel_pytree``.
 
     Attributes:
       leaves: of the arguments, with ``None`` for those that are held fixed.
@@ -149,7 +149,9 @@ def along(
     primals: Sequence[PyTree],
     vector: Sequence[PyTree],
 ) -> tuple[Coordinates, Float[Array, " D"]]:
-    """What a vector moves, and its elements: ``None`` in it is held fixed.
+    """The coordinates along which a vector moves, and its elements.
+
+    ``None`` in the vector holds an argument, or a part of one, fixed.
 
     Raises:
       TypeError: as :func:`all_varied`, or if the vector is not like the primals.

@@ -267,7 +267,7 @@ def _levels(
     ``lengths`` are ``|v|²``.
     """
     if baseline is None:
-        # Of the other samples: with its own, the estimate would be biased. As a ratio
+        # From the other samples: with its own, the estimate would be biased. As a ratio
         # it is exact for a Hessian that is a multiple of the identity.
         others = lambda x: jnp.sum(x) - x
         levels = others(curvature) / others(lengths)

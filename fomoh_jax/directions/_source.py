@@ -1,4 +1,4 @@
-"""What a source of directions is, and how two of them make one."""
+"""Sources of directions, and how two of them make one."""
 
 import dataclasses
 from collections.abc import Callable

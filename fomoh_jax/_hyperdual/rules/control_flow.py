@@ -95,7 +95,7 @@ def _scanned(number: HyperDual) -> HyperDual:
 
 
 def _at(channels: Sequence[Channel], time: Int[Array, ""]) -> list[Channel]:
-    """What they hold at a time."""
+    """The slices of the channels at a time."""
 
     def cut(array: Array) -> Array:
         if len(array):
