@@ -1,9 +1,10 @@
 """The methods of the paper, composed from the building blocks."""
 
-from typing import Any, Literal
+from typing import Literal
 
 import chex
 import optax
+from jaxtyping import PyTree
 
 from fomoh_jax import directions, plans, solvers
 from fomoh_jax._transforms import scale_by_forward_gradient, scale_by_hyperplane
@@ -15,7 +16,7 @@ def fgd(
     k: int = 1,
     key: chex.PRNGKey | int | None = None,
     has_aux: bool = False,
-    aux_struct: Any = None,
+    aux_struct: PyTree = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Forward gradient descent.
 
@@ -59,7 +60,7 @@ def fomoh(
     *,
     key: chex.PRNGKey | int | None = None,
     has_aux: bool = False,
-    aux_struct: Any = None,
+    aux_struct: PyTree = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""FoMoH: a second-order line search along a random direction.
 
@@ -110,7 +111,7 @@ def fomoh_kd(
     plan: plans.Plan | Literal["auto"] = "auto",
     key: chex.PRNGKey | int | None = None,
     has_aux: bool = False,
-    aux_struct: Any = None,
+    aux_struct: PyTree = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""FoMoH-KD: the minimum of the quadratic model on a random hyperplane.
 
@@ -170,7 +171,7 @@ def fomoh_bp(
     learning_rate: optax.ScalarOrSchedule,
     *,
     has_aux: bool = False,
-    aux_struct: Any = None,
+    aux_struct: PyTree = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""FoMoH-BP: a second-order line search along the backpropagated gradient.
 

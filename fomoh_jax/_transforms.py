@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jaxtyping import Array, Float, Int, PyTree
 
 from fomoh_jax import plans
 from fomoh_jax._hyperdual import (
@@ -29,7 +30,7 @@ from fomoh_jax._value_fn import (
     solve_dtype,
 )
 from fomoh_jax.directions import Directions
-from fomoh_jax.solvers import Outcome, Solver, newton
+from fomoh_jax.solvers import Outcome, Solver, SolverState, newton
 from fomoh_jax.solvers._solver import predicted_reduction
 
 
@@ -45,10 +46,10 @@ class ScaleByForwardGradientState(NamedTuple):
     """
 
     key: Any
-    value: jax.Array
-    slope: jax.Array
-    directions_state: Any
-    aux: Any
+    value: Float[Array, ""]
+    slope: Float[Array, " k"]
+    directions_state: PyTree
+    aux: PyTree
 
 
 class ScaleByHyperplaneState(NamedTuple):
@@ -76,14 +77,14 @@ class ScaleByHyperplaneState(NamedTuple):
 
     key: Any
     model: QuadraticModel
-    coefficients: jax.Array
-    predicted_reduction: jax.Array
-    actual_reduction: jax.Array
-    steps: jax.Array
-    accepted: jax.Array
-    directions_state: Any
-    solver_state: Any
-    aux: Any
+    coefficients: Float[Array, " k"]
+    predicted_reduction: Float[Array, ""]
+    actual_reduction: Float[Array, ""]
+    steps: Int[Array, ""]
+    accepted: Int[Array, ""]
+    directions_state: PyTree
+    solver_state: SolverState
+    aux: PyTree
 
 
 def scale_by_forward_gradient(
@@ -91,7 +92,7 @@ def scale_by_forward_gradient(
     *,
     key: chex.PRNGKey | int | None = None,
     has_aux: bool = False,
-    aux_struct: Any = None,
+    aux_struct: PyTree = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Replaces the updates by a forward gradient.
 
@@ -182,7 +183,7 @@ def scale_by_hyperplane(
     curvature: Literal["hessian", "gauss_newton"] = "hessian",
     plan: plans.Plan | Literal["auto"] = "auto",
     has_aux: bool = False,
-    aux_struct: Any = None,
+    aux_struct: PyTree = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Replaces the updates by the step to the minimum of the model on a hyperplane.
 
@@ -342,7 +343,7 @@ def _check_kind(name: str, value: Any, kind: type, such_as: str) -> None:
 
 def _key_source(
     key: chex.PRNGKey | int | None, directions: Directions
-) -> Callable[[Any], chex.PRNGKey | None]:
+) -> Callable[[PyTree], chex.PRNGKey | None]:
     """A function of the parameters that makes the first key of a state."""
     if not directions.is_random:
         return lambda params: None
@@ -367,7 +368,7 @@ class _OwnKey:
         self.made = next(self.clock)
         self.number: int | None = None
 
-    def __call__(self, params: Any) -> chex.PRNGKey:
+    def __call__(self, params: PyTree) -> chex.PRNGKey:
         if self.number is None:
             self.number = self._others(next(iter(jax.tree.leaves(params)), None))
         first = jax.random.key(0)
@@ -421,5 +422,5 @@ def _as_key(key: chex.PRNGKey | int) -> chex.PRNGKey:
     return jax.random.key(key)
 
 
-def _zeros(struct: Any) -> Any:
+def _zeros(struct: PyTree) -> PyTree:
     return jax.tree.map(lambda x: jnp.zeros(jnp.shape(x), x.dtype), struct)

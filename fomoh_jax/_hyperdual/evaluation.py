@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.core import ClosedJaxpr
 from jaxtyping import Array, PyTree, Shaped
 
 from fomoh_jax._hyperdual import rules  # noqa: F401  (fills the table of rules)
@@ -12,7 +13,7 @@ from fomoh_jax._hyperdual.channels import Channel
 from fomoh_jax._hyperdual.form import Form
 from fomoh_jax._hyperdual.interpreter import interpret
 from fomoh_jax._hyperdual.number import HyperDual, is_inexact
-from fomoh_jax._types import Program, PyTreeDef
+from fomoh_jax._types import PyTreeDef
 from fomoh_jax._xla import warn_if_unsound
 
 
@@ -30,7 +31,7 @@ def evaluate(
 
 def to_jaxpr(
     fun: Callable, primals: Sequence[PyTree], channels: Sequence[Channel], has_aux: bool
-) -> tuple[Program, list[HyperDual], PyTreeDef]:
+) -> tuple[ClosedJaxpr, list[HyperDual], PyTreeDef]:
     """``fun`` as a jaxpr, its arguments as numbers, and the tree of ``(out, aux)``."""
     warn_if_unsound()  # all transformations begin here
     primals = jax.tree.map(jnp.asarray, tuple(primals))

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
+from jaxtyping import PyTree
 
 from fomoh_jax._hyperdual.arguments import (
     check_primals,
@@ -34,9 +35,9 @@ class QuadraticModel(NamedTuple):
         bit.
     """
 
-    value: Any
-    slope: Any
-    curvature: Any
+    value: PyTree
+    slope: PyTree
+    curvature: PyTree
 
 
 class DirectionalCurvature(NamedTuple):
@@ -48,14 +49,14 @@ class DirectionalCurvature(NamedTuple):
       curvature: ``v_iᵀ H v_i``, leaves of shape ``[k, *out]``.
     """
 
-    value: Any
-    slope: Any
-    curvature: Any
+    value: PyTree
+    slope: PyTree
+    curvature: PyTree
 
 
 def hyper_jvp(
-    fun: Callable, primals: Sequence[Any], tangents1: Any, tangents2: Any
-) -> tuple[Any, Any, Any, Any]:
+    fun: Callable, primals: Sequence[PyTree], tangents1: PyTree, tangents2: PyTree
+) -> tuple[PyTree, PyTree, PyTree, PyTree]:
     r"""Evaluates a function on hyper-dual numbers, once.
 
     With :math:`\epsilon_1^2 = \epsilon_2^2 = 0`,
@@ -106,8 +107,8 @@ def hyper_jvp(
 
 def quadratic_model(
     fun: Callable,
-    primals: Sequence[Any],
-    directions: Any,
+    primals: Sequence[PyTree],
+    directions: PyTree,
     *,
     plan: Plan | Literal["auto"] = "auto",
     has_aux: bool = False,
@@ -190,8 +191,8 @@ def quadratic_model(
 def gauss_newton_model(
     outputs: Callable,
     loss: Callable,
-    primals: Sequence[Any],
-    directions: Any,
+    primals: Sequence[PyTree],
+    directions: PyTree,
     *,
     plan: Plan | Literal["auto"] = "auto",
     has_aux: bool = False,
@@ -245,7 +246,7 @@ def gauss_newton_model(
 
 
 def directional_curvature(
-    fun: Callable, primals: Sequence[Any], directions: Any
+    fun: Callable, primals: Sequence[PyTree], directions: PyTree
 ) -> DirectionalCurvature:
     r"""Slope and curvature along each of several directions.
 
@@ -293,7 +294,11 @@ def directional_curvature(
 
 
 def directional_derivatives(
-    fun: Callable, primals: Sequence[Any], directions: Any, *, has_aux: bool = False
+    fun: Callable,
+    primals: Sequence[PyTree],
+    directions: PyTree,
+    *,
+    has_aux: bool = False,
 ) -> Any:
     """Value and slopes ``v_i · ∇f`` alone: what first-order optimisers need.
 

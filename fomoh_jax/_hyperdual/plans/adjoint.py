@@ -27,6 +27,7 @@ import numpy as np
 from jax import lax
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 from jax.tree_util import register_dataclass
+from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from fomoh_jax._compat import primitives_of
 from fomoh_jax._hyperdual.channels import ZERO, Channel, Stack, stacks_of
@@ -41,6 +42,7 @@ from fomoh_jax._hyperdual.mesh_axes import (
 from fomoh_jax._hyperdual.number import HyperDual, is_inexact
 from fomoh_jax._hyperdual.pair_forms import Pairs
 from fomoh_jax._hyperdual.plans.plan import Plan
+from fomoh_jax._types import Leaf
 
 
 def adjoint() -> Plan:
@@ -73,12 +75,16 @@ class Adjoint(Plan):
     """The plan that :func:`adjoint` returns."""
 
     def curvatures(
-        self, jaxpr: Any, k: int, args: Sequence[HyperDual], wanted: int
-    ) -> tuple[list[HyperDual], list[Any]]:
+        self, jaxpr: ClosedJaxpr, k: int, args: Sequence[HyperDual], wanted: int
+    ) -> tuple[list[HyperDual], list[Leaf]]:
         return _curvatures(jaxpr, k, args, wanted)
 
     def products(
-        self, columns: Callable, slopes: Callable, primals: Any, point: jax.Array
+        self,
+        columns: Callable,
+        slopes: Callable,
+        primals: PyTree,
+        point: Float[Array, " D"],
     ) -> jax.Array:
         along = varies_along(jax.eval_shape(slopes, point))
         jaxpr = jax.make_jaxpr(slopes)(point)
@@ -115,7 +121,7 @@ class Sources(Form):
     # infinite, and tangents NaN. The cotangent there is zero, and zero wins: a sum over
     # all that the output depends on would not be finite, and the forward pass is.
 
-    def scale_seconds(self, coefficient: Any, channel: Channel) -> Channel:
+    def scale_seconds(self, coefficient: ArrayLike, channel: Channel) -> Channel:
         if not self.selects:
             return channel.scaled(coefficient)
         return channel.scaled(coefficient, _times_unless_zero)
@@ -224,7 +230,7 @@ class Sources(Form):
 
 
 @jax.custom_vjp
-def _times_unless_zero(coefficient: Any, x: jax.Array) -> jax.Array:
+def _times_unless_zero(coefficient: Leaf, x: jax.Array) -> jax.Array:
     """``coefficient * x``; a cotangent that is zero stays so, whatever it meets."""
     return coefficient * x
 
@@ -250,14 +256,14 @@ def _gram(a: jax.Array, b: jax.Array) -> jax.Array:
     )
 
 
-def _wide(*dtypes: Any) -> Any:
+def _wide(*dtypes: jnp.dtype) -> jnp.dtype:
     with jax.numpy_dtype_promotion("standard"):
         return jnp.result_type(jnp.float32, *dtypes)
 
 
 def _curvatures(
-    jaxpr: Any, k: int, args: Sequence[HyperDual], wanted: int
-) -> tuple[list[HyperDual], list[Any]]:
+    jaxpr: ClosedJaxpr, k: int, args: Sequence[HyperDual], wanted: int
+) -> tuple[list[HyperDual], list[Leaf]]:
     selects = "select_n" in primitives_of(jaxpr)
     args = [arg.stored() for arg in args]  # the reverse pass keeps the tangents
     dtypes = [x.primal.dtype for x in args if not x.tangents.is_zero]
@@ -289,7 +295,7 @@ def _curvatures(
     _, _, flat = passes[min(passes, key=len)]
     flat = [passes[over][2][n] for n, over in enumerate(axes)] + flat[wanted:]
 
-    def of_output(place: int, primal: Any) -> Any:
+    def of_output(place: int, primal: Leaf) -> Any:
         values, pull, _ = passes[axes[place]]
         value = values[place]
         if value is None:
@@ -320,7 +326,7 @@ def _curvatures(
     return flat, [of_output(n, out.primal) for n, out in enumerate(flat[:wanted])]
 
 
-def _no_curvature(k: int, primal: Any) -> Any:
+def _no_curvature(k: int, primal: Leaf) -> Any:
     shape = (k, k, *jnp.shape(primal))
     if not is_inexact(primal):
         return np.zeros(shape, jax.dtypes.float0)

@@ -2,12 +2,13 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import JaxprEqn
+from jax.extend.core import ClosedJaxpr, JaxprEqn
 from jax.sharding import AxisType
+from jaxtyping import Array, Float, PyTree
 
 from fomoh_jax._compat import open_jaxpr, programs_in
 from fomoh_jax._hyperdual.mesh_axes import in_shard_map
@@ -16,6 +17,7 @@ from fomoh_jax._hyperdual.plans.adjoint import Adjoint
 from fomoh_jax._hyperdual.plans.forward import Forward
 from fomoh_jax._hyperdual.plans.plan import Plan
 from fomoh_jax._hyperdual.registry import is_known
+from fomoh_jax._types import Leaf, Program
 
 # From so many directions on, the reverse pass is as fast as a forward pass or faster:
 # for all the networks of the benchmarks, a logistic regression and a Gaussian process.
@@ -56,15 +58,19 @@ class Auto(Plan):
     """
 
     def curvatures(
-        self, jaxpr: Any, k: int, args: Sequence[HyperDual], wanted: int
-    ) -> tuple[list[HyperDual], list[Any]]:
+        self, jaxpr: ClosedJaxpr, k: int, args: Sequence[HyperDual], wanted: int
+    ) -> tuple[list[HyperDual], list[Leaf]]:
         # Directions that are made again at each equation are not kept for the way back.
         stored = all(x.tangents.is_stored for x in args)
         plan = _plan_of(jaxpr, k, wanted) if stored else Forward()
         return plan.curvatures(jaxpr, k, args, wanted)
 
     def products(
-        self, columns: Callable, slopes: Callable, primals: Any, point: jax.Array
+        self,
+        columns: Callable,
+        slopes: Callable,
+        primals: PyTree,
+        point: Float[Array, " D"],
     ) -> jax.Array:
         # The slopes are those of one number, whose primitives are among theirs.
         of_one = lambda point: slopes(point)[0]
@@ -72,7 +78,7 @@ class Auto(Plan):
         return plan.products(columns, slopes, primals, point)
 
 
-def _plan_of(jaxpr: Any, k: int, wanted: int) -> Plan:
+def _plan_of(jaxpr: ClosedJaxpr, k: int, wanted: int) -> Plan:
     outputs = jaxpr.out_avals[:wanted]
     of_one = len(outputs) == 1 and outputs[0].shape == () and is_inexact(outputs[0])
     types = [*jaxpr.in_avals, *outputs]
@@ -88,7 +94,7 @@ def _is_mapped() -> bool:
     return in_shard_map() or AxisType.Explicit in kinds
 
 
-def _reverses(jaxpr: Any, *, rules: bool = True) -> bool:
+def _reverses(jaxpr: Program, *, rules: bool = True) -> bool:
     """Whether a reverse pass is sure to be able to take a program.
 
     With ``rules``, those of ``jax.custom_jvp`` are looked into as well. They may call
@@ -113,7 +119,7 @@ def _equation_reverses(eqn: JaxprEqn, rules: bool) -> bool:
     return not has_rule or _reverses(_derivative(eqn), rules=False)
 
 
-def _derivative(eqn: JaxprEqn) -> Any:
+def _derivative(eqn: JaxprEqn) -> ClosedJaxpr:
     """The program of the first derivative of an equation."""
     types = [x.aval for x in eqn.invars]
     places = [i for i, x in enumerate(types) if is_inexact(x)]

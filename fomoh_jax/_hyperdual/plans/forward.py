@@ -2,12 +2,13 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.extend.core import ClosedJaxpr
+from jaxtyping import Array, Float, PyTree
 
 from fomoh_jax._hyperdual.arguments import check_size
 from fomoh_jax._hyperdual.channels import Stack
@@ -18,6 +19,7 @@ from fomoh_jax._hyperdual.number import HyperDual
 from fomoh_jax._hyperdual.pair_forms import FirstOrder, Pairs
 from fomoh_jax._hyperdual.part_forms import Offsets
 from fomoh_jax._hyperdual.plans.plan import Plan
+from fomoh_jax._types import Leaf
 
 
 def forward(chunk_size: int | None = None) -> Plan:
@@ -57,20 +59,27 @@ class Forward(Plan):
     chunk_size: int | None = None
 
     def curvatures(
-        self, jaxpr: Any, k: int, args: Sequence[HyperDual], wanted: int
-    ) -> tuple[list[HyperDual], list[Any]]:
+        self, jaxpr: ClosedJaxpr, k: int, args: Sequence[HyperDual], wanted: int
+    ) -> tuple[list[HyperDual], list[Leaf]]:
         if self.chunk_size is None or self.chunk_size >= k:
             return _at_once(jaxpr, k, args, wanted)
         return _in_chunks(jaxpr, k, args, wanted, self.chunk_size)
 
     def products(
-        self, columns: Callable, slopes: Callable, primals: Any, point: jax.Array
+        self,
+        columns: Callable,
+        slopes: Callable,
+        primals: PyTree,
+        point: Float[Array, " D"],
     ) -> jax.Array:
         return along_basis(columns, primals, point, self.chunk_size)
 
 
 def along_basis(
-    function: Callable, primals: Any, point: jax.Array, chunk_size: int | None
+    function: Callable,
+    primals: PyTree,
+    point: Float[Array, " D"],
+    chunk_size: int | None,
 ) -> jax.Array:
     """``function(primals, basis)``, ``[…, D]``, for a part of the basis at a time."""
     size = point.size
@@ -81,9 +90,9 @@ def along_basis(
 
 def part_of_basis(
     function: Callable,
-    primals: Any,
+    primals: PyTree,
     point: jax.Array,
-    first: Any,
+    first: int | Array,
     length: int,
     chunk_size: int | None,
 ) -> jax.Array:
@@ -105,8 +114,8 @@ def part_of_basis(
 
 
 def _at_once(
-    jaxpr: Any, k: int, args: Sequence[HyperDual], wanted: int
-) -> tuple[list[HyperDual], list[Any]]:
+    jaxpr: ClosedJaxpr, k: int, args: Sequence[HyperDual], wanted: int
+) -> tuple[list[HyperDual], list[Leaf]]:
     pairs = Pairs(k)
     numbers = interpret(jaxpr, pairs, args)
     places = np.zeros((k, k), np.int32)
@@ -117,8 +126,8 @@ def _at_once(
 
 
 def _in_chunks(
-    jaxpr: Any, k: int, args: Sequence[HyperDual], wanted: int, chunk_size: int
-) -> tuple[list[HyperDual], list[Any]]:
+    jaxpr: ClosedJaxpr, k: int, args: Sequence[HyperDual], wanted: int, chunk_size: int
+) -> tuple[list[HyperDual], list[Leaf]]:
     needed = k // 2 + 1
     count = -(-needed // chunk_size)
     size = -(-needed // count)

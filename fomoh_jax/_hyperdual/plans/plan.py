@@ -2,11 +2,13 @@
 
 import abc
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
+from jax.extend.core import ClosedJaxpr
+from jaxtyping import Array, Float, PyTree
 
 from fomoh_jax._hyperdual.number import HyperDual
+from fomoh_jax._types import Leaf
 
 
 class Plan(abc.ABC):
@@ -18,8 +20,8 @@ class Plan(abc.ABC):
 
     @abc.abstractmethod
     def curvatures(
-        self, jaxpr: Any, k: int, args: Sequence[HyperDual], wanted: int
-    ) -> tuple[list[HyperDual], list[Any]]:
+        self, jaxpr: ClosedJaxpr, k: int, args: Sequence[HyperDual], wanted: int
+    ) -> tuple[list[HyperDual], list[Leaf]]:
         """A program at numbers of order one, and ``v_iᵀ H v_j`` of its first outputs.
 
         Args:
@@ -36,7 +38,11 @@ class Plan(abc.ABC):
 
     @abc.abstractmethod
     def products(
-        self, columns: Callable, slopes: Callable, primals: Any, point: jax.Array
+        self,
+        columns: Callable,
+        slopes: Callable,
+        primals: PyTree,
+        point: Float[Array, " D"],
     ) -> jax.Array:
         """The Hessian of a scalar function times each of ``m`` vectors, ``[m, D]``.
 

@@ -2,13 +2,14 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.extend.core import ClosedJaxpr
 from jax.sharding import AxisType, PartitionSpec
+from jaxtyping import Array, Float, PyTree
 
 from fomoh_jax._compat import open_jaxpr
 from fomoh_jax._hyperdual.arguments import check_size
@@ -26,6 +27,7 @@ from fomoh_jax._hyperdual.pair_forms import FirstOrder
 from fomoh_jax._hyperdual.part_forms import Rows
 from fomoh_jax._hyperdual.plans.forward import part_of_basis, places_in_chunks
 from fomoh_jax._hyperdual.plans.plan import Plan
+from fomoh_jax._types import Leaf
 
 
 def split(mesh_axis: str, chunk_size: int | None = None) -> Plan:
@@ -88,8 +90,8 @@ class Split(Plan):
         )
 
     def curvatures(
-        self, jaxpr: Any, k: int, args: Sequence[HyperDual], wanted: int
-    ) -> tuple[list[HyperDual], list[Any]]:
+        self, jaxpr: ClosedJaxpr, k: int, args: Sequence[HyperDual], wanted: int
+    ) -> tuple[list[HyperDual], list[Leaf]]:
         axis, offsets = self.mesh_axis, k // 2 + 1
         numbers = _over_devices(jaxpr, k, args, wanted, axis, self.chunk_size)
         seconds = coefficients_of(numbers[:wanted], "seconds", offsets * k)
@@ -97,7 +99,11 @@ class Split(Plan):
         return numbers, [x[places] for x in seconds]
 
     def products(
-        self, columns: Callable, slopes: Callable, primals: Any, point: jax.Array
+        self,
+        columns: Callable,
+        slopes: Callable,
+        primals: PyTree,
+        point: Float[Array, " D"],
     ) -> jax.Array:
         axis, size = self.mesh_axis, point.size
         kinds = _axis_types()
@@ -107,7 +113,7 @@ class Split(Plan):
                 f"whose axes are all of AxisType.Auto; got {kinds}."
             )
 
-        def share(primals: Any, point: jax.Array) -> jax.Array:
+        def share(primals: PyTree, point: Float[Array, " D"]) -> jax.Array:
             length = -(-size // lax.axis_size(axis))
             first = lax.axis_index(axis) * length
             part = part_of_basis(
@@ -139,7 +145,7 @@ def _axis_types() -> dict[str, AxisType]:
 
 
 def _over_devices(
-    jaxpr: Any,
+    jaxpr: ClosedJaxpr,
     k: int,
     args: Sequence[HyperDual],
     wanted: int,
@@ -192,7 +198,9 @@ def _is_mapped(mesh_axis: str, k: int) -> bool:
     return dict(zip(mesh.axis_names, mesh.axis_types))[mesh_axis] == AxisType.Manual
 
 
-def _check_the_same(jaxpr: Any, args: Sequence[HyperDual], mesh_axis: str) -> None:
+def _check_the_same(
+    jaxpr: ClosedJaxpr, args: Sequence[HyperDual], mesh_axis: str
+) -> None:
     """Refuse a function that is another one on each device."""
     primals = [x.primal for x in args]
     different = {
@@ -211,14 +219,14 @@ def _check_the_same(jaxpr: Any, args: Sequence[HyperDual], mesh_axis: str) -> No
 
 
 def _share(
-    jaxpr: Any,
+    jaxpr: ClosedJaxpr,
     k: int,
     args: Sequence[HyperDual],
     wanted: int,
     own: jax.Array,
     share: int,
     chunk_size: int | None,
-) -> tuple[list[Any], list[tuple[jax.Array, jax.Array]]]:
+) -> tuple[list[Leaf], list[tuple[Array, Array]]]:
     """Primals, and ``[k, *out]`` slopes and ``[k // 2 + 1, k, *out]`` seconds.
 
     These are of the first ``wanted`` that vary, and zero but for the ``share`` of the
