@@ -125,7 +125,7 @@ def fomoh_kd(
     Args:
       k: number of directions.
       learning_rate: :math:`\eta`, a number or a schedule; 1 goes to the minimum of the
-        model. On minibatches that fits their noise, the more the larger ``k`` is.
+        model. Full steps overfit the minibatch, increasingly with ``k``.
       solver: how the k×k system is solved; by default ``solvers.self_tuning()`` without
         a learning rate, and the paper's ``solvers.newton()`` with one. The steps of a
         solver without a learning rate are taken whole.

@@ -78,10 +78,12 @@ def restricted(
     Raises:
       TypeError: if one of them is not of real floating-point numbers; ``name`` is who
         says so.
-      ValueError: if ``argnums`` is out of range.
+      ValueError: if ``argnums`` is out of range, or names an argument twice.
     """
     several = isinstance(argnums, Sequence)
     places = [_normalised(i, len(args)) for i in (argnums if several else [argnums])]
+    if len(set(places)) < len(places):
+        raise ValueError(f"argnums names an argument twice; got {argnums}.")
     varied = tuple(args[i] for i in places)
     for i, arg in zip(places, varied):
         _check_real(name, i, arg)

@@ -2,6 +2,7 @@
 
 import itertools
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -64,7 +65,8 @@ class ScaleByHyperplaneState(NamedTuple):
       predicted_reduction: by how much the model falls on the last step, taken whole.
       actual_reduction: by how much the loss fell: on the last step and the same batch,
         where the search looks ahead; otherwise from the last model to this one, on the
-        step before the last and another batch. 0 before it is known.
+        step before the last and another batch. 0 before it is known. Both reductions
+        are NaN after a loss that was not finite.
       steps: how many updates were made, int32.
       accepted: how many of them moved the parameters, int32: those with a finite loss
         and a step that is not zero and that the search did not refuse.
@@ -109,8 +111,8 @@ def scale_by_forward_gradient(
         of the same kind; a seed becomes a typed key. By default seed 0 is used, except
         that the links of a chain get different keys: a link, when it is first
         initialised, counts the others that were initialised on the same arrays since
-        it was created. (Under ``optax.inject_hyperparams``, which creates and
-        initialises them one by one, give each link a key.)
+        it was created. Give each link a key where that cannot tell: under
+        ``optax.inject_hyperparams`` and ``optax.flatten``, or for one link used twice.
       has_aux: whether ``value_fn`` returns ``(value, aux)``. The aux of the evaluated
         point is then in the state.
       aux_struct: with ``has_aux``, the structure, shapes and dtypes of the aux (arrays
@@ -190,9 +192,8 @@ def scale_by_hyperplane(
     .. math:: g = V \kappa, \qquad \kappa = (V^\top H V)^{-1}\, V^\top \nabla f
 
     for directions :math:`V = [v_1 \dots v_k]`, with the system solved as ``solver``
-    says. By default value, slopes and curvature come from one
-    forward pass. Like a gradient, ``g``
-    points uphill: a step of learning rate 1 goes to the minimum.
+    says. By default value, slopes and curvature come from one forward pass. Like a
+    gradient, ``g`` points uphill: a step of learning rate 1 goes to the minimum.
 
     Args:
       directions: what spans the hyperplane, such as ``directions.gaussian(8)``.
@@ -202,8 +203,8 @@ def scale_by_hyperplane(
         of the same kind; a seed becomes a typed key. By default seed 0 is used, except
         that the links of a chain get different keys: a link, when it is first
         initialised, counts the others that were initialised on the same arrays since
-        it was created. (Under ``optax.inject_hyperparams``, which creates and
-        initialises them one by one, give each link a key.)
+        it was created. Give each link a key where that cannot tell: under
+        ``optax.inject_hyperparams`` and ``optax.flatten``, or for one link used twice.
       curvature: ``"hessian"``, or ``"gauss_newton"`` for a loss in two parts:
         ``update`` then takes ``outputs_fn`` as well, and the loss is
         ``value_fn(outputs_fn(params))``. See :func:`fomoh_jax.gauss_newton_model`.
@@ -361,8 +362,8 @@ class _OwnKey:
     """
 
     clock: ClassVar[Iterator[int]] = itertools.count()
-    # A leaf of the parameters that were last initialised on, and when each link was.
-    last: ClassVar[tuple[Callable[[], Any], list[int]]] = (lambda: None, [])
+    # Of the parameters that were last initialised on, a leaf and when each link was.
+    recent: ClassVar[deque[tuple[Callable[[], Any], list[int]]]] = deque(maxlen=8)
 
     def __init__(self):
         self.made = next(self.clock)
@@ -376,10 +377,10 @@ class _OwnKey:
 
     def _others(self, leaf: Any) -> int:
         """How many links were initialised on these parameters since this was made."""
-        known, times = _OwnKey.last
-        if known() is not leaf:
+        times = next((times for known, times in self.recent if known() is leaf), None)
+        if times is None:
             times = []
-            _OwnKey.last = _weakly(leaf), times
+            self.recent.append((_weakly(leaf), times))
         others = sum(time > self.made for time in times)
         times.append(next(self.clock))
         return others

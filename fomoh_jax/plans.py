@@ -1,6 +1,7 @@
 """Plans: how a quadratic model, a Hessian, or a product with one is computed.
 
-All give the same numbers but for rounding, in different time and memory.
+All give the same numbers but for rounding, in different time and memory. (Where a
+derivative is infinite, one plan may return NaN where another is finite.)
 
 :func:`forward` carries the second-order coefficients through one forward pass,
 :func:`adjoint` computes them with one reverse pass for each element of the output, and

@@ -344,6 +344,16 @@ def test_an_optimiser_without_a_key_has_that_of_seed_0_whatever_was_made_before(
     assert waiting
 
 
+def test_links_around_one_that_sees_other_arrays_have_keys_of_their_own():
+    make = lambda: fj.scale_by_forward_gradient(directions.gaussian(1))
+    tx = optax.chain(make(), optax.flatten(optax.scale(1.0)), make(), make())
+    between = optax.chain(make(), optax.flatten(make()), make())
+    for chain in (tx, between):
+        found = optax.tree_utils.tree_get_all_with_path(chain.init(PARAMS), "key")
+        first, *_, last = (numbers(key).tolist() for _, key in found)
+        assert first != last
+
+
 def test_directions_of_two_optimisers_in_a_chain_are_not_parallel():
     step, end = fj.fgd(0.1), fj.fgd(0.1)
     one, other = (

@@ -134,6 +134,22 @@ def test_arguments_out_of_range_are_refused():
         solvers.trust_region(measured_on="both")
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_radius_comes_back_after_any_number_of_refusals(dtype):
+    solver = solvers.trust_region()
+    one = jnp.ones((), dtype)
+    model = QuadraticModel(one, jnp.ones(1, dtype), jnp.ones((1, 1), dtype))
+
+    def step(state, actual):
+        _, state = solver.solve(model, jnp.eye(1, dtype=dtype), state)
+        _, state = solver.judge(Outcome(one, one, actual), state)
+        return state, state.search.size
+
+    actual = jnp.concatenate([-jnp.ones(600, dtype), jnp.ones(10, dtype)])
+    _, sizes = jax.jit(lambda a: jax.lax.scan(step, solver.init(), a))(actual)
+    np.testing.assert_allclose(sizes[609], 2.0**10 * sizes[599])
+
+
 def test_a_model_that_rises_is_refused():
     solver = solvers.trust_region()
     assert not solver.judge(outcome(1.0, -1e-3, -1e4), at_the_edge(solver))[0]

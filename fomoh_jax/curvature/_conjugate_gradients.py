@@ -68,9 +68,9 @@ def conjugate_gradients(
     negative, ``solution`` is what was reached before, zero in the first iteration, and
     ``direction`` says where the model has no minimum.
 
-    By default an iteration is one forward pass with ``2 D`` coefficients. That pays,
-    beside the whole Hessian with its ``D (D + 1) / 2``, where few are needed or ``D²``
-    numbers are too many.
+    An iteration is a product as :func:`hvp` computes it. By forward passes alone, with
+    ``2 D`` coefficients, that pays, beside the whole Hessian with its
+    ``D (D + 1) / 2``, where few are needed or ``D²`` numbers are too many.
 
     Args:
       fun: a function of pytrees of arrays that returns one real number.

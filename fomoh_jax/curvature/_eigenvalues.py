@@ -49,8 +49,7 @@ def top_eigenvalues(
     r"""Eigenvalues of the Hessian of the largest magnitude, by subspace iteration.
 
     Subspace iteration with Rayleigh–Ritz: an orthonormal block :math:`X` of
-    ``k + oversampling`` vectors is multiplied by the Hessian, by default in one forward
-    pass, and
+    ``k + oversampling`` vectors is multiplied by the Hessian, and
 
     .. math:: X^\top H X = U \Theta U^\top, \qquad X \leftarrow \mathrm{orth}(H X U)
 

@@ -71,7 +71,7 @@ def hutchinson_trace(
     """
     name, n = "hutchinson_trace", check_sizes(probes, chunk_size)
 
-    def estimate(key: PRNGKeyArray, *args: PyTree, **kwargs: PyTree) -> Estimate:
+    def estimate(key: PRNGKeyArray, /, *args: PyTree, **kwargs: PyTree) -> Estimate:
         check_key(key)
         function, varied = restricted(name, fun, argnums, args, kwargs)
         coordinates = coordinates_of(name, varied)
@@ -136,7 +136,7 @@ def hutchinson_diagonal(
     """
     name, n = "hutchinson_diagonal", check_sizes(probes, chunk_size)
 
-    def estimate(key: PRNGKeyArray, *args: PyTree, **kwargs: PyTree) -> Estimate:
+    def estimate(key: PRNGKeyArray, /, *args: PyTree, **kwargs: PyTree) -> Estimate:
         check_key(key)
         function, varied = restricted(name, fun, argnums, args, kwargs)
         coordinates = coordinates_of(name, varied)

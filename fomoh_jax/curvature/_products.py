@@ -27,17 +27,20 @@ def hvp(
 
     .. math:: (H v)_i = e_i^\top H v
 
-    The product is exact. Where reverse mode can take the function, it takes a few
-    evaluations of it. Otherwise, and with ``plans.forward()``, one forward pass carries
-    ``D`` second-order coefficients and not ``D²``: the pairs of ``v`` with each
-    direction of the standard basis.
+    The product is exact. With ``plans.adjoint()`` it takes a few evaluations of the
+    function, if reverse mode can take that; with ``plans.forward()``, one forward pass
+    that carries ``D`` second-order coefficients and not ``D²``: the pairs of ``v`` with
+    each direction of the standard basis.
 
     Args:
       fun: a function of pytrees of arrays that returns one real number.
       primals: tuple of its arguments.
       vector: tuple like ``primals``; ``None`` for an argument, or a part of one, that
         is held fixed.
-      plan: how it is computed, one of :mod:`fomoh_jax.plans`.
+      plan: how it is computed, one of :mod:`fomoh_jax.plans`. ``"auto"`` takes
+        ``plans.adjoint()`` for a function that selects, slices and sorts nothing, such
+        as a tanh network: infinite derivatives of what is left out would make its
+        product NaN.
 
     Returns:
       A tuple like ``primals``, with ``None`` for what is held fixed.

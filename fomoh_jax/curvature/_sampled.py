@@ -98,7 +98,7 @@ def sampled_hessian(
     """
     name, n = "sampled_hessian", check_sizes(probes, chunk_size)
 
-    def estimate(key: PRNGKeyArray, *args: PyTree, **kwargs: PyTree) -> Estimate:
+    def estimate(key: PRNGKeyArray, /, *args: PyTree, **kwargs: PyTree) -> Estimate:
         check_key(key)
         function, varied = restricted(name, fun, argnums, args, kwargs)
         coordinates = coordinates_of(name, varied)
@@ -174,7 +174,7 @@ def sampled_diagonal(
     """
     name, n = "sampled_diagonal", check_sizes(probes, chunk_size)
 
-    def estimate(key: PRNGKeyArray, *args: PyTree, **kwargs: PyTree) -> Estimate:
+    def estimate(key: PRNGKeyArray, /, *args: PyTree, **kwargs: PyTree) -> Estimate:
         check_key(key)
         function, varied = restricted(name, fun, argnums, args, kwargs)
         coordinates = coordinates_of(name, varied)

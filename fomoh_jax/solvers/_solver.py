@@ -12,7 +12,9 @@ from fomoh_jax._hyperdual import QuadraticModel
 
 
 class Outcome(NamedTuple):
-    """How a step came out. All numbers are 0 where there was no step.
+    """How a step came out, whether or not it was taken.
+
+    All numbers are 0 before the first step, and where a number was not finite.
 
     Attributes:
       value: the loss that the step started from.
@@ -31,8 +33,8 @@ class Step(NamedTuple):
     Attributes:
       coefficients: ``κ``.
       length: ``|Vκ|``, in the units of the parameters.
-      size: the smallest size that leads to this step. It is less than the size that was
-        asked for where a larger one leads no further.
+      size: what was used of the size that was asked for: less than all of it where a
+        larger one would lead no further.
     """
 
     coefficients: Float[Array, " k"]
@@ -46,9 +48,9 @@ class Descent:
 
     Attributes:
       step: ``step(model, gram, size, last, state) -> (Step, state)``. A larger size
-        leads to a longer step, and a size that goes to zero to none. Size 1 is the
-        descent's own step, or a trust radius of 1. ``last`` is the :class:`Outcome` of
-        the step before.
+        leads as far or further; where the model has curvature, a size that goes to zero
+        leads to no step. Size 1 is the descent's own step. ``last`` is the
+        :class:`Outcome` of the step before.
       init: ``init() -> state``, for a descent that remembers.
     """
 
@@ -65,7 +67,8 @@ class Search:
     Attributes:
       size: ``size(state) -> size``, of the next step.
       learn: ``learn(outcome, state) -> (accepted, state)``: what the outcome of a step
-        tells, and whether the step is to be taken.
+        tells, and whether the step is to be taken. It is called once a step, before the
+        first one, too, unless the search looks ahead.
       limit: ``limit(step, state) -> (scale, state)``: the step about to be taken, and
         by what it is to be scaled first.
       init: ``init() -> state``.

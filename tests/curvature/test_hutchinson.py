@@ -127,3 +127,12 @@ def test_the_trace_takes_what_reverse_mode_cannot():
     x = jnp.array([2.0, 1.5])  # twice: x⁴
     value, _ = jax.jit(hutchinson_trace(grown, probes=2))(KEY, x)
     np.testing.assert_allclose(value, jnp.sum(12 * x**2))
+
+
+def test_a_function_may_take_a_key_of_its_own():
+    fun = lambda x, *, key: jnp.sum(x**3) + 0 * jax.random.uniform(key)
+    key = jax.random.key(0)
+    trace = hutchinson_trace(fun, probes=2)(key, jnp.ones(2), key=key)
+    np.testing.assert_allclose(trace.value, 12)
+    with pytest.raises(ValueError, match=r"argument twice; got \(0, 0\)"):
+        hutchinson_trace(fun, (0, 0), probes=2)(key, jnp.ones(2), key=key)

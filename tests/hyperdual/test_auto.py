@@ -1,10 +1,14 @@
 """Which plan ``"auto"`` takes, seen by whether the program carries k² coefficients."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from jax.custom_derivatives import SymbolicZero
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import fomoh_jax
 from fomoh_jax import directions, plans
@@ -27,6 +31,19 @@ def _(primals, tangents):
     step = lambda carry: (carry[0] + 1, carry[1] + 2 * x * t)
     unfinished = lambda carry: carry[0] < 1
     return square(x), lax.while_loop(unfinished, step, (0, jnp.zeros_like(x)))[1]
+
+
+@jax.custom_jvp
+def scaled(x, scale):
+    return scale * x**2
+
+
+@functools.partial(scaled.defjvp, symbolic_zeros=True)
+def _(primals, tangents):
+    """A rule that refuses to be differentiated by its second argument."""
+    (x, scale), (t, none) = primals, tangents
+    assert isinstance(none, SymbolicZero)
+    return scaled(x, scale), 2 * scale * x * t
 
 
 def solved_without_transpose(x):
@@ -54,10 +71,14 @@ FORWARD = {
     "a solver without a transpose": lambda x: jnp.sum(
         solved_without_transpose(x**2) ** 2
     ),
+    "a rule that refuses": lambda x: jnp.sum(scaled(x, 3.0)),
     "two numbers": lambda x: (jnp.sum(x**2), jnp.prod(x)),
     "an array": lambda x: jnp.tanh(W @ x),
     "a complex number": lambda x: jnp.sum(jnp.exp(1j * x)),
 }
+
+
+PLANS = ("auto", plans.forward())
 
 
 def carries(model, like, *args):
@@ -103,7 +124,8 @@ def test_products_take_it_too():
     x, v = jnp.asarray(normal(D)), jnp.asarray(normal(D, seed=1))
     product = lambda fun, plan: lambda x: hvp(fun, (x,), (v,), plan=plan)[0]
     for fun, taken in (
-        (REVERSED["network"], plans.adjoint()),
+        (REVERSED["scan"], plans.adjoint()),
+        (REVERSED["network"], plans.forward()),  # relu leaves elements out
         (FORWARD["a loop of unknown length"], plans.forward()),
     ):
         auto = product(fun, "auto")
@@ -117,14 +139,66 @@ def test_optimisers_and_deferred_directions_stay_with_a_forward_pass():
         steps = []
         for plan in ("auto", plans.forward()):
             tx = fomoh_jax.scale_by_hyperplane(source, plan=plan, key=0)
-            state = tx.init(x)
-            steps.append(lambda x: tx.update(None, state, x, value_fn=loss)[0])
+            step = functools.partial(tx.update, None, tx.init(x), value_fn=loss)
+            steps.append(lambda x, step=step: step(params=x)[0])
         assert carries(*steps, x)
         vectors = source.sample(jax.random.key(0), x, None)
     model = lambda plan: (
         lambda x: fomoh_jax.quadratic_model(loss, (x,), (vectors,), plan=plan)
     )
     assert carries(model("auto"), model(plans.forward()), x)
+
+
+# Where an element is left out, its infinite derivative is left out as well.
+LEFT_OUT = {
+    "slice": lambda x: jnp.sum(jnp.sqrt(x)[1:]),
+    "dynamic_slice": lambda x: jnp.sum(lax.dynamic_slice(jnp.sqrt(x), (1,), (4,))),
+    "sort": lambda x: jnp.sum(jnp.sort(jnp.sqrt(x))[1:]),
+    "top_k": lambda x: jnp.sum(lax.top_k(jnp.sqrt(x), 2)[0]),
+    "set": lambda x: jnp.sum(jnp.sqrt(x).at[0].set(1.0)),
+    "unstack": lambda x: sum(jnp.unstack(jnp.sqrt(x))[1:]),
+    "where": lambda x: jnp.sum(jnp.where(x > 0, x**1.5, 0)) + jnp.sum(x**2),
+    "distances": lambda x: jnp.sum(
+        jnp.linalg.norm(x.reshape(3, 2)[:, None] - x.reshape(3, 2), axis=-1)[
+            np.triu_indices(3, 1)
+        ]
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LEFT_OUT)
+def test_what_is_left_out_makes_nothing_nan(name):
+    fun, x = LEFT_OUT[name], jnp.arange(float(D))
+    hessians = [
+        jax.jit(lambda: fomoh_jax.hessian(fun, plan=plan)(x))() for plan in PLANS
+    ]
+    assert np.all(np.isfinite(hessians[1]))
+    assert_close(*hessians)
+    v = jnp.ones(D)
+    assert_close(*(jax.jit(lambda: hvp(fun, (x,), (v,), plan=p))() for p in PLANS))
+
+
+def test_arrays_that_say_how_they_are_sharded_need_no_mesh_in_use():
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Explicit,))
+    data = jax.device_put(normal(8, D), NamedSharding(mesh, PartitionSpec("data")))
+    fun = lambda x, data: jnp.mean(jnp.tanh(data @ x) ** 2)
+    x = normal(D)
+    expected = jax.hessian(fun)(x, np.asarray(data))
+    assert_close(fomoh_jax.hessian(fun)(x, data), expected)
+    assert_close(fomoh_jax.hessian(lambda x: fun(x, data))(x), expected)
+
+
+def test_a_function_may_exchange_numbers_over_an_axis_of_a_vmap():
+    fun = lambda x: lax.psum(jnp.sum(x**3), "batch")
+    x = normal(2, D)
+    by = lambda f: jax.vmap(f, axis_name="batch")(x)
+    assert_close(by(fomoh_jax.hessian(fun)), by(jax.jacfwd(jax.jacfwd(fun))))
+
+
+def test_weak_types_are_kept():
+    fun = lambda *xs: xs[0] * xs[1] * xs[2] * xs[3] * xs[4]
+    hessian = fomoh_jax.hessian(fun, argnums=range(5))(1.0, 2.0, 3.0, 4.0, 5.0)
+    assert hessian[0][1] == 60 and hessian[0][1].weak_type
 
 
 def test_what_it_takes_is_decided_without_running_anything():

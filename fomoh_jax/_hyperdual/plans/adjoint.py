@@ -103,7 +103,7 @@ class Sources(Form):
         entries with ``i <= j`` belong to the curvature.
       halves: ``[k, k]`` alike; the sum of its cotangent and the transpose belongs to
         the curvature.
-      selects: whether the program takes some elements and not others.
+      selects: whether the program may leave elements out, see :func:`leaves_out`.
     """
 
     k: int = dataclasses.field(metadata={"static": True})
@@ -244,6 +244,25 @@ _times_unless_zero.defvjp(
 )
 
 
+# A cotangent of some of their elements is zero, whatever the others are.
+_LEAVE_OUT = {
+    *("select_n", "max", "min", "clamp", "sort", "top_k", "approx_top_k", "reduce_max"),
+    *("reduce_min", "reduce_window_max", "reduce_window_min", "select_and_gather_add"),
+    *("cummax", "cummin", "slice", "dynamic_slice", "gather", "pad", "argsort"),
+    *("dynamic_update_slice", "scatter", "scatter_min", "scatter_max", "split"),
+    *("reduce_window", "reduce_window_sum", "conv_general_dilated", "real", "imag"),
+    *("unstack", "reduce", "cond"),
+}
+
+
+def leaves_out(jaxpr: ClosedJaxpr) -> bool:
+    """Whether elements of a value may have no part in what a program returns.
+
+    Their derivatives may be infinite, and a reverse pass multiplies these by zero.
+    """
+    return not _LEAVE_OUT.isdisjoint(primitives_of(jaxpr))
+
+
 def _gram(a: jax.Array, b: jax.Array) -> jax.Array:
     """``⟨a_i, b_j⟩`` of two stacks along leading axes, in at least float32."""
     places = tuple(range(1, a.ndim))
@@ -264,7 +283,7 @@ def _wide(*dtypes: jnp.dtype) -> jnp.dtype:
 def _curvatures(
     jaxpr: ClosedJaxpr, k: int, args: Sequence[HyperDual], wanted: int
 ) -> tuple[list[HyperDual], list[Leaf]]:
-    selects = "select_n" in primitives_of(jaxpr)
+    selects = leaves_out(jaxpr)
     args = [arg.stored() for arg in args]  # the reverse pass keeps the tangents
     dtypes = [x.primal.dtype for x in args if not x.tangents.is_zero]
     table = jnp.zeros((k, k), _wide(*dtypes))

@@ -11,13 +11,13 @@ from jax.sharding import AxisType
 from jaxtyping import Array, Float, PyTree
 
 from fomoh_jax._compat import open_jaxpr, programs_in
-from fomoh_jax._hyperdual.mesh_axes import in_shard_map
+from fomoh_jax._hyperdual.mesh_axes import exchanged_over, in_shard_map
 from fomoh_jax._hyperdual.number import HyperDual, is_inexact
-from fomoh_jax._hyperdual.plans.adjoint import Adjoint
+from fomoh_jax._hyperdual.plans.adjoint import Adjoint, leaves_out
 from fomoh_jax._hyperdual.plans.forward import Forward
 from fomoh_jax._hyperdual.plans.plan import Plan
 from fomoh_jax._hyperdual.registry import is_known
-from fomoh_jax._types import Leaf, Program
+from fomoh_jax._types import Aval, Leaf, Program
 
 # From so many directions on, the reverse pass is as fast as a forward pass or faster:
 # for all the networks of the benchmarks, a logistic regression and a Gaussian process.
@@ -73,25 +73,34 @@ class Auto(Plan):
         point: Float[Array, " D"],
     ) -> jax.Array:
         # The slopes are those of one number, whose primitives are among theirs.
-        of_one = lambda point: slopes(point)[0]
-        plan = _plan_of(jax.make_jaxpr(of_one)(point), point.size, 1)
+        jaxpr = jax.make_jaxpr(lambda point: slopes(point)[0])(point)
+        # This reverse pass is JAX's own, which makes NaN of an infinite derivative of
+        # what is left out.
+        plan = Forward() if leaves_out(jaxpr) else _plan_of(jaxpr, point.size, 1)
         return plan.products(columns, slopes, primals, point)
 
 
 def _plan_of(jaxpr: ClosedJaxpr, k: int, wanted: int) -> Plan:
     outputs = jaxpr.out_avals[:wanted]
     of_one = len(outputs) == 1 and outputs[0].shape == () and is_inexact(outputs[0])
-    types = [*jaxpr.in_avals, *outputs]
-    is_real = not any(jnp.issubdtype(x.dtype, jnp.complexfloating) for x in types)
-    if k >= _FEWEST and of_one and is_real and not _is_mapped() and _reverses(jaxpr):
-        return Adjoint()
-    return Forward()
+    if k < _FEWEST or not of_one or outputs[0].weak_type:
+        return Forward()
+    types = [*jaxpr.in_avals, *map(jax.typeof, open_jaxpr(jaxpr)[1]), *outputs]
+    if _any_complex(types) or _any_mapped(types) or exchanged_over(jaxpr):
+        return Forward()
+    return Adjoint() if _reverses(jaxpr) else Forward()
 
 
-def _is_mapped() -> bool:
+def _any_complex(types: Sequence[Aval]) -> bool:
+    return any(jnp.issubdtype(x.dtype, jnp.complexfloating) for x in types)
+
+
+def _any_mapped(types: Sequence[Aval]) -> bool:
     """Whether arrays may differ between devices, or say how they are sharded."""
-    kinds = jax.sharding.get_abstract_mesh().axis_types
-    return in_shard_map() or AxisType.Explicit in kinds
+    meshes = [jax.sharding.get_abstract_mesh()]
+    meshes += [x.sharding.mesh for x in types if hasattr(x, "sharding")]
+    explicit = any(AxisType.Explicit in mesh.axis_types for mesh in meshes)
+    return explicit or in_shard_map()
 
 
 def _reverses(jaxpr: Program, *, rules: bool = True) -> bool:
@@ -115,8 +124,12 @@ def _equation_reverses(eqn: JaxprEqn, rules: bool) -> bool:
             return False
     if not all(_reverses(program, rules=rules) for program in inside):
         return False
-    has_rule = eqn.primitive.name == "custom_jvp_call" and rules
-    return not has_rule or _reverses(_derivative(eqn), rules=False)
+    if eqn.primitive.name != "custom_jvp_call" or not rules:
+        return True
+    try:
+        return _reverses(_derivative(eqn), rules=False)
+    except Exception:  # a rule that refuses tangents of some operands
+        return False
 
 
 def _derivative(eqn: JaxprEqn) -> ClosedJaxpr:

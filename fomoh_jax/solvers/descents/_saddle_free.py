@@ -18,7 +18,8 @@ def saddle_free() -> Descent:
     :math:`\eta = 1`, beyond which no size leads, and :math:`\eta` times that for
     curvatures that are equal. It goes downhill on the model whatever the curvature.
     Where the curvature is zero to rounding, the step goes as far as those before it
-    have lowered the loss as predicted; the state is a :class:`ReachState`.
+    have lowered the loss as predicted, whatever the size; the state is a
+    :class:`ReachState`.
 
     See :func:`fomoh_jax.solvers.saddle_free`.
     """

@@ -84,6 +84,8 @@ def gain_ratio(
                 state.size,
             ),
         )
+        # The square of a length stays within the range of the numbers.
+        after = jnp.maximum(after, 10 * jnp.finfo(after.dtype).tiny ** 0.5)
         # Where there was no step, there is nothing to learn.
         size = jnp.where((predicted != 0) & (state.used > 0), after, state.size)
         return gain > 0, state._replace(size=size)
