@@ -25,11 +25,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
+from jax.extend.core import ClosedJaxpr, Literal, jaxpr_as_fun
 from jax.tree_util import register_dataclass
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
-from fomoh_jax._compat import primitives_of
+from fomoh_jax._compat import open_jaxpr, primitives_of, programs_in
 from fomoh_jax._hyperdual.channels import ZERO, Channel, Stack, stacks_of
 from fomoh_jax._hyperdual.form import Bilinear, Form
 from fomoh_jax._hyperdual.interpreter import interpret
@@ -259,8 +259,17 @@ def leaves_out(jaxpr: ClosedJaxpr) -> bool:
     """Whether elements of a value may have no part in what a program returns.
 
     Their derivatives may be infinite, and a reverse pass multiplies these by zero.
+    Those of what the program is given are finite.
     """
-    return not _LEAVE_OUT.isdisjoint(primitives_of(jaxpr))
+    program, _ = open_jaxpr(jaxpr)
+    given = set(map(id, (*program.invars, *program.constvars)))
+    for eqn in program.eqns:
+        inside = set().union(*map(primitives_of, programs_in(eqn.params)))
+        of_given = all(id(x) in given or isinstance(x, Literal) for x in eqn.invars)
+        own = set() if of_given else {eqn.primitive.name}
+        if not _LEAVE_OUT.isdisjoint(inside | own):
+            return True
+    return False
 
 
 def _gram(a: jax.Array, b: jax.Array) -> jax.Array:
