@@ -19,6 +19,9 @@ def damped(damping: float = 1e-3) -> Descent:
     Args:
       damping: positive, in units of the Hessian.
 
+    Returns:
+      A descent.
+
     Raises:
       ValueError: if ``damping`` is a number that is not positive.
 

@@ -19,6 +19,9 @@ def newton(jitter: float = 1e-3, growth: float = 10.0, attempts: int = 5) -> Des
       growth: factor between attempts, more than 1.
       attempts: number of values tried, at least 1.
 
+    Returns:
+      A descent.
+
     Raises:
       ValueError: if an argument is out of range.
     """

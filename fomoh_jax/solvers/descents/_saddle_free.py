@@ -22,6 +22,9 @@ def saddle_free() -> Descent:
     :class:`ReachState`.
 
     See :func:`fomoh_jax.solvers.saddle_free`.
+
+    Returns:
+      A descent.
     """
 
     def step(model, gram, size, last, reach):

@@ -25,6 +25,9 @@ def trust(radius: float = 1.0) -> Descent:
       radius: :math:`r`, the radius for a step of size 1, in the units of the
         parameters; positive.
 
+    Returns:
+      A descent.
+
     Raises:
       ValueError: if ``radius`` is not positive.
 

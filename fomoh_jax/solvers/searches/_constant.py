@@ -9,6 +9,9 @@ def constant(size: float = 1.0) -> Search:
     Args:
       size: positive; 1 is the whole step of the descent.
 
+    Returns:
+      A search.
+
     Raises:
       ValueError: if ``size`` is not positive.
     """

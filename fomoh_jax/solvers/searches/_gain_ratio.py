@@ -47,6 +47,9 @@ def gain_ratio(
         rounding: for losses that are the same at each step. ``"next"`` takes every
         step, and judges it by the value of the next model, on another batch.
 
+    Returns:
+      A search.
+
     Raises:
       ValueError: if an argument is out of range.
 

@@ -89,6 +89,9 @@ def self_tuning(initial: float = 0.05, growth: float = 0.1) -> Search:
         predictions in a row that came true within a quarter, as they do where the loss
         is the same at each step, by ``n + 1`` times it; positive.
 
+    Returns:
+      A search.
+
     Raises:
       ValueError: if an argument is out of range.
     """
