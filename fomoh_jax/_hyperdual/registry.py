@@ -138,7 +138,8 @@ def takes_any_axis(primitive: Primitive) -> bool:
 
 def is_known(primitive: Primitive) -> bool:
     """Whether what becomes of a primitive is this library's or JAX's own doing."""
-    return primitive not in _OF_USERS and _is_of_jax(primitive)
+    own = _OF_USERS.get(primitive)
+    return (own is None or own in _RULES.values()) and _is_of_jax(primitive)
 
 
 def _of_library(primitive: Primitive) -> Rule | None:
