@@ -19,12 +19,12 @@ TITLES = {
 }
 
 
-def rows(quick: bool) -> Iterator[Row]:
+def rows(quick: bool, scale: int) -> Iterator[Row]:
     """The same network, written out and scanned, in each of the depths."""
     width, batch = (16, 32) if quick else (256, 1024)
     for name, scanned in {"unrolled": False, "scanned": True}.items():
         for layers in (2, 4) if quick else (4, 16, 64, 256):
-            make = functools.partial(contenders, layers, width, batch, scanned)
+            make = functools.partial(contenders, layers, width, scale * batch, scanned)
             yield Row(name, {"layers": layers}, make, timed=False)
 
 

@@ -19,11 +19,11 @@ WORKLOADS = {
 QUICK = {"MLP tanh": (64, (1, 3)), "CNN": (4, (1,)), "transformer": (1, (2,))}
 
 
-def rows(quick: bool) -> Iterator[Row]:
-    """One for each workload and k."""
+def rows(quick: bool, scale: int) -> Iterator[Row]:
+    """One for each workload and k, with ``scale`` times the batch."""
     for name, (batch, ks) in (QUICK if quick else WORKLOADS).items():
         # The rows of a workload share its arrays.
-        make = functools.cache(functools.partial(workloads.named, name, batch))
+        make = functools.cache(functools.partial(workloads.named, name, scale * batch))
         for k in ks:
             yield Row(name, {"k": k}, functools.partial(contenders, make, k), NESTED)
 
@@ -44,11 +44,11 @@ def contenders(make: workloads.Make, k: int) -> dict[str, Contender]:
     return {name: Contender(function, args) for name, function in functions.items()}
 
 
-def chunked_rows(quick: bool) -> Iterator[Row]:
+def chunked_rows(quick: bool, scale: int) -> Iterator[Row]:
     """Time and temporary memory against k, bounded by ``plans.forward(chunk_size)``."""
     batches = {"MLP tanh": 16} if quick else {"MLP tanh": 512, "MLP 5×256": 64}
     for name, batch in batches.items():
-        make = functools.partial(workloads.named, name, batch)
+        make = functools.partial(workloads.named, name, scale * batch)
         for k in (4,) if quick else (8, 16, 32, 64):
             sizes = (2,) if quick else (4, 8, 16)
             yield Row(name, {"k": k}, functools.partial(chunked, make, k, sizes))

@@ -13,13 +13,14 @@ from experiments.rosenbrock import rosenbrock
 from fomoh_jax import plans
 
 
-def rows(quick: bool) -> Iterator[Row]:
+def rows(quick: bool, scale: int) -> Iterator[Row]:
     """Hessians at a point and Laplacians of a batch, in D dimensions."""
     width = 16 if quick else 64
+    at_points = functools.partial(laplacians, batch=512 * scale)
     for name, make, dimensions in (
         ("Hessian of a tanh network", hessians, (10, 100, 500)),
         ("Hessian of Rosenbrock", rosenbrock_hessians, (10, 100, 500)),
-        ("Laplacian of a tanh network", laplacians, (3, 10, 50)),
+        ("Laplacian of a tanh network", at_points, (3, 10, 50)),
     ):
         for dimension in (3,) if quick else dimensions:
             yield Row(name, {"D": dimension}, functools.partial(make, dimension, width))
@@ -36,7 +37,7 @@ def rosenbrock_hessians(dimension: int, width: int) -> dict[str, Contender]:
     return _hessians(rosenbrock, workloads.normal(60, dimension))
 
 
-def laplacians(dimension: int, width: int, batch: int = 512) -> dict[str, Contender]:
+def laplacians(dimension: int, width: int, batch: int) -> dict[str, Contender]:
     """Of a network of three hidden layers, at every point of a batch."""
     layers = workloads.dense_layers((dimension, width, width, width, 1))
     args = jax.device_put((workloads.normal(60, batch, dimension), layers))

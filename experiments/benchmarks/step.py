@@ -14,11 +14,11 @@ from experiments.minimisation import backpropagated, make_step
 BATCHES = {"softmax regression": 2048, "MLP tanh": 2048, "CNN": 256}
 
 
-def rows(quick: bool) -> Iterator[Row]:
+def rows(quick: bool, scale: int) -> Iterator[Row]:
     """One for each workload and k; the rivals are the same for every k."""
     batches = {"softmax regression": 64} if quick else BATCHES
     for name, batch in batches.items():
-        make = functools.partial(workloads.named, name, batch)
+        make = functools.partial(workloads.named, name, scale * batch)
         for k in (3,) if quick else (1, 5, 10):
             yield Row(name, {"k": k}, functools.partial(contenders, make, k))
 

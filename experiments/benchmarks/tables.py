@@ -30,6 +30,8 @@ class Config:
 
     quick: bool = False
     """Few rows and small sizes: about a minute for all the tables."""
+    scale: int = 1
+    """Times the batch of every loss: a large device is not busy with the sizes here."""
     rows: str = ""
     """Only the rows whose name (as "CNN k=2 ") holds this. The name ends in a space, so
     that "k=1 " leaves out k = 10."""
@@ -45,6 +47,7 @@ class Config:
 def run(table: str, config: Annotated[Config, tyro.conf.arg(name="")]) -> None:
     """Measure one table, or all of them."""
     study.at_least(0, config, "repeats")
+    study.at_least(1, config, "scale")
     jax.config.update("jax_enable_compilation_cache", False)
     described = environment.describe()
     for name in TABLES if table == "all" else [table]:
@@ -54,7 +57,7 @@ def run(table: str, config: Annotated[Config, tyro.conf.arg(name="")]) -> None:
 def _run_one(table: str, config: Config, described: dict[str, Any]) -> None:
     limits = Limits(config.repeats, config.seconds_per_row)
     wanted = lambda row: config.rows.lower() in f"{row.name} ".lower()
-    rows = list(filter(wanted, TABLES[table](config.quick)))
+    rows = list(filter(wanted, TABLES[table](config.quick, config.scale)))
     if not rows:
         print(f"{table}: no row's name holds {config.rows!r}")
         return
@@ -77,6 +80,7 @@ def _file_name(table: str, config: Config, described: dict[str, Any]) -> str:
     parts = (
         *(table, environment.slug(described["device"]), f"jax{described['jax']}"),
         "quick" if config.quick else "",
+        f"scale{config.scale}" if config.scale > 1 else "",
         "" if config.repeats else "counts",
         environment.slug(config.rows),
     )
