@@ -1,5 +1,6 @@
 """Every public function under the flags that JAX's users look for faults with."""
 
+import contextlib
 import functools
 import inspect
 from types import SimpleNamespace
@@ -17,26 +18,37 @@ from fomoh_jax.curvature import Estimate
 from fomoh_jax.solvers import Solver, descents, searches
 from tests.test_training_loops import OPTIMISERS, made
 
-FLAGS = {
-    "debug_nans": functools.partial(jax.debug_nans, True),
-    "debug_infs": functools.partial(jax.debug_infs, True),
-    "checking_leaks": jax.checking_leaks,
-    "numpy_rank_promotion": functools.partial(jax.numpy_rank_promotion, "raise"),
-    "numpy_dtype_promotion": functools.partial(jax.numpy_dtype_promotion, "strict"),
-    "debug_key_reuse": functools.partial(jax.debug_key_reuse, True),
-    "enable_checks": functools.partial(jax.enable_checks, True),
-    "enable_x64": functools.partial(jax.enable_x64, True),
-    "no enable_x64": functools.partial(jax.enable_x64, False),
-    "disable_jit": functools.partial(jax.disable_jit, True),
-}
 RUNS = {"eager": lambda f: f, "jit": jax.jit}
-# Without jit, there is one way to run; in float32, the one that people use is enough.
-EVERY = [
-    (flag, run)
-    for flag in FLAGS
-    for run in RUNS
-    if (flag, run) not in (("disable_jit", "jit"), ("no enable_x64", "eager"))
-]
+# What one flag of several finds it raises by its own name. Of numbers, more is seen
+# where each operation is on its own; of traces, where all of a program is one.
+FLAGS = {
+    "numbers": (
+        "eager",
+        lambda: (jax.debug_nans(True), jax.debug_infs(True)),
+    ),
+    "traces": (
+        "jit",
+        lambda: (
+            jax.numpy_rank_promotion("raise"),
+            jax.numpy_dtype_promotion("strict"),
+            jax.enable_checks(True),
+            jax.checking_leaks(),
+        ),
+    ),
+    # The check of keys takes loops for something else where leaks are looked for.
+    "float32": ("jit", lambda: (jax.enable_x64(False), jax.debug_key_reuse(True))),
+    "no jit": ("eager", lambda: (jax.disable_jit(True),)),
+}
+
+
+@contextlib.contextmanager
+def under(flags):
+    """Yields the way to run a function."""
+    run, contexts = FLAGS[flags]
+    with contextlib.ExitStack() as stack:
+        for context in contexts():
+            stack.enter_context(context)
+        yield RUNS[run]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -298,13 +310,13 @@ def assert_near(actual, expected, rtol):
         np.testing.assert_allclose(np.asarray(a), e, rtol=0, atol=atol)
 
 
-@pytest.mark.parametrize(("flag", "run"), EVERY)
+@pytest.mark.parametrize("flags", FLAGS)
 @pytest.mark.parametrize("name", OPERATORS)
-def test_operators_give_the_same_numbers_under_every_flag(name, flag, run):
+def test_operators_give_the_same_numbers_under_every_flag(name, flags):
     function, expected = OPERATORS[name]
     expected = expected(known())
-    with FLAGS[flag]():
-        actual = RUNS[run](function)(jnp.asarray(POINT))
+    with under(flags) as run:
+        actual = run(function)(jnp.asarray(POINT))
         single = jnp.result_type(float) == jnp.float32
         assert_near(actual, expected, rtol=1e-3 if single else 1e-6)
 
@@ -325,7 +337,7 @@ def two_steps(name, run):
     params, target = arrays()
     tx = made(name, 3)
 
-    @RUNS[run]
+    @run
     def step(params, state, target):
         grads = jax.grad(loss)(params, target)
         updates, state = tx.update(grads, state, params, value_fn=loss, target=target)
@@ -340,22 +352,7 @@ def two_steps(name, run):
 
 @functools.cache
 def without_flags(name):
-    return two_steps(name, "eager")
-
-
-# What looks at each operation sees more where each is on its own; the others see all
-# of a program while it is traced.
-OF_STEPS = {
-    "debug_nans": "eager",
-    "debug_infs": "eager",
-    "debug_key_reuse": "eager",
-    "disable_jit": "eager",
-    "checking_leaks": "jit",
-    "numpy_rank_promotion": "jit",
-    "numpy_dtype_promotion": "jit",
-    "enable_checks": "jit",
-    "no enable_x64": "jit",
-}
+    return two_steps(name, RUNS["eager"])
 
 
 # Of the same parts as others.
@@ -367,15 +364,15 @@ REPEATED = (
 )
 
 
-@pytest.mark.parametrize("flag", OF_STEPS)
+@pytest.mark.parametrize("flags", FLAGS)
 @pytest.mark.parametrize("name", [name for name in OPTIMISERS if name not in REPEATED])
-def test_optimisers_take_the_same_steps_under_every_flag(name, flag):
+def test_optimisers_take_the_same_steps_under_every_flag(name, flags):
     _, expected, _ = without_flags(name)
-    with FLAGS[flag]():
-        values, params, state = two_steps(name, OF_STEPS[flag])
+    with under(flags) as run:
+        values, params, state = two_steps(name, run)
         np.testing.assert_allclose(optax.tree.get(state, "value"), values[1], rtol=1e-6)
     assert np.all(np.isfinite(values))
-    if flag != "no enable_x64":  # in which the random numbers are others
+    if flags != "float32":  # in which the random numbers are others
         jax.tree.map(
             lambda a, e: np.testing.assert_allclose(a, e, rtol=1e-6), params, expected
         )
@@ -424,14 +421,13 @@ def solved(name, run):
 
 
 @pytest.mark.parametrize("run", RUNS)
-@pytest.mark.parametrize("flag", ["debug_nans", "debug_infs"])
 @pytest.mark.parametrize("kind", DEGENERATE)
 @pytest.mark.parametrize("name", SOLVERS)
-def test_degenerate_systems_make_nothing_that_is_not_finite(name, kind, flag, run):
+def test_degenerate_systems_make_nothing_that_is_not_finite(name, kind, run):
     tx, step = solved(name, run)
     slope, hessian = map(jnp.asarray, DEGENERATE[kind])
     x = jnp.zeros(3)
-    with FLAGS[flag]():
+    with jax.debug_nans(True), jax.debug_infs(True):
         state = tx.init(x)
         for _ in range(3):
             updates, state = step(x, state, slope, hessian)
