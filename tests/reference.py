@@ -6,6 +6,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import fomoh_jax
 from fomoh_jax import plans
@@ -13,6 +14,11 @@ from fomoh_jax import plans
 RTOL = 1e-10
 # A derivative that is zero comes out as a difference of numbers of order one.
 ATOL = 1e-12
+
+
+def slow(*values):
+    """Parameters of a test that the quick suite leaves out."""
+    return pytest.param(*values, marks=pytest.mark.slow)
 
 
 def second_jvp(fun, primals, t1, t2):

@@ -18,6 +18,7 @@ import pytest
 import fomoh_jax
 from fomoh_jax import curvature, plans
 from tests.programs import PROGRAMS
+from tests.reference import slow
 
 # Relative to the largest element. Where it does not suffice, the error of plain JAX in
 # eager float32, which no fusion can spoil, says how badly conditioned the program is.
@@ -343,7 +344,11 @@ def assert_agrees(name: str, way: str, actual: Any) -> None:
         assert max(errors) <= TIMES_PLAIN * max(plain), (way, errors, plain)
 
 
-@pytest.mark.parametrize("name", CASES)
+# Uniform weights are where the fault shows.
+@pytest.mark.parametrize(
+    "name",
+    [n if n.endswith("-uniform") or n in QUICK else slow(n) for n in CASES],
+)
 def test_every_way_agrees_with_eager_float64(name):
     case = CASES[name]
 

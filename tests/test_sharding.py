@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 import fomoh_jax
 from experiments.collectives import collectives
 from fomoh_jax import directions, solvers
-from tests.reference import assert_close, normal
+from tests.reference import assert_close, normal, slow
 
 pytestmark = pytest.mark.optimised
 
@@ -85,7 +85,7 @@ def exchanged(compiled):
     [
         ("self_tuning", AxisType.Auto),
         ("self_tuning", AxisType.Explicit),
-        ("trust_region", AxisType.Auto),
+        slow("trust_region", AxisType.Auto),
     ],
 )
 def test_a_sharded_batch_takes_one_exchange_of_value_slopes_and_curvatures(
@@ -104,7 +104,7 @@ def test_a_sharded_batch_takes_one_exchange_of_value_slopes_and_curvatures(
             np.testing.assert_array_equal(first.data, other.data)
 
 
-@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+@pytest.mark.parametrize("kind", [AxisType.Auto, slow(AxisType.Explicit)])
 def test_deferred_directions_of_sharded_parameters_are_never_sent(kind):
     compiled, args = compiled_step(kd("deferred"), kind, P("data"))
     forward = jax.jit(loss).lower(args[0], **args[2]).compile()

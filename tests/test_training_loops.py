@@ -15,7 +15,7 @@ from flax import serialization
 
 import fomoh_jax as fj
 from fomoh_jax import directions, solvers
-from tests.reference import assert_close, compilations
+from tests.reference import assert_close, compilations, slow
 
 PARAMS = {"w": jnp.array([1.0, -2.0, 0.5]), "b": jnp.array(0.5, "float64")}
 TARGET = jnp.array([2.0, 0.0, -1.0])
@@ -515,7 +515,9 @@ def test_a_wrapper_passes_the_loss_on_and_keeps_the_types(wrapper, name):
 
 
 @pytest.mark.parametrize("wrapper", TRANSPARENT)
-@pytest.mark.parametrize("name", ["fomoh_kd(k)", "sum of incoming and history, damped"])
+@pytest.mark.parametrize(
+    "name", ["fomoh_kd(k)", slow("sum of incoming and history, damped")]
+)
 def test_inside_a_wrapper_the_steps_are_the_same(wrapper, name):
     step, carry = wrapped_step(wrapper, name)
     tx = made(name, 3)

@@ -12,7 +12,7 @@ import fomoh_jax
 from fomoh_jax import _hyperplane, directions, plans, solvers
 from fomoh_jax._hyperdual.channels import is_channel
 from tests.programs import mlp, rosenbrock
-from tests.reference import assert_close, normal
+from tests.reference import assert_close, normal, slow
 
 PARAMS = jnp.array([1.0, -2.0, 0.5])
 
@@ -121,9 +121,14 @@ SOURCES = {
     "gaussian + layerwise": directions.gaussian(2) + directions.layerwise(),
     "of the gradient": directions.layerwise(directions.incoming()),
 }
+PARTLY_SLOW = [
+    slow(n) if n in ("layerwise", "gaussian + layerwise") else n for n in SOURCES
+]
+    slow(n) if n in ("layerwise", "gaussian + layerwise") else n for n in SOURCES
+]
 
 
-@pytest.mark.parametrize("name", SOURCES)
+@pytest.mark.parametrize("name", PARTLY_SLOW)
 def test_layerwise_takes_the_step_of_the_equal_dense_directions(name):
     loss, params, batch = network()
     grads = jax.grad(loss)(params, **batch)
@@ -139,7 +144,7 @@ def test_layerwise_takes_the_step_of_the_equal_dense_directions(name):
     assert_close(*step.values(), rtol=1e-8)
 
 
-@pytest.mark.parametrize("name", SOURCES)
+@pytest.mark.parametrize("name", PARTLY_SLOW)
 def test_the_forward_gradient_along_layers_is_that_of_the_dense_directions(name):
     loss, params, batch = network()
     grads = jax.grad(loss)(params, **batch)
@@ -371,6 +376,7 @@ def test_what_is_no_source_or_solver_is_refused_with_a_hint():
             make(directions.incoming)
 
 
+@pytest.mark.slow
 @pytest.mark.optimised
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize(

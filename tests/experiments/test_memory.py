@@ -38,6 +38,7 @@ def test_checkpoints_change_no_gradient(segments):
     )
 
 
+@pytest.mark.slow
 def test_a_forward_step_is_flat_in_depth_where_backpropagation_is_linear():
     data = memory.spirals(1024)
 

@@ -92,6 +92,7 @@ def test_a_few_steps_make_residual_and_error_smaller(runs):
     np.testing.assert_allclose(error, run.errors[-1], rtol=0.3)
 
 
+@pytest.mark.slow
 def test_it_writes_a_figure_and_tables_with_every_way(
     runs, tmp_path, monkeypatch, capsys
 ):

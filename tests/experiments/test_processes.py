@@ -16,6 +16,7 @@ from experiments.models import MODELS
 from experiments.training import Trainer
 from tests.experiments.test_resume import ROOT, flags, folder_of, results
 from tests.experiments.test_training import blobs
+from tests.reference import slow
 
 # 4 steps an epoch, 6 epochs; a checkpoint after each.
 OPTIONS = {
@@ -31,6 +32,7 @@ TOGETHER = {"coordinator": "localhost:1", "process_id": 0}
 PROGRAM = """
 import functools
 from experiments import data, digits
+from tests.reference import slow
 data.make_synthetic = functools.partial(data.make_synthetic, (64, 20))
 digits.main(digits.parse())
 """
@@ -113,9 +115,7 @@ def test_options_that_make_no_sense_are_explained(tmp_path, options, said):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(
-    "name", ["sgd", pytest.param("fomoh_kd", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("name", ["sgd", slow("fomoh_kd")])
 def test_an_epoch_over_a_mesh_is_the_same_epoch(name):
     method = methods.make_method(name, 0.01, 2)
     ends = []

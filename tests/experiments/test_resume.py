@@ -18,6 +18,7 @@ import pytest
 from experiments import data, digits
 from experiments.data import Dataset
 from experiments.output import Output, restore
+from tests.reference import slow
 
 # Other processes are compared with this one, bit for bit.
 pytestmark = pytest.mark.optimised
@@ -145,6 +146,7 @@ def resume(folder):
     digits.main(digits.read_config(folder))
 
 
+@pytest.mark.slow
 def test_it_goes_on_inside_the_right_seed(unfinished, whole):
     with (unfinished / "metrics.jsonl").open("ab") as log:
         log.write(b'{"seed": 1, "epo')  # what was being written
@@ -217,7 +219,7 @@ def test_non_finite_losses_are_skipped_and_counted(
     assert row.split("|")[-2].strip() == "6"
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, slow(signal.SIGTERM)])
 def test_a_signal_stops_it_after_the_epoch_and_says_how_to_go_on(
     whole, tmp_path, number
 ):

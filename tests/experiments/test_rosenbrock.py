@@ -46,6 +46,7 @@ def test_it_writes_a_figure_and_a_table_with_every_method(tmp_path, capsys):
         assert name in text
 
 
+@pytest.mark.slow
 def test_in_a_trust_region_every_start_ends_at_a_minimum():
     config = rosenbrock.Config(dimensions=(10,), steps=100)
     text = rosenbrock.reliability(config)

@@ -7,6 +7,7 @@ import pytest
 
 from experiments import scaling
 from experiments.collectives import collectives
+from tests.reference import slow
 
 pytestmark = pytest.mark.optimised
 
@@ -45,7 +46,7 @@ def test_an_all_reduce_is_bound_by_latency_or_by_bandwidth():
     assert many == pytest.approx(2 * 63 / 64 * 4e9 / 1e6, rel=0.01)
 
 
-@pytest.mark.parametrize("method", ["FoMoH-KD", "SGD"])
+@pytest.mark.parametrize("method", [slow("FoMoH-KD"), "SGD"])
 def test_the_numbers_exchanged_are_those_of_the_compiled_program(method):
     found = collectives(scaling.compiled_step(method, 3, 8, 16).as_text())
     size = sum(map(math.prod, scaling.SHAPES))

@@ -8,7 +8,7 @@ import pytest
 
 import fomoh_jax
 from fomoh_jax import Deferred, directions, plans, solvers
-from tests.reference import assert_close, normal
+from tests.reference import assert_close, normal, slow
 
 KEY = jax.random.key(0)
 STORED = directions.gaussian(3)
@@ -98,11 +98,11 @@ def test_other_transformations_take_them():
     ("stored", "deferred"),
     [
         (STORED, DEFERRED),
-        (
+        slow(
             directions.sparse(2, 0.5),
             directions.deferred(directions.sparse(2, 0.5)),
         ),
-        (STORED + directions.history(2), DEFERRED + directions.history(2)),
+        slow(STORED + directions.history(2), DEFERRED + directions.history(2)),
         (
             directions.layerwise(by="leaf") + STORED,
             directions.layerwise(by="leaf") + DEFERRED,

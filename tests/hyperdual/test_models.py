@@ -18,6 +18,7 @@ from tests.reference import (
     nested_model,
     normal,
     random_directions,
+    slow,
 )
 
 
@@ -262,9 +263,9 @@ def _model_at_full_size(name, k=10):
     ("name", "k"),
     [
         ("softmax", 10),
-        ("mlp", 10),
-        pytest.param("cnn", 2, marks=pytest.mark.slow),
-        pytest.param("cnn", 5, marks=pytest.mark.slow),
+        slow("mlp", 10),
+        slow("cnn", 2),
+        slow("cnn", 5),
     ],
 )
 def test_jit_equals_eager_at_the_sizes_of_the_experiments(name, k):
@@ -275,6 +276,7 @@ def test_jit_equals_eager_at_the_sizes_of_the_experiments(name, k):
     assert_symmetric(eager.curvature)
 
 
+@pytest.mark.slow
 @pytest.mark.optimised
 def test_a_step_under_jit_equals_an_eager_one_at_full_size():
     loss, (params, images, labels), _ = _model_at_full_size("softmax")

@@ -150,6 +150,7 @@ def test_hessian_diagonal_agrees_with_the_diagonal_of_the_hessian(name):
     assert_close(ours(*primals), diagonal_of(hessian_of(name), primals))
 
 
+@pytest.mark.slow
 def test_agree_on_the_cnn():
     params, images, labels = cnn_arguments()
     loss = lambda params: cnn(params, images, labels)
@@ -159,6 +160,7 @@ def test_agree_on_the_cnn():
     assert_close(laplacian, jnp.sum(ravel_pytree(expected)[0]))
 
 
+@pytest.mark.slow
 @settings(max_examples=6)
 @given(
     programs(),

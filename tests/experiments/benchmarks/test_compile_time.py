@@ -4,14 +4,12 @@ import jax
 import pytest
 
 from experiments.benchmarks import compile_time
-from tests.reference import assert_close
+from tests.reference import assert_close, slow
 
 pytestmark = pytest.mark.optimised
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param("unrolled", marks=pytest.mark.slow), "jitted", "scanned"]
-)
+@pytest.mark.parametrize("name", [slow("unrolled"), "jitted", slow("scanned")])
 def test_the_program_is_at_most_half_as_long_again_as_nested_jvp(name):
     loss, params = compile_time.networks(24)[name]
     lines = lambda transform: len(
@@ -20,6 +18,7 @@ def test_the_program_is_at_most_half_as_long_again_as_nested_jvp(name):
     assert lines(compile_time.ours) <= 1.5 * lines(compile_time.nested)
 
 
+@pytest.mark.slow
 def test_a_jitted_layer_is_staged_a_few_times_and_not_once_a_call():
     def length(layers):
         loss, params = compile_time.networks(layers)["jitted"]
@@ -29,6 +28,7 @@ def test_a_jitted_layer_is_staged_a_few_times_and_not_once_a_call():
     assert length(12) == length(6)
 
 
+@pytest.mark.slow
 def test_the_networks_are_one():
     x = jax.random.normal(jax.random.key(1), (2, 8, 32))
     values = [loss(params, x) for loss, params in compile_time.networks(3).values()]

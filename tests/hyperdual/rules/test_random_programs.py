@@ -1,7 +1,7 @@
 """Random compositions of primitives against ``jvp`` of ``jvp``.
 
 ``FOMOH_PROGRAMS=2000 pytest tests/hyperdual/rules/test_random_programs.py`` draws more
-of them than the 200 of the default run.
+of them than the 20 of the default run.
 """
 
 import os
@@ -16,7 +16,7 @@ from jax import lax
 import fomoh_jax
 from tests.reference import assert_close, normal, second_jvp
 
-PROGRAMS = int(os.environ.get("FOMOH_PROGRAMS", "40"))
+PROGRAMS = int(os.environ.get("FOMOH_PROGRAMS", "20"))
 
 # Four shapes that broadcast against each other, so that anything composes with anything
 # and an eager evaluation compiles each operation a few times for all the programs.
