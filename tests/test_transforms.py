@@ -124,8 +124,6 @@ SOURCES = {
 PARTLY_SLOW = [
     slow(n) if n in ("layerwise", "gaussian + layerwise") else n for n in SOURCES
 ]
-    slow(n) if n in ("layerwise", "gaussian + layerwise") else n for n in SOURCES
-]
 
 
 @pytest.mark.parametrize("name", PARTLY_SLOW)

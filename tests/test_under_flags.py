@@ -35,8 +35,8 @@ FLAGS = {
             jax.enable_checks(True),
         ),
     ),
-    # Apart from the other traces: with them, the check of keys takes a loop over keys for
-    # one that uses each of them again.
+    # The check of keys is apart from that of leaks, with which it takes a loop over
+    # keys for one that uses each of them again.
     "float32": ("jit", lambda: (jax.enable_x64(False), jax.debug_key_reuse(True))),
     "leaks": ("jit", lambda: (jax.checking_leaks(),)),
     "no jit": ("eager", lambda: (jax.disable_jit(True),)),
