@@ -16,6 +16,11 @@ from fomoh_jax import (  # noqa: E402
     plans,
     solvers,
 )
+from fomoh_jax._activations import (  # noqa: E402
+    blocks_of,
+    cut,
+    forward_value_and_grad,
+)
 from fomoh_jax._aliases import fgd, fomoh, fomoh_bp, fomoh_kd  # noqa: E402
 from fomoh_jax._hyperdual import (  # noqa: E402
     Deferred,
@@ -45,13 +50,16 @@ __all__ = [
     "ScaleByForwardGradientState",
     "ScaleByHyperplaneState",
     "Stack",
+    "blocks_of",
     "curvature",
+    "cut",
     "directional_curvature",
     "directions",
     "fgd",
     "fomoh",
     "fomoh_bp",
     "fomoh_kd",
+    "forward_value_and_grad",
     "gauss_newton_model",
     "hessian",
     "hessian_diagonal",

@@ -95,6 +95,14 @@ def test_the_radius_follows_the_gain_and_a_rise_of_the_loss_is_refused():
         np.testing.assert_allclose(after.search.size, radius)
 
 
+def test_a_search_that_looks_ahead_learns_nothing_from_the_next_model():
+    solver = solvers.trust_region(1.0)
+    model = QuadraticModel(jnp.array(1.0), jnp.array([4.0]), jnp.array([[1.0]]))
+    last = outcome(2.0, 1.0, 1.0)  # as good as it can be, and judged already
+    _, after = solver.solve(model, jnp.eye(1), at_the_edge(solver), last)
+    np.testing.assert_allclose(after.search.size, 1.0)
+
+
 def test_on_the_next_batch_the_radius_follows_the_value_of_the_next_model():
     solver = solvers.trust_region(1.0, measured_on="next")
     assert not solver.search.looks_ahead

@@ -151,6 +151,19 @@ def signs(key):
     return jax.random.rademacher(key, (2, 3), jnp.result_type(float))
 
 
+def by_activations(x):
+    """By how much estimates are further from the gradient than six standard errors."""
+
+    def loss(x, scale):
+        return jnp.sum(jnp.tanh(fj.cut(jnp.sin(x * x)) * x) * scale)
+
+    batch = jnp.ones(100, x.dtype)
+    grad = fj.forward_value_and_grad(loss, return_noise=True)
+    _, gradient, noise = grad(x, batch, key())
+    off = jnp.linalg.norm(gradient - jax.grad(loss)(x, jnp.ones((), x.dtype)))
+    return jnp.maximum(off - 6 * jnp.sqrt(sum(noise)), 0) + jnp.zeros(3, x.dtype)
+
+
 def excess(estimate, truth):
     """By how much it is further from the truth than six standard errors."""
     off = jnp.abs(estimate.value - truth) - 6 * estimate.standard_error
@@ -298,6 +311,16 @@ OPERATORS = {
             lambda x: -jnp.sum(x * x), (x,), (like(x, [0.0, 2.0, 0.0]),)
         ).direction[0],
         lambda at: np.array([0.0, 1.0, 0.0]),
+    ),
+    "forward_value_and_grad, with a cut": (
+        # Exact by a single block; perturbed, as far from it as it may be.
+        lambda x: (
+            fj.forward_value_and_grad(lambda x, _: fun(x), blocks=1)(
+                x, jnp.zeros(2), key()
+            )[1],
+            by_activations(x),
+        ),
+        lambda at: (at.gradient, np.zeros(3)),
     ),
     "top_eigenvalues": (
         lambda x: curvature.top_eigenvalues(fun, (x,), key(), 1).values[0],
@@ -452,7 +475,7 @@ def test_every_public_function_is_here():
     }
     # Modules, what the others return, and what only fills a table.
     kept = ("QuadraticModel", "DirectionalCurvature", "register_rule", "Estimate")
-    kept += ("Eigenpairs",)
+    kept += ("Eigenpairs", "blocks_of")
     here = " ".join(OPERATORS) + inspect.getsource(inspect.getmodule(made))
     for name, value in public.items():
         returned = (

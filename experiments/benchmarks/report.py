@@ -37,12 +37,17 @@ REVERSE = ("reverse ÷ ours", "reverse ÷ adjoint", "jet ÷ ours")
 OTHERS = ("jax.hessian ÷ ours", "jax.hessian ÷ adjoint", "jet ÷ ours", "folx ÷ ours")
 STEPS = ("ours ms", "SGD ms", "Adam ms", "SGD ÷ ours", "Adam ÷ ours")
 STEP_COUNTS = ("FLOPs, ours ÷ Adam", "temporaries, ours ÷ Adam")
+GRADIENTS = (
+    *("ours ms", "jax.grad ms", "2 blocks ms", "4 probes ms", "jax.grad ÷ ours"),
+    *("ours, MB", "jax.grad, MB", "2 blocks, MB", "FLOPs, ours ÷ jax.grad"),
+)
 DEPTHS = (*(f"{title}, MB" for title in depth.TITLES.values()), "FLOPs, ours ÷ nested")
 # The titles of each of a table's Markdown tables; those of width depend on its rows.
 TABLES = {
     "hyperplane": [TIMES + REVERSE, FRACTIONS],
     "operators": [TIMES + OTHERS, FRACTIONS],
     "step": [STEPS + STEP_COUNTS],
+    "gradient": [GRADIENTS],
     "depth": [DEPTHS],
 }
 

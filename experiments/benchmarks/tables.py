@@ -11,13 +11,21 @@ import tyro
 from tqdm import tqdm
 
 from experiments import study
-from experiments.benchmarks import depth, environment, hyperplane, operators, step
+from experiments.benchmarks import (
+    depth,
+    environment,
+    gradient,
+    hyperplane,
+    operators,
+    step,
+)
 from experiments.benchmarks.measurement import Limits, measure
 
 TABLES: dict[str, Callable] = {
     "hyperplane": hyperplane.rows,
     "step": step.rows,
     "operators": operators.rows,
+    "gradient": gradient.rows,
     "depth": depth.rows,
     "width": hyperplane.chunked_rows,
 }

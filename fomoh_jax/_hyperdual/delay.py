@@ -23,6 +23,22 @@ def delayed(seed: PyTree, array: Array) -> PyTree:
     return jax.tree.map(lambda x: _delayed(x, never), seed)
 
 
+def after(tree: PyTree, array: Array) -> PyTree:
+    """Arrays of any dtype that XLA takes to be known after another array is.
+
+    To XLA, what is computed from them is not the same as what is computed from the tree
+    itself, and so is not kept from there.
+    """
+    never = _never(_part(array))
+    return jax.tree.map(lambda x: _after(x, never), tree)
+
+
+def _after(x: Array, never: Bool[Array, ""]) -> Array:
+    if jnp.issubdtype(x.dtype, jnp.inexact):
+        return x + never.astype(x.dtype)
+    return x ^ never if x.dtype == jnp.bool_ else _delayed(x, never)
+
+
 def _part(x: Array) -> Num[Array, ""]:
     """A number that is known once the array is."""
     x = lax.stop_gradient(x)

@@ -40,6 +40,7 @@ TABLES = {
     ),
     "step": ("softmax", {"SGD", "Adam"}, ("Adam ÷ ours",)),
     "operators": ("", {"nested jvp", "jet"}, ("folx ÷ ours", COUNTS)),
+    "gradient": ("", {"jax.grad", "2 blocks"}, ("jax.grad ÷ ours",)),
     "depth": ("unrolled layers=2", {"nested jvp", "gradient"}, ("ours, k=2, MB",)),
     "width": (
         "k=4",

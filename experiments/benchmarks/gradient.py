@@ -1,0 +1,39 @@
+"""A forward gradient by perturbed activations, beside ``jax.grad``."""
+
+import functools
+from collections.abc import Iterator
+
+import jax
+
+import fomoh_jax
+from experiments.benchmarks import workloads
+from experiments.benchmarks.measurement import OURS, Contender, Row
+
+BATCHES = {"MLP relu": 1024, "MLP 5×256": 1024, "CNN": 256, "transformer": 8}
+OPTIONS = {OURS: {}, "2 blocks": {"blocks": 2}, "4 probes": {"probes": 4}}
+
+
+def rows(quick: bool, scale: int) -> Iterator[Row]:
+    """One for each workload."""
+    for name, batch in ({"MLP relu": 64} if quick else BATCHES).items():
+        make = functools.partial(workloads.named, name, scale * batch)
+        yield Row(name, {"B": scale * batch}, functools.partial(contenders, make))
+
+
+def contenders(make: workloads.Make) -> dict[str, Contender]:
+    """They are estimates, so that there is nothing to compare."""
+    loss, params, data = make()
+
+    def loss_of_one(params, example):
+        return loss(params, *(x[None] for x in example))
+
+    ways = {
+        name: fomoh_jax.forward_value_and_grad(loss_of_one, **options)
+        for name, options in OPTIONS.items()
+    }
+    ours = {
+        name: Contender(way, (params, data, jax.random.key(0)), agrees=False)
+        for name, way in ways.items()
+    }
+    reverse = jax.value_and_grad(lambda params, data: loss(params, *data))
+    return ours | {"jax.grad": Contender(reverse, (params, data), agrees=False)}

@@ -1,0 +1,324 @@
+"""Forward gradients by perturbed activations."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, PRNGKeyArray, PyTree, Shaped
+
+from fomoh_jax._activations.graph import type_of
+from fomoh_jax._activations.partition import Blocks, Partition, partition
+from fomoh_jax._activations.passes import Slopes, perturbed, swept
+from fomoh_jax._activations.program import flattened
+from fomoh_jax._compat import primitives_of
+from fomoh_jax._hyperdual import directional_derivatives
+from fomoh_jax._hyperdual.arguments import (
+    check_devices,
+    check_key,
+    check_size,
+    dtype_of,
+)
+from fomoh_jax._hyperdual.delay import after
+from fomoh_jax._hyperdual.mesh_axes import varying_alike
+from fomoh_jax._xla import warn_if_unsound
+
+# From the spread of so many groups, or a few more, the noise is estimated.
+_GROUPS = 8
+
+
+def forward_value_and_grad(
+    loss_of_one: Callable,
+    *,
+    blocks: Blocks = None,
+    probes: int = 1,
+    has_aux: bool = False,
+    return_noise: bool = False,
+) -> Callable:
+    r"""Value and an unbiased estimate of the gradient, without a backward pass.
+
+    The model is cut into blocks :math:`h_l = f_l(\theta_l, h_{l-1})`. One forward-mode
+    pass, with random signs :math:`u_{l,b}` added to every cut of every example
+    :math:`b`, gives one number for each example,
+    :math:`d_b = \sum_l \langle \partial \ell_b / \partial h_l, u_{l,b} \rangle`. A
+    second forward pass turns it into
+
+    .. math:: g_{\theta_l} = \frac1B \sum_b
+      \Big(\frac{\partial f_l}{\partial \theta_l}\Big)^{\!\top} d_b\, u_{l,b},
+      \qquad E[g] = \nabla_\theta \frac1B \sum_b \ell_b,
+
+    by the transpose of each block alone, which is forgotten before the next begins: the
+    memory is that of one block, whatever their number. The gradient of the last block
+    is exact. The variance, relative to the square of the gradient, is proportional to
+    the number of perturbed values over that of examples and probes; see
+    :func:`fomoh_jax.blocks_of`.
+
+    Args:
+      loss_of_one: ``loss_of_one(params, example)``, the loss of one example, a real
+        scalar; with ``has_aux`` a pair of that and anything. It must not exchange
+        anything between examples, as batch normalisation in training does.
+      blocks: how many blocks at most. ``None`` takes all that the program has; 1 is
+        backpropagation. In between, the cuts are those whose largest block needs the
+        least memory, and of these the quietest. ``"marked"`` cuts where the model calls
+        :func:`fomoh_jax.cut`, and nowhere else.
+      probes: perturbations of each example, of which the estimates are averaged. They
+        share the evaluation of the model itself.
+      has_aux: whether ``loss_of_one`` returns ``(loss, aux)``.
+      return_noise: whether to return the noise as well.
+
+    Returns:
+      A function ``(params, batch, key)`` of real floating-point parameters, of a batch
+      whose leaves lead with the examples, ``[B, ...]``, and of a PRNG key. It returns
+      ``(value, gradient)``: the mean loss, and a tree like ``params``. With ``has_aux``
+      the value is ``(value, aux)``, with the aux of all examples stacked, ``[B, ...]``.
+      With ``return_noise`` there is a third result: for each block, in the order of
+      :func:`fomoh_jax.blocks_of`, the squared standard error of its part of the
+      gradient, a scalar, or ``[length]`` for a block in a loop. It is found from the
+      spread over groups of examples, and contains that of the examples themselves.
+
+      If a loss or its derivative is not finite for any example, the gradient is zero.
+
+    Raises:
+      ValueError: if ``blocks`` or ``probes`` is out of range; from the function, if
+        there are no parameters, if the leaves of the batch disagree, if nothing is
+        marked, or if the loss exchanges something between examples.
+      TypeError: from the function, if the loss is no real scalar, if a parameter is no
+        real floating-point array, or if ``key`` is no PRNG key.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> import fomoh_jax
+      >>> def loss_of_one(params, example):
+      ...   x, y = example
+      ...   for w in params[:-1]:
+      ...     x = jnp.tanh(x @ w)
+      ...   return jnp.sum((x @ params[-1] - y) ** 2)
+      >>> params = [0.1 * jnp.ones((4, 4)), jnp.ones((4, 1))]
+      >>> batch = jnp.ones((8, 4)), jnp.zeros((8, 1))
+      >>> grad = fomoh_jax.forward_value_and_grad(loss_of_one, probes=4)
+      >>> value, gradient = grad(params, batch, jax.random.key(0))
+      >>> print(f"{value:.2f}", jax.tree.map(jnp.shape, gradient))
+      2.31 [(4, 4), (4, 1)]
+
+    References:
+      Ren et al., *Scaling Forward Gradient With Local Losses*, 2023, arXiv:2210.03310.
+    """
+    check_blocks(blocks)
+    probes = check_size("probes", probes)
+
+    def value_and_grad(params: PyTree, batch: PyTree, key: PRNGKeyArray) -> Any:
+        warn_if_unsound()
+        check_key(key)
+        check_devices({"params": params, "batch": batch})
+        params = jax.tree.map(jnp.asarray, read_params(params))
+        batch, examples = _read_batch(batch)
+        # Inside a shard_map, the gradient is that of each device's own examples.
+        params, batch, key = varying_alike((params, batch, key))
+        example = jax.eval_shape(lambda: jax.tree.map(lambda x: x[0], batch))
+        program = read_program(loss_of_one, params, example, has_aux, blocks)
+        args = [*jax.tree.leaves(params), *jax.tree.leaves(batch)]
+        keys = _keys(key, examples, probes)
+        losses, slope, rest = _first_pass(program, args, keys)
+        weight = 1 / examples
+        # Otherwise XLA would keep what it computes in the first pass for the second,
+        # and with it the activations of all blocks. One of the two is enough.
+        first, second = jax.tree.leaves(params), jax.tree.leaves(batch)
+        if _bytes(first) < _bytes(second):
+            first = after(first, slope)
+        else:
+            second = after(second, slope)
+        _, gradients, noise = swept(
+            program.partition,
+            [*first, *second],
+            Slopes(keys, slope / probes, weight),
+            _groups(examples) if return_noise else 1,
+        )
+        value = jnp.mean(losses)
+        finite = jnp.isfinite(value) & jnp.all(jnp.isfinite(slope))
+        of_params = gradients[: len(jax.tree.leaves(params))]
+        gradient = jax.tree.unflatten(
+            jax.tree.structure(params),
+            [jnp.where(finite, part, 0) for part in of_params],
+        )
+        if has_aux:
+            value = value, program.aux.unflatten(rest)
+        return (value, gradient, noise) if return_noise else (value, gradient)
+
+    return value_and_grad
+
+
+class ProgramOfOne(NamedTuple):
+    """The loss of one example, flat, and its blocks.
+
+    Attributes:
+      partition: the first inputs are the parameters.
+      learned: which inputs are.
+      aux: the structure of what the loss returns beside its value.
+    """
+
+    partition: Partition
+    learned: list[bool]
+    aux: Any
+
+
+def read_program(
+    loss_of_one: Callable,
+    params: PyTree,
+    example: PyTree,
+    has_aux: bool,
+    blocks: Blocks,
+) -> ProgramOfOne:
+    """The loss as a program, cut into blocks.
+
+    Raises:
+      ValueError, TypeError: as :func:`forward_value_and_grad`.
+    """
+
+    def pair(params, example):
+        out = loss_of_one(params, example)
+        if not has_aux:
+            return _checked_loss(
+                out, " If it returns (loss, aux), set has_aux=True."
+            ), ()
+        if not (isinstance(out, tuple) and len(out) == 2):
+            raise TypeError(
+                "with has_aux=True, loss_of_one must return a pair (loss, aux); got "
+                f"{jax.tree.structure(out)}."
+            )
+        return _checked_loss(out[0], ""), out[1]
+
+    try:
+        closed, shapes = flattened(pair, params, example)
+    except NameError as error:
+        if "axis name" not in str(error):
+            raise
+        raise ValueError(
+            "loss_of_one must be the loss of one example alone, without collectives "
+            f"over examples; got: {error}. Batch normalisation in training is none; "
+            "normalise by running statistics, or over the features of an example."
+        ) from error
+    inputs, learned = range(len(closed.jaxpr.invars)), len(jax.tree.leaves(params))
+    is_learned = [i < learned for i in inputs]
+    cut = partition(closed, is_learned, is_learned, blocks)
+    return ProgramOfOne(cut, is_learned, jax.tree.structure(shapes[1]))
+
+
+def _first_pass(
+    program: ProgramOfOne, args: list[Any], keys: Shaped[Array, "examples probes *data"]
+) -> tuple[Array, Array, list[Any]]:
+    """The loss of each example, its derivative along each probe, and the aux."""
+    jaxpr = program.partition.jaxpr
+    zero = jnp.zeros((), type_of(jaxpr.outvars[0]).dtype)
+    # JAX's forward mode refuses a custom_vjp, which ours sees through.
+    sees_through = "custom_vjp_call" in primitives_of(jaxpr)
+
+    def of_probe(args, key):
+        def loss(scale):
+            first, *rest = perturbed(program.partition, args, key, scale)
+            return first, rest
+
+        if sees_through:
+            (value, slopes), rest = directional_derivatives(
+                loss, (zero,), (jnp.ones_like(zero)[None],), has_aux=True
+            )
+            return slopes[0], value, rest
+        value, slope, rest = jax.jvp(
+            loss, (zero,), (jnp.ones_like(zero),), has_aux=True
+        )
+        return slope, value, rest
+
+    def of_example(keys, *args):
+        outs = (0, None, None)
+        return jax.vmap(lambda key: of_probe(args, key), out_axes=outs)(keys)
+
+    axes = [None if learned else 0 for learned in program.learned]
+    slope, losses, rest = jax.vmap(of_example, (0, *axes))(keys, *args)
+    return losses, slope, rest
+
+
+def _keys(
+    key: PRNGKeyArray, examples: int, probes: int
+) -> Shaped[Array, "examples probes *data"]:
+    """One for each probe of each example."""
+    of_probe = jax.vmap(jax.random.fold_in, (None, 0))
+    of_example = jax.vmap(of_probe, (0, None))
+    return of_example(of_probe(key, jnp.arange(examples)), jnp.arange(probes))
+
+
+def _bytes(leaves: list[Array]) -> int:
+    return sum(x.size * x.dtype.itemsize for x in leaves)
+
+
+def _groups(examples: int) -> int:
+    """The least number of equal groups that is not less than eight, if there is one."""
+    if examples == 1:
+        raise ValueError(
+            "return_noise needs at least 2 examples, from whose spread the noise "
+            "follows; got a batch of 1."
+        )
+    return next(
+        n for n in range(min(_GROUPS, examples), examples + 1) if not examples % n
+    )
+
+
+# What may come.
+
+
+def check_blocks(blocks: Any) -> None:
+    """Refuse what is no number of blocks.
+
+    Raises:
+      ValueError, TypeError: naming what came.
+    """
+    if blocks is None or (isinstance(blocks, str) and blocks == "marked"):
+        return
+    if isinstance(blocks, (str, bool)):
+        raise ValueError(
+            f'blocks must be an integer, None for all, or "marked"; got {blocks!r}.'
+        )
+    check_size("blocks", blocks)
+
+
+def read_params(params: PyTree) -> PyTree:
+    """Parameters that one can differentiate by.
+
+    Raises:
+      ValueError, TypeError: naming the one that is not.
+    """
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        name = f"params{jax.tree_util.keystr(path)}"
+        if not jnp.issubdtype(dtype_of(name, leaf), jnp.floating):
+            raise TypeError(
+                "parameters must be real floating-point arrays; "
+                f"{name} has dtype {jnp.result_type(leaf)}. Hand integers and complex "
+                "numbers to loss_of_one in another way, such as by a closure."
+            )
+    if not jax.tree.leaves(params):
+        raise ValueError(f"params holds no array to differentiate by; got {params!r}.")
+    return params
+
+
+def _read_batch(batch: PyTree) -> tuple[PyTree, int]:
+    batch = jax.tree.map(jnp.asarray, batch)
+    leaves = jax.tree_util.tree_leaves_with_path(batch)
+    sizes = {f"batch{jax.tree_util.keystr(path)}": list(x.shape) for path, x in leaves}
+    leading = {shape[0] if shape else 0 for shape in sizes.values()}
+    if len(leading) != 1 or not all(leading):
+        raise ValueError(
+            "the leaves of the batch must all lead with the examples, [B, ...] with "
+            f"the same B of at least 1; got {sizes or 'no leaf'}."
+        )
+    return batch, leading.pop()
+
+
+def _checked_loss(loss: Any, hint: str) -> Array:
+    leaves = jax.tree.leaves(loss)
+    scalar = len(leaves) == 1 and leaves[0] is loss and np.shape(loss) == ()
+    if not scalar or not jnp.issubdtype(jnp.result_type(loss), jnp.floating):
+        got = jax.tree.map(lambda x: f"{jnp.result_type(x)}{list(np.shape(x))}", loss)
+        raise TypeError(
+            "loss_of_one must return one real floating-point scalar, the loss of one "
+            f"example; got {got}.{hint}"
+        )
+    return jnp.asarray(loss)

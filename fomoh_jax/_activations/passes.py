@@ -1,0 +1,530 @@
+"""The two passes: what perturbations do to each loss, and what follows for the blocks.
+
+The first pass is one of forward mode: the derivative ``d`` of the loss of each example
+along all perturbations at once. The second computes the program again and, for each
+block alone, the product of ``d u`` with the transpose of its derivative. What it keeps
+of a block is forgotten before the next begins.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.extend.core import JaxprEqn, Var
+from jaxtyping import Array, Float, Shaped
+
+from fomoh_jax._activations.graph import Graph, Use, type_of
+from fomoh_jax._activations.partition import Partition
+from fomoh_jax._activations.program import Values, bind, read
+from fomoh_jax._compat import scan_layout
+from fomoh_jax._hyperdual.environment import is_variable
+
+
+def signs(key: Array, shape: Sequence[int], dtype: Any) -> Array:
+    """Random signs, of which one word of the generator makes 32."""
+    size = math.prod(shape)
+    words = jax.random.bits(key, (-(-size // 32),), jnp.uint32)
+    bits = (words[:, None] >> jnp.arange(32, dtype=jnp.uint32)) & 1
+    return (1 - 2 * bits.astype(dtype)).reshape(-1)[:size].reshape(shape)
+
+
+def of_block(key: Array, index: int | Array) -> Array:
+    """The key of the perturbation of a block, or of a loop."""
+    return jax.random.fold_in(key, index)
+
+
+@jax.custom_jvp
+def _perturbed(scale: Float[Array, ""], x: Array, direction: Array) -> Array:
+    """``x`` itself, with a derivative by scale: so that probes share its value."""
+    del scale, direction
+    return x
+
+
+@_perturbed.defjvp
+def _perturbed_jvp(primals, tangents):
+    _, x, direction = primals
+    by_scale, by_x, _ = tangents
+    return x, by_x + (by_scale * direction).astype(x.dtype)
+
+
+# -- the first pass
+
+
+def perturbed(
+    partition: Partition, args: Sequence[Any], key: Array, scale: Float[Array, ""]
+) -> list[Any]:
+    """The program of one example, perturbed by ``scale``, which is zero."""
+    program = partition.jaxpr
+    values = partition.graph.given(args)
+    cuts = {block.cut: i for i, block in enumerate(partition.blocks)}
+    at = {
+        use: (i, j)
+        for i, block in enumerate(partition.blocks)
+        if block.perturbs == "parameters"
+        for j, use in enumerate(block.uses)
+    }
+    perturb = lambda key, x: _perturbed(scale, x, signs(key, x.shape, x.dtype))
+    for i, eqn in enumerate(program.eqns):
+        operands = read(values, eqn.invars)
+        for j, x in enumerate(operands):
+            if Use(i, j) in at:
+                block, place = at[Use(i, j)]
+                operands[j] = perturb(of_block(of_block(key, block), place), x)
+        if i in partition.scans:
+            inner = of_block(key, len(partition.blocks) + i)
+            outs = _perturbed_scan(partition.scans[i], eqn, operands, inner, scale)
+        else:
+            outs = bind(eqn, operands)
+        values.update(zip(eqn.outvars, outs))
+        for v in eqn.outvars:
+            if v in cuts:
+                values[v] = perturb(of_block(key, cuts[v]), values[v])
+    return read(values, program.outvars)
+
+
+def _perturbed_scan(
+    body: Partition, eqn: JaxprEqn, operands: list[Any], key: Array, scale: Array
+) -> list[Any]:
+    def step(values, time):
+        return perturbed(body, values, of_block(key, time), scale), None
+
+    outs, _ = _scan(eqn, operands, step)
+    return outs
+
+
+def _scan(
+    eqn: JaxprEqn, operands: Sequence[Any], step: Callable, extra: Any = None
+) -> tuple[list[Any], Any]:
+    """A scan equation with another body.
+
+    ``step(values, time) -> (outputs, (summed, stacked))`` takes and returns what the
+    body does; the sum over iterations of ``summed``, which begins at ``extra``, and the
+    stack of the ``stacked`` come back beside the results.
+    """
+    layout = scan_layout(eqn.params, len(operands), len(eqn.outvars))
+    length = eqn.params["length"]
+
+    def body(carry, xs):
+        state, total = carry
+        time, *slices = xs
+        values = list(operands)
+        for places, parts in ((layout.carry, state), (layout.xs, slices)):
+            for place, part in zip(places, parts):
+                values[place] = part
+        outs, more = step(values, time)
+        summed, stacked = (None, None) if more is None else more
+        total = jax.tree.map(jnp.add, total, summed)
+        ys = [outs[j] for j in layout.ys]
+        return ([outs[j] for j in layout.carry_out], total), (ys, stacked)
+
+    carry = [operands[j] for j in layout.carry], extra
+    xs = [jnp.arange(length), *(operands[j] for j in layout.xs)]
+    (state, total), (ys, stacked) = lax.scan(
+        body,
+        carry,
+        xs,
+        length,
+        reverse=eqn.params["reverse"],
+        unroll=eqn.params["unroll"],
+    )
+    outs: list[Any] = [None] * len(eqn.outvars)
+    for places, parts in ((layout.carry_out, state), (layout.ys, ys)):
+        for place, part in zip(places, parts):
+            outs[place] = part
+    return outs, (total, stacked)
+
+
+# -- the second pass
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Slopes:
+    """What the first pass found, and the keys of its perturbations.
+
+    Attributes:
+      keys: of each probe of each example.
+      slope: the derivative of each example's loss along each of them, divided by their
+        number.
+      weight: one over the number of examples.
+    """
+
+    keys: Shaped[Array, "examples probes *data"]
+    slope: Float[Array, "examples probes"]
+    weight: float = dataclasses.field(metadata={"static": True})
+
+    def of_block(self, index: int | Array) -> "Slopes":
+        """Those of a block, or of a loop."""
+        fold = lambda key: of_block(key, index)
+        return dataclasses.replace(self, keys=jax.vmap(jax.vmap(fold))(self.keys))
+
+    def products(self, shape: Sequence[int], dtype: Any) -> Array:
+        """``Σ d u`` over the probes, for each example: its part of the derivative."""
+
+        def of_probe(total, probe):
+            keys, slope = probe
+            u = jax.vmap(lambda key: signs(key, shape, dtype))(keys)
+            scaled = slope.reshape(-1, *(1 for _ in shape)).astype(dtype) * u
+            return total + scaled, None
+
+        if self.slope.shape[1] == 1:
+            return of_probe(0, (self.keys[:, 0], self.slope[:, 0]))[0]
+        start = jnp.zeros((len(self.slope), *shape), dtype)
+        probes = jnp.moveaxis(self.keys, 1, 0), self.slope.T
+        return lax.scan(of_probe, start, probes)[0]
+
+
+class Swept(NamedTuple):
+    """What the second pass gives.
+
+    Attributes:
+      results: of the program, with the examples in front of those that differ.
+      gradients: by each input; ``None`` for those that are not learned.
+      noise: the squared standard error of each block's part, if it was asked for:
+        first those of the program itself, then ``[length]`` of each in a loop.
+    """
+
+    results: list[Any]
+    gradients: list[Any]
+    noise: list[Array]
+
+
+def swept(
+    partition: Partition, args: Sequence[Any], slopes: Slopes, groups: int = 1
+) -> Swept:
+    """The program of all examples, and the derivative by each input that is learned.
+
+    Args:
+      partition: of the program of one example.
+      args: with the examples in front, but for those that are the same for all.
+      slopes: what the first pass found.
+      groups: of equally many examples, from whose spread the noise follows; with 1
+        there is none.
+    """
+    sweep = _Sweep(partition, args, slopes, groups)
+    for i in range(len(partition.blocks)):
+        sweep.differentiate(i)
+    outputs = partition.jaxpr.outvars
+    sweep.compute(filter(is_variable, outputs))
+    noise = [*sweep.noise, *(x for inner in sweep.noise_inside for x in inner)]
+    return Swept(read(sweep.values, outputs), sweep.by_inputs(), noise)
+
+
+class _Sweep:
+    """The values of a program so far, and the derivatives by its parameters."""
+
+    def __init__(
+        self, partition: Partition, args: Sequence[Any], slopes: Slopes, groups: int
+    ):
+        self.partition, self.graph, self.slopes = partition, partition.graph, slopes
+        self.eqns, self.groups = partition.jaxpr.eqns, groups
+        self.args = self.graph.given(args)
+        self.inputs = [v for v in partition.jaxpr.invars if v in self.graph.learned]
+        self.values: Values = self.with_shared({})
+        self.gradients: Values = {}
+        self.noise: list[Array] = []
+        self.noise_inside: list[list[Array]] = []
+
+    def with_shared(self, given: Values) -> Values:
+        """The arguments, of which some may be given, and what only depends on them."""
+        values = self.args | given
+        for eqn in self.eqns:
+            if self.graph.is_shared(eqn):
+                values.update(zip(eqn.outvars, bind(eqn, read(values, eqn.invars))))
+        return values
+
+    def add(self, gradients: Values) -> None:
+        """Count parts of the derivatives by shared variables."""
+        for v, part in gradients.items():
+            known = v in self.gradients
+            self.gradients[v] = self.gradients[v] + part if known else part
+
+    def pulled(self, gradients: Values) -> Values:
+        """Derivatives by the inputs, of those by what only depends on them."""
+        own = {v: x for v, x in gradients.items() if v in self.args}
+        others = [v for v in gradients if v not in self.args]
+        if others:
+            _, pull = jax.vjp(
+                lambda given: read(
+                    self.with_shared(dict(zip(self.inputs, given))), others
+                ),
+                [self.args[v] for v in self.inputs],
+            )
+            for v, part in zip(self.inputs, pull(read(gradients, others))[0]):
+                own[v] = own[v] + part if v in own else part
+        return own
+
+    def by_inputs(self) -> list[Any]:
+        """The derivative by each input."""
+        # What the loss does not know of any example is differentiated as it is.
+        for v in self.graph.results if self.partition.ends else ():
+            if v in self.graph.learned:
+                self.add({v: jnp.ones_like(self.values[v])})
+        pulled = self.pulled(self.gradients)
+        return [
+            pulled.get(v, jnp.zeros_like(self.args[v])) if v in self.inputs else None
+            for v in self.partition.jaxpr.invars
+        ]
+
+    # Computing what is not known yet.
+
+    def missing(self, variables: Iterable[Var]) -> list[int]:
+        """The equations that make variables, and have not been computed."""
+        needed, numbers = set(variables) - self.values.keys(), []
+        for i in range(len(self.eqns) - 1, -1, -1):
+            eqn = self.eqns[i]
+            if not needed.isdisjoint(eqn.outvars):
+                numbers.append(i)
+                needed |= set(filter(is_variable, eqn.invars)) - self.values.keys()
+        return numbers[::-1]
+
+    def compute(self, variables: Iterable[Var]) -> None:
+        """Make variables known, and differentiate the loops that are met."""
+        run: list[int] = []
+        for i in [*self.missing(variables), None]:
+            if i is not None and i not in self.partition.scans:
+                run.append(i)
+                continue
+            self.evaluate(run)
+            run = []
+            if i is not None:
+                self.scan(i)
+
+    def evaluate(self, numbers: Sequence[int]) -> None:
+        """Equations of all examples at once."""
+        if numbers:
+            program = _Program(self, numbers)
+            values = read(self.values, program.read)
+            outs = program.mapped(len(self.slopes.slope))({}, *values)
+            self.values.update(zip(program.outputs, outs))
+
+    # Differentiating.
+
+    def differentiate(self, index: int) -> None:
+        """Add the derivatives by the parameters of a block."""
+        block = self.partition.blocks[index]
+        # A parameter may be read twice.
+        read_at = list(map(self.graph.parameter, block.uses))
+        variables = list(dict.fromkeys(read_at))
+        places = [variables.index(v) for v in read_at]
+        if block.perturbs == "parameters":
+            derivatives = functools.partial(self.by_perturbed_parameters, index, places)
+            self.add_up(variables, derivatives, [])
+            return
+        cut = self.graph.results[0] if block.cut is None else block.cut
+        region = self.region(block.uses, cut)
+        inside = {v for i in region for v in self.eqns[i].outvars}
+        outside = {v for i in region for v in self.eqns[i].invars if is_variable(v)}
+        self.compute(outside - inside)
+        program = _Program(self, region, cut)
+        derivatives = functools.partial(self.by_transpose, index, places, program)
+        outs = self.add_up(variables, derivatives, program.read)
+        # A loop that was differentiated as a part of this block is met once more if it
+        # has parameters of its own.
+        loops = {v for i in self.partition.scans for v in self.eqns[i].outvars}
+        fresh = zip(program.outputs, outs)
+        self.values |= {
+            v: x for v, x in fresh if v not in loops and v not in self.values
+        }
+
+    def add_up(
+        self,
+        variables: Sequence[Var],
+        derivatives: Callable[..., tuple[list[Any], list[Any]]],
+        inputs: Sequence[Var],
+    ) -> list[Any]:
+        """Add derivatives by variables, and keep their noise if it is asked for.
+
+        Args:
+          variables: shared ones.
+          derivatives: ``(slopes, *values of inputs) -> (derivatives, outs)`` of any of
+            the examples; those by variables add up.
+          inputs: variables.
+
+        Returns:
+          ``outs`` of all examples.
+        """
+        values = read(self.values, inputs)
+        if self.groups == 1:
+            parts, outs = derivatives(self.slopes, *values)
+            self.add(dict(zip(variables, parts)))
+            return outs
+        split = lambda x: x.reshape(self.groups, -1, *x.shape[1:])
+        together = lambda x: x.reshape(-1, *x.shape[2:])
+        axes = [None if v in self.graph.shared else 0 for v in inputs]
+        values = [x if axis is None else split(x) for x, axis in zip(values, axes)]
+        parts, outs = jax.vmap(derivatives, (0, *axes))(
+            jax.tree.map(split, self.slopes), *values
+        )
+        self.add({v: jnp.sum(x, 0) for v, x in zip(variables, parts)})
+        by_inputs = lambda parts: list(
+            self.pulled(dict(zip(variables, parts))).values()
+        )
+        errors = map(squared_error_of_sum, jax.vmap(by_inputs)(parts))
+        self.noise.append(jnp.sum(jnp.stack(list(errors))))
+        return [together(x) for x in outs]
+
+    def by_perturbed_parameters(
+        self, index: int, places: Sequence[int], slopes: Slopes
+    ) -> tuple[list[Any], list[Any]]:
+        """``Σ d u`` over the examples, where u perturbed the parameters."""
+        parts = []
+        for j, use in enumerate(self.partition.blocks[index].uses):
+            aval = type_of(self.graph.parameter(use))
+            of_each = (
+                slopes.of_block(index).of_block(j).products(aval.shape, aval.dtype)
+            )
+            parts.append(jnp.sum(of_each, 0) * self.slopes.weight)
+        return added_by_place(parts, places), []
+
+    def by_transpose(
+        self,
+        index: int,
+        places: Sequence[int],
+        program: "_Program",
+        slopes: Slopes,
+        *inputs: Any,
+    ) -> tuple[list[Any], list[Any]]:
+        """The transpose of the derivative of a block, of what is known of its cut."""
+        block = self.partition.blocks[index]
+        at_uses = read(self.values, map(self.graph.parameter, block.uses))
+        mapped = program.mapped(len(slopes.slope))
+        out, pull, outs = jax.vjp(
+            lambda at_uses: mapped(dict(zip(block.uses, at_uses)), *inputs),
+            at_uses,
+            has_aux=True,
+        )
+        if block.cut is None:
+            cotangent = jnp.full_like(out, slopes.weight)
+        else:
+            aval, own = type_of(block.cut), slopes.of_block(index)
+            cotangent = own.products(aval.shape, aval.dtype)
+            cotangent = cotangent * jnp.asarray(slopes.weight, cotangent.dtype)
+        return added_by_place(pull(cotangent)[0], places), outs
+
+    def region(self, uses: Sequence[Use], cut: Var) -> list[int]:
+        """The equations between uses of parameters and a cut."""
+        needed, ancestors = {cut}, []
+        for i in range(len(self.eqns) - 1, -1, -1):
+            if not needed.isdisjoint(self.eqns[i].outvars):
+                ancestors.append(i)
+                needed.update(filter(is_variable, self.eqns[i].invars))
+        reading = {use.equation for use in uses}
+        made: set[Var] = set()
+        region = []
+        for i in reversed(ancestors):
+            eqn = self.eqns[i]
+            if i in reading or not made.isdisjoint(filter(is_variable, eqn.invars)):
+                made.update(eqn.outvars)
+                region.append(i)
+        return region
+
+    def scan(self, i: int) -> None:
+        """Compute a loop and differentiate its body."""
+        eqn, body = self.eqns[i], self.partition.scans[i]
+        slopes = self.slopes.of_block(len(self.partition.blocks) + i)
+        layout = scan_layout(eqn.params, len(eqn.invars), len(eqn.outvars))
+        operands = read(self.values, eqn.invars)
+        of_all = self.is_of_all
+        for j, (outer, inner) in enumerate(zip(eqn.invars, body.jaxpr.invars)):
+            if of_all(self.graph, outer) and not of_all(body.graph, inner):
+                operands[j] = self.repeated(operands[j])
+            elif j in layout.xs and not of_all(body.graph, inner):
+                operands[j] = jnp.moveaxis(operands[j], 1, 0)
+        learned = {use.operand for use in self.graph.inner if use.equation == i}
+        consts = [j for j in layout.consts if j in learned]
+        slices = [j for j in layout.xs if j in learned]
+        # Whether what comes out of an iteration is the same for every example.
+        same = [of_all(body.graph, v) for v in body.jaxpr.outvars]
+
+        def step(values, time):
+            outs, gradients, noise = swept(
+                body, values, slopes.of_block(time), self.groups
+            )
+            for into, out in zip(layout.carry, layout.carry_out):
+                if same[out] and not of_all(body.graph, body.jaxpr.invars[into]):
+                    outs[out] = self.repeated(outs[out])
+            by_consts, by_slices = (
+                [gradients[j] for j in places] for places in (consts, slices)
+            )
+            return outs, (by_consts, (by_slices, noise))
+
+        start = [jnp.zeros_like(operands[j]) for j in consts]
+        outs, (total, (stacked, noise)) = _scan(eqn, operands, step, start)
+        self.noise_inside.append(noise)
+        for into, out in zip(layout.carry, layout.carry_out):
+            if of_all(body.graph, body.jaxpr.invars[into]):
+                outs[out] = self.repeated(outs[out])
+        for j in layout.ys:
+            outs[j] = self.repeated(outs[j]) if same[j] else jnp.moveaxis(outs[j], 0, 1)
+        self.values.update(zip(eqn.outvars, outs))
+        for places, parts in ((consts, total), (slices, stacked)):
+            for j, part in zip(places, parts):
+                self.add({self.graph.parameter(Use(i, j)): part})
+
+    @staticmethod
+    def is_of_all(graph: Graph, atom: Any) -> bool:
+        """Whether a value is the same for every example."""
+        return not is_variable(atom) or atom in graph.shared
+
+    def repeated(self, x: Any) -> Array:
+        """A value that is the same for every example, once for each."""
+        return jnp.broadcast_to(x, (len(self.slopes.slope), *jnp.shape(x)))
+
+
+def added_by_place(parts: Sequence[Any], places: Sequence[int]) -> list[Any]:
+    """The sum of the parts of each place."""
+    sums: dict[int, Any] = {}
+    for place, part in zip(places, parts):
+        sums[place] = sums[place] + part if place in sums else part
+    return [sums[place] for place in range(len(sums))]
+
+
+def squared_error_of_sum(parts: Float[Array, "groups *s"]) -> Float[Array, ""]:
+    """The squared standard error of the sum of parts, from their spread."""
+    groups, dtype = len(parts), jnp.result_type(float)
+    parts = parts.astype(dtype)
+    spread = groups * parts - jnp.sum(parts, 0, keepdims=True)
+    return jnp.sum(spread**2) / (groups * (groups - 1))
+
+
+class _Program:
+    """Some equations of a sweep as a function of the parameters at their uses.
+
+    Attributes:
+      outputs: what they make that anything else reads.
+    """
+
+    def __init__(self, sweep: _Sweep, numbers: Sequence[int], cut: Var | None = None):
+        self.sweep, self.numbers, self.cut = sweep, numbers, cut
+        eqns = [sweep.eqns[i] for i in numbers]
+        made = {v for eqn in eqns for v in eqn.outvars}
+        reads = dict.fromkeys(v for eqn in eqns for v in eqn.invars if is_variable(v))
+        self.read = [v for v in reads if v not in made]
+        inside, jaxpr = set(numbers), sweep.partition.jaxpr
+        wanted = set(filter(is_variable, jaxpr.outvars))
+        for i, eqn in enumerate(sweep.eqns):
+            if i not in inside:
+                wanted.update(filter(is_variable, eqn.invars))
+        self.outputs = [v for eqn in eqns for v in eqn.outvars if v in wanted]
+
+    def mapped(self, examples: int) -> Callable:
+        """``function(at_uses, *inputs)``, over examples where these have some."""
+        axes = [None if v in self.sweep.graph.shared else 0 for v in self.read]
+        return jax.vmap(self.one, (None, *axes), axis_size=examples)
+
+    def one(self, at_uses: dict[Use, Any], *inputs: Any) -> Any:
+        values: Values = dict(zip(self.read, inputs))
+        for i in self.numbers:
+            eqn = self.sweep.eqns[i]
+            operands = read(values, eqn.invars)
+            for j in range(len(operands)):
+                operands[j] = at_uses.get(Use(i, j), operands[j])
+            values.update(zip(eqn.outvars, bind(eqn, operands)))
+        outs = [values[v] for v in self.outputs]
+        return outs if self.cut is None else (values[self.cut], outs)

@@ -1,0 +1,103 @@
+"""The loss of one example as a flat list of equations, and how they are evaluated."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+from jax.core import Atom
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
+from jaxtyping import PyTree
+
+from fomoh_jax._compat import called_jaxpr, open_jaxpr
+from fomoh_jax._types import Program
+
+# A jitted identity of this name marks where the user wants a cut.
+MARK = "fomoh_jax_cut"
+_INLINED = {"jit", "closed_call", "core_call", "xla_metadata_call"}
+Values = dict[Var, Any]
+
+
+def cut(x: jax.Array, name: str | None = None) -> jax.Array:
+    """Marks ``x`` as a place where a model may be cut into blocks; returns ``x``.
+
+    :func:`fomoh_jax.forward_value_and_grad` with ``blocks="marked"`` cuts at the marked
+    arrays, and nowhere else. A mark has no other effect on any transformation.
+
+    Args:
+      x: an activation, of any shape and real dtype.
+      name: what :func:`fomoh_jax.blocks_of` calls it.
+
+    Returns:
+      ``x``.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> import fomoh_jax
+      >>> def model(w, x):
+      ...   h = fomoh_jax.cut(jnp.tanh(x @ w[0]), "hidden")
+      ...   return jnp.sum(h @ w[1])
+      >>> w = (jnp.ones((2, 3)), jnp.ones((3, 1)))
+      >>> print(jax.grad(model)(w, jnp.zeros(2))[1].T)
+      [[0. 0. 0.]]
+    """
+
+    def marked(x):
+        return x
+
+    marked.__name__ = MARK if name is None else f"{MARK}:{name}"
+    return jax.jit(marked)(x)
+
+
+def is_mark(eqn: JaxprEqn) -> bool:
+    """Whether an equation is a user's mark."""
+    return eqn.primitive.name == "jit" and eqn.params["name"].startswith(MARK)
+
+
+def mark_name(eqn: JaxprEqn) -> str | None:
+    """The name that the user gave a mark."""
+    return eqn.params["name"].partition(":")[2] or None
+
+
+def flattened(fun: Callable, *args: PyTree) -> tuple[ClosedJaxpr, PyTree]:
+    """A function as a program without calls, and the shapes of what it returns.
+
+    Jitted functions are inlined, so that a cut may lie inside them. Checkpointed ones
+    and those with rules of their own stay: they are differentiated as a whole.
+    """
+    jaxpr, shapes = jax.make_jaxpr(fun, return_shape=True)(*args)
+    return flat(jaxpr), shapes
+
+
+def flat(jaxpr: Program) -> ClosedJaxpr:
+    """A program with its calls inlined."""
+    program, consts = open_jaxpr(jaxpr)
+
+    def inlined(*args):
+        return _inlined(program, consts, args)
+
+    return jax.make_jaxpr(inlined)(*(v.aval for v in program.invars))
+
+
+def _inlined(program: Jaxpr, consts: Sequence[Any], args: Sequence[Any]) -> list[Any]:
+    values = dict(zip(program.constvars, consts)) | dict(zip(program.invars, args))
+    for eqn in program.eqns:
+        operands = read(values, eqn.invars)
+        if eqn.primitive.name in _INLINED and not is_mark(eqn):
+            outs = _inlined(*open_jaxpr(called_jaxpr(eqn.params)), operands)
+        else:
+            outs = bind(eqn, operands)
+        values.update(zip(eqn.outvars, outs))
+    return read(values, program.outvars)
+
+
+def read(values: Mapping[Var, Any], atoms: Iterable[Atom]) -> list[Any]:
+    """The values of variables and literals."""
+    return [x.val if isinstance(x, Literal) else values[x] for x in atoms]
+
+
+def bind(eqn: JaxprEqn, operands: Sequence[Any]) -> list[Any]:
+    """The results of an equation on other operands."""
+    params = eqn.primitive.get_bind_params(eqn.params)
+    with eqn.ctx.manager:
+        outs = eqn.primitive.bind(*operands, **params)
+    return list(outs) if eqn.primitive.multiple_results else [outs]
