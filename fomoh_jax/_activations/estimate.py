@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PRNGKeyArray, PyTree, Shaped
 
+from fomoh_jax._activations.first_pass import evaluate_perturbed
 from fomoh_jax._activations.graph import type_of
 from fomoh_jax._activations.partition import Blocks, Partition, partition
-from fomoh_jax._activations.passes import Slopes, perturbed, swept
 from fomoh_jax._activations.program import flattened
+from fomoh_jax._activations.second_pass import Slopes, swept
 from fomoh_jax._compat import primitives_of
 from fomoh_jax._hyperdual import directional_derivatives
 from fomoh_jax._hyperdual.arguments import (
@@ -215,7 +216,7 @@ def _first_pass(
 
     def of_probe(args, key):
         def loss(scale):
-            first, *rest = perturbed(program.partition, args, key, scale)
+            first, *rest = evaluate_perturbed(program.partition, args, key, scale)
             return first, rest
 
         if sees_through:

@@ -10,7 +10,8 @@ post-dominators form a tree whose root is the result.
 import dataclasses
 import functools
 import math
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -204,6 +205,19 @@ class Graph:
             return outputs
         inside = sum(map(_bytes_inside, programs_in(eqn.params)))
         return outputs + inside * eqn.params.get("length", 1)
+
+    def memory_by(self, chosen: Callable[[Var], bool]) -> dict[Var | None, int]:
+        """What a reverse pass keeps before each of some variables, and after the last.
+
+        Bytes for one example, by the first of the chosen variables on the way to the
+        result; by ``None`` where there is none.
+        """
+        memory: dict[Var | None, int] = defaultdict(int)
+        for i in range(len(self.jaxpr.eqns)):
+            if self.matters(i) and i not in self.opened:
+                chain = self.chain(self.after(i))
+                memory[next(filter(chosen, chain), None)] += self.bytes_of(i)
+        return memory
 
 
 def read_graph(

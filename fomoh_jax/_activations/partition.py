@@ -1,47 +1,28 @@
 """The blocks that a program is cut into.
 
-**Where a cut may lie.** On the line of variables that leads to the result past most of
-the parameters (at each step back, to where more products with parameters are), the
-variables between one such product and the next are one group, and the smallest of a
-group, of equals the last, is its candidate: behind a relu or a pooling, and not before.
-A branch off the line (attention beside a residual stream) belongs to the group in which
-it comes back. A branch with more than eight products has a line of its own.
-
-**Which candidates are taken.** With ``n`` blocks, those ``n - 1`` cuts of which the
-largest block needs the least memory, and of these the quietest:
-
-    minimise  (max over blocks of the bytes of their activations,  Σ size(cut)).
-
-``Σ size(cut) / (examples · probes)`` is what the variance of the estimate, relative to
-the square of the gradient, is proportional to.
-
-**What is perturbed.** The cut; or the parameters of the block, if they are fewer
-numbers than the cut, or if JAX has no reverse mode for what lies between.
+What is perturbed is the cut behind a block; or the parameters of the block, if they are
+fewer numbers than the cut, or if JAX has no reverse mode for what lies between.
 """
 
 import dataclasses
-import itertools
 from collections import defaultdict
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Literal
 
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Var
 
+from fomoh_jax._activations.candidates import candidates, marked
+from fomoh_jax._activations.choice import best_cuts
 from fomoh_jax._activations.graph import (
     Graph,
     Use,
     read_graph,
-    size_in_bytes,
     size_of,
 )
 from fomoh_jax._activations.program import flat, is_mark, mark_name
 from fomoh_jax._compat import open_jaxpr, programs_in, scan_layout
 from fomoh_jax._hyperdual.environment import is_variable
 
-# A branch of a residual block has up to four products with parameters, or some more if
-# it is gated or a mixture; an encoder beside a decoder has more.
-_LONGEST_BRANCH = 8
-_MANY = 1000
 # JAX differentiates no loop of unknown length backwards.
 _IRREVERSIBLE = {"while"}
 # What is inside of these is not differentiated.
@@ -136,13 +117,13 @@ def partition(
     graph = read_graph(closed, shared, learned, tuple(loss), closed.jaxpr.invars)
     if blocks == 1:  # whether JAX can differentiate it or not
         uses = tuple(use for use in graph.uses if graph.matters(use.equation))
-        memory = sum(_memory_by(graph, lambda v: False).values())
+        memory = sum(graph.memory_by(lambda v: False).values())
         block = Block(uses, None, "nothing", 0, memory)
         return Partition(graph, (block,) if uses else (), {}, True)
     whole = _cut_at(graph, {}, (), ends=True)
     if blocks == "marked":
-        opened, bodies = _open_scans(graph, _marked, required=False)
-        marks = _marked(opened, ends=True)
+        opened, bodies = _open_scans(graph, marked, required=False)
+        marks = marked(opened, ends=True)
         if not marks and not bodies:
             raise ValueError(
                 'blocks="marked" needs at least one mark: call fomoh_jax.cut(x) in the '
@@ -150,9 +131,8 @@ def partition(
                 "reaches the loss."
             )
         return _cut_at(opened, bodies, marks, ends=True)
-    opened, bodies = _open_scans(graph, _candidates, required=True)
-    candidates = _candidates(opened, ends=True)
-    every = _cut_at(opened, bodies, candidates, ends=True)
+    opened, bodies = _open_scans(graph, candidates, required=True)
+    every = _cut_at(opened, bodies, candidates(opened, ends=True), ends=True)
     if blocks is None:
         return every
     if blocks > every.count():
@@ -164,7 +144,7 @@ def partition(
     for form, inside in ((graph, {}), (opened, bodies)):
         left = blocks - 1 - Partition(form, (), inside, True).count()
         if left >= 0:
-            taken = _best(form, _candidates(form, ends=True), left)
+            taken = best_cuts(form, candidates(form, ends=True), left)
             options.append(_cut_at(form, inside, taken, ends=True))
     return min(options, key=lambda p: (p.memory(), p.noise()))
 
@@ -179,7 +159,7 @@ def _cut_at(
     """
     is_cut = frozenset(cuts).__contains__
     uses: dict[Var | None, list[Use]] = defaultdict(list)
-    memory = _memory_by(graph, is_cut)
+    memory = graph.memory_by(is_cut)
     behind = lambda v: next(filter(is_cut, graph.chain(v)), None)
     entering = []  # as the first value of what a loop that is cut inside carries
     for use in graph.uses:
@@ -246,146 +226,8 @@ def _primitives(eqn: JaxprEqn) -> set[str]:
     return {eqn.primitive.name}.union(*inside)
 
 
-# -- candidates
-
-
-def _candidates(graph: Graph, ends: bool) -> list[Var]:
-    """Where a program may be cut, in its order.
-
-    ``ends``: the program ends in the loss, and is not cut where nothing is learned
-    behind. A loop goes on.
-    """
-    children: dict[Var | None, list[Var]] = defaultdict(list)
-    for v, parent in graph.tree.items():
-        children[parent].append(v)
-    products = _products_before(graph)
-    found: list[Var] = []
-    starts: list[Var | None] = [None]
-    while starts:
-        line, node = [], starts.pop()
-        while node is None or products[node]:
-            line.append(node)
-            before = [v for v in children[node] if products[v]]
-            if not before:
-                break
-            node = _main(graph, before, products)
-            others = (v for v in before if v is not node)
-            starts += [v for v in others if products[v] > _LONGEST_BRANCH]
-        found += _smallest_of_groups(graph, line[::-1], products)
-    if ends:
-        found = [v for v in found if not graph.is_last(v)]
-    return sorted(found, key=graph.maker.__getitem__)
-
-
-def _main(graph: Graph, nodes: list[Var], products: Mapping[Var | None, int]) -> Var:
-    """That of several variables which the others are computed from, as a residual
-    stream is; or the one behind most of the products."""
-    first = min(nodes, key=lambda v: graph.maker.get(v, -1))
-    if graph.behind(first).issuperset(nodes):
-        return first
-    return max(nodes, key=products.__getitem__)
-
-
-def _products_before(graph: Graph) -> dict[Var | None, int]:
-    """How many products with parameters each variable post-dominates."""
-    products: dict[Var | None, int] = defaultdict(int)
-    for i in {use.equation for use in graph.uses} | graph.opened:
-        if graph.matters(i) and graph.is_product(i):
-            for v in (*graph.chain(graph.after(i)), None):
-                products[v] += 1
-    for v in graph.carried:  # a residual stream begins there, or comes from before
-        if v in graph.tree:
-            for after in graph.chain(v):
-                products[after] += _MANY
-    return products
-
-
-def _smallest_of_groups(
-    graph: Graph, line: Sequence[Var | None], products: Mapping[Var | None, int]
-) -> list[Var]:
-    """The smallest variable of each group of a line, of equals the last.
-
-    A group that keeps no more than the cut behind it would is one with the next.
-    """
-    memory = _memory_by(graph, set(line).__contains__)
-    found: list[Var] = []
-    kept = 0
-    for _, nodes in itertools.groupby(line, products.__getitem__):
-        group = [v for v in nodes if v in graph.maker]
-        kept += sum(memory[v] for v in group)
-        if group:
-            smallest = min(reversed(group), key=size_of)
-            if kept > size_in_bytes(smallest):
-                found.append(smallest)
-                kept = 0
-    return found
-
-
-def _memory_by(graph: Graph, chosen: Callable[[Var], bool]) -> dict[Var | None, int]:
-    """What a reverse pass keeps before each of some variables, and after the last."""
-    memory: dict[Var | None, int] = defaultdict(int)
-    for i in range(len(graph.jaxpr.eqns)):
-        if graph.matters(i) and i not in graph.opened:
-            chain = graph.chain(graph.after(i))
-            memory[next(filter(chosen, chain), None)] += graph.bytes_of(i)
-    return memory
-
-
-def _marked(graph: Graph, ends: bool) -> list[Var]:
-    """Where the user has marked the program, if derivatives flow there."""
-    del ends
-    marks = (eqn.outvars[0] for eqn in graph.jaxpr.eqns if is_mark(eqn))
-    return [v for v in marks if v in graph.tree]
-
-
-def _best(graph: Graph, candidates: Sequence[Var], cuts: int) -> set[Var]:
-    """At most so many cuts, by the rule of this module."""
-    memory = _memory_by(graph, set(candidates).__contains__)
-    groups = [memory[v] for v in (*candidates, None)]
-    sums = [0]
-    for bytes_of_group in groups:
-        sums.append(sums[-1] + bytes_of_group)
-    bounds = sorted({b - a for i, a in enumerate(sums) for b in sums[i + 1 :]})
-    low, high = 0, len(bounds) - 1
-    while low < high:
-        middle = (low + high) // 2
-        if _quietest(sums, candidates, cuts, bounds[middle]) is None:
-            low = middle + 1
-        else:
-            high = middle
-    return set(_quietest(sums, candidates, cuts, bounds[low]) or ())
-
-
-def _quietest(
-    sums: Sequence[int], cuts: Sequence[Var], count: int, bound: int
-) -> list[Var] | None:
-    """The cuts of least size, at most ``count``, that leave no segment over a bound."""
-    ended: list[tuple[int, list[Var]]] = []
-    best: dict[int, tuple[int, list[Var]]] = {0: (0, [])}  # by where the last cut is
-    groups = len(cuts) + 1
-    for _ in range(count + 1):
-        final = [
-            option
-            for start, option in best.items()
-            if sums[groups] - sums[start] <= bound
-        ]
-        longer = dict(best)
-        for start, (size, taken) in best.items():
-            for i in range(start, groups - 1):
-                if sums[i + 1] - sums[start] > bound:
-                    break
-                option = size + size_of(cuts[i]), [*taken, cuts[i]]
-                if i + 1 not in longer or option[0] < longer[i + 1][0]:
-                    longer[i + 1] = option
-        best, ended = longer, final
-    return min(ended, key=lambda option: option[0])[1] if ended else None
-
-
-# -- loops
-
-
 def _open_scans(
-    graph: Graph, candidates: Callable[[Graph, bool], list[Var]], required: bool
+    graph: Graph, places: Callable[[Graph, bool], list[Var]], required: bool
 ) -> tuple[Graph, dict[int, Partition]]:
     """The graph without the uses inside of scans, and the blocks of their bodies.
 
@@ -414,8 +256,8 @@ def _open_scans(
         inside = read_graph(closed, shared, learned, results, carried)
         if not inside.uses or not inside.learned.isdisjoint(results):
             continue
-        opened, bodies = _open_scans(inside, candidates, required)
-        cuts = candidates(opened, False)
+        opened, bodies = _open_scans(inside, places, required)
+        cuts = places(opened, False)
         if not required and not cuts and not bodies:
             continue
         scans[i] = _cut_at(opened, bodies, cuts, ends=False)

@@ -1,14 +1,18 @@
 """The loss of one example as a flat list of equations, and how they are evaluated."""
 
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
 from jax.core import Atom
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
 from jaxtyping import PyTree
 
-from fomoh_jax._compat import called_jaxpr, open_jaxpr
+from fomoh_jax._compat import called_jaxpr, open_jaxpr, scan_layout
 from fomoh_jax._types import Program
 
 # A jitted identity of this name marks where the user wants a cut.
@@ -21,7 +25,9 @@ def cut(x: jax.Array, name: str | None = None) -> jax.Array:
     """Marks ``x`` as a place where a model may be cut into blocks; returns ``x``.
 
     :func:`fomoh_jax.forward_value_and_grad` with ``blocks="marked"`` cuts at the marked
-    arrays, and nowhere else. A mark has no other effect on any transformation.
+    arrays, and nowhere else. A mark has no other effect on any transformation. Inside
+    ``jax.checkpoint`` and ``jax.lax.cond`` it has none at all: these are differentiated
+    as a whole.
 
     Args:
       x: an activation, of any shape and real dtype.
@@ -29,6 +35,9 @@ def cut(x: jax.Array, name: str | None = None) -> jax.Array:
 
     Returns:
       ``x``.
+
+    Raises:
+      TypeError: if ``x`` is no array.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -40,12 +49,23 @@ def cut(x: jax.Array, name: str | None = None) -> jax.Array:
       >>> print(jax.grad(model)(w, jnp.zeros(2))[1].T)
       [[0. 0. 0.]]
     """
+    if not isinstance(x, (jax.Array, np.ndarray)):
+        raise TypeError(
+            f"cut marks one array; got {jax.tree.structure(x)}. Where several must be "
+            "cut together, concatenate them."
+        )
+    return _marker(name)(x)
+
+
+@functools.cache
+def _marker(name: str | None) -> Callable:
+    """One function for each name, so that it is compiled once."""
 
     def marked(x):
         return x
 
     marked.__name__ = MARK if name is None else f"{MARK}:{name}"
-    return jax.jit(marked)(x)
+    return jax.jit(marked)
 
 
 def is_mark(eqn: JaxprEqn) -> bool:
@@ -101,3 +121,45 @@ def bind(eqn: JaxprEqn, operands: Sequence[Any]) -> list[Any]:
     with eqn.ctx.manager:
         outs = eqn.primitive.bind(*operands, **params)
     return list(outs) if eqn.primitive.multiple_results else [outs]
+
+
+def scan_with(
+    eqn: JaxprEqn, operands: Sequence[Any], step: Callable, extra: Any = None
+) -> tuple[list[Any], Any]:
+    """A scan equation with another body.
+
+    ``step(values, time) -> (outputs, (summed, stacked))`` takes and returns what the
+    body does; the sum over iterations of ``summed``, which begins at ``extra``, and the
+    stack of the ``stacked`` come back beside the results.
+    """
+    layout = scan_layout(eqn.params, len(operands), len(eqn.outvars))
+    length = eqn.params["length"]
+
+    def body(carry, xs):
+        state, total = carry
+        time, *slices = xs
+        values = list(operands)
+        for places, parts in ((layout.carry, state), (layout.xs, slices)):
+            for place, part in zip(places, parts):
+                values[place] = part
+        outs, more = step(values, time)
+        summed, stacked = (None, None) if more is None else more
+        total = jax.tree.map(jnp.add, total, summed)
+        ys = [outs[j] for j in layout.ys]
+        return ([outs[j] for j in layout.carry_out], total), (ys, stacked)
+
+    carry = [operands[j] for j in layout.carry], extra
+    xs = [jnp.arange(length), *(operands[j] for j in layout.xs)]
+    (state, total), (ys, stacked) = lax.scan(
+        body,
+        carry,
+        xs,
+        length,
+        reverse=eqn.params["reverse"],
+        unroll=eqn.params["unroll"],
+    )
+    outs: list[Any] = [None] * len(eqn.outvars)
+    for places, parts in ((layout.carry_out, state), (layout.ys, ys)):
+        for place, part in zip(places, parts):
+            outs[place] = part
+    return outs, (total, stacked)

@@ -17,7 +17,7 @@ from tests.activations.models import (
     layers,
     mean_loss,
 )
-from tests.reference import assert_close, normal
+from tests.reference import assert_close, normal, slow
 
 KEY = jax.random.key(7)
 
@@ -54,7 +54,10 @@ def test_it_is_unbiased(name):
     assert any(s > 0 for s in spread)
 
 
-@pytest.mark.parametrize("name", CASES)
+QUICK = ("dense", "recurrent", "calls", "a reverse rule of its own")
+
+
+@pytest.mark.parametrize("name", [n if n in QUICK else slow(n) for n in CASES])
 def test_one_block_is_backpropagation(name):
     case = CASES[name]
     grad = fomoh_jax.forward_value_and_grad(case.loss, blocks=1)
@@ -230,6 +233,26 @@ def test_the_same_under_jit_vmap_and_over_seeds():
         one = jax.tree.map(lambda x: x[i], params)
         alone = grad(one, case.batch, keys[i])
         assert_close(jax.tree.map(lambda x: x[i], together), alone)
+
+
+def test_an_example_may_hold_a_key():
+    params = layers((4, 4), (4, 3))
+
+    def loss(params, example):
+        x, label, key = example
+        h = jnp.tanh(x @ params[0]) * jax.random.bernoulli(key, 0.5, (4,))
+        return cross_entropy(h @ params[1], label)
+
+    x, label = CASES["calls"].batch
+    case = Case(loss, params, (x, label, jax.random.split(KEY, EXAMPLES)))
+    _, samples = estimates(case, 1500)
+    assert_unbiased(samples, jax.grad(mean_loss(case))(params))
+
+
+def test_a_mark_is_one_array():
+    with pytest.raises(TypeError, match="one array"):
+        fomoh_jax.cut((jnp.ones(2), jnp.ones(2)))
+    assert fomoh_jax.cut(np.ones(2)).tolist() == [1, 1]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

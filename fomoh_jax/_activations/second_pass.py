@@ -1,145 +1,26 @@
-"""The two passes: what perturbations do to each loss, and what follows for the blocks.
+"""The second pass: from one number an example to the gradient, block by block.
 
-The first pass is one of forward mode: the derivative ``d`` of the loss of each example
-along all perturbations at once. The second computes the program again and, for each
-block alone, the product of ``d u`` with the transpose of its derivative. What it keeps
-of a block is forgotten before the next begins.
+The program is computed again and, for each block alone, the product of ``d u`` with the
+transpose of its derivative. What that keeps is forgotten before the next block begins.
 """
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.extend.core import JaxprEqn, Var
+from jax.extend.core import Var
 from jaxtyping import Array, Float, Shaped
 
 from fomoh_jax._activations.graph import Graph, Use, type_of
 from fomoh_jax._activations.partition import Partition
-from fomoh_jax._activations.program import Values, bind, read
+from fomoh_jax._activations.perturbations import of_block, signs
+from fomoh_jax._activations.program import Values, bind, read, scan_with
 from fomoh_jax._compat import scan_layout
 from fomoh_jax._hyperdual.environment import is_variable
-
-
-def signs(key: Array, shape: Sequence[int], dtype: Any) -> Array:
-    """Random signs, of which one word of the generator makes 32."""
-    size = math.prod(shape)
-    words = jax.random.bits(key, (-(-size // 32),), jnp.uint32)
-    bits = (words[:, None] >> jnp.arange(32, dtype=jnp.uint32)) & 1
-    return (1 - 2 * bits.astype(dtype)).reshape(-1)[:size].reshape(shape)
-
-
-def of_block(key: Array, index: int | Array) -> Array:
-    """The key of the perturbation of a block, or of a loop."""
-    return jax.random.fold_in(key, index)
-
-
-@jax.custom_jvp
-def _perturbed(scale: Float[Array, ""], x: Array, direction: Array) -> Array:
-    """``x`` itself, with a derivative by scale: so that probes share its value."""
-    del scale, direction
-    return x
-
-
-@_perturbed.defjvp
-def _perturbed_jvp(primals, tangents):
-    _, x, direction = primals
-    by_scale, by_x, _ = tangents
-    return x, by_x + (by_scale * direction).astype(x.dtype)
-
-
-# -- the first pass
-
-
-def perturbed(
-    partition: Partition, args: Sequence[Any], key: Array, scale: Float[Array, ""]
-) -> list[Any]:
-    """The program of one example, perturbed by ``scale``, which is zero."""
-    program = partition.jaxpr
-    values = partition.graph.given(args)
-    cuts = {block.cut: i for i, block in enumerate(partition.blocks)}
-    at = {
-        use: (i, j)
-        for i, block in enumerate(partition.blocks)
-        if block.perturbs == "parameters"
-        for j, use in enumerate(block.uses)
-    }
-    perturb = lambda key, x: _perturbed(scale, x, signs(key, x.shape, x.dtype))
-    for i, eqn in enumerate(program.eqns):
-        operands = read(values, eqn.invars)
-        for j, x in enumerate(operands):
-            if Use(i, j) in at:
-                block, place = at[Use(i, j)]
-                operands[j] = perturb(of_block(of_block(key, block), place), x)
-        if i in partition.scans:
-            inner = of_block(key, len(partition.blocks) + i)
-            outs = _perturbed_scan(partition.scans[i], eqn, operands, inner, scale)
-        else:
-            outs = bind(eqn, operands)
-        values.update(zip(eqn.outvars, outs))
-        for v in eqn.outvars:
-            if v in cuts:
-                values[v] = perturb(of_block(key, cuts[v]), values[v])
-    return read(values, program.outvars)
-
-
-def _perturbed_scan(
-    body: Partition, eqn: JaxprEqn, operands: list[Any], key: Array, scale: Array
-) -> list[Any]:
-    def step(values, time):
-        return perturbed(body, values, of_block(key, time), scale), None
-
-    outs, _ = _scan(eqn, operands, step)
-    return outs
-
-
-def _scan(
-    eqn: JaxprEqn, operands: Sequence[Any], step: Callable, extra: Any = None
-) -> tuple[list[Any], Any]:
-    """A scan equation with another body.
-
-    ``step(values, time) -> (outputs, (summed, stacked))`` takes and returns what the
-    body does; the sum over iterations of ``summed``, which begins at ``extra``, and the
-    stack of the ``stacked`` come back beside the results.
-    """
-    layout = scan_layout(eqn.params, len(operands), len(eqn.outvars))
-    length = eqn.params["length"]
-
-    def body(carry, xs):
-        state, total = carry
-        time, *slices = xs
-        values = list(operands)
-        for places, parts in ((layout.carry, state), (layout.xs, slices)):
-            for place, part in zip(places, parts):
-                values[place] = part
-        outs, more = step(values, time)
-        summed, stacked = (None, None) if more is None else more
-        total = jax.tree.map(jnp.add, total, summed)
-        ys = [outs[j] for j in layout.ys]
-        return ([outs[j] for j in layout.carry_out], total), (ys, stacked)
-
-    carry = [operands[j] for j in layout.carry], extra
-    xs = [jnp.arange(length), *(operands[j] for j in layout.xs)]
-    (state, total), (ys, stacked) = lax.scan(
-        body,
-        carry,
-        xs,
-        length,
-        reverse=eqn.params["reverse"],
-        unroll=eqn.params["unroll"],
-    )
-    outs: list[Any] = [None] * len(eqn.outvars)
-    for places, parts in ((layout.carry_out, state), (layout.ys, ys)):
-        for place, part in zip(places, parts):
-            outs[place] = part
-    return outs, (total, stacked)
-
-
-# -- the second pass
 
 
 @jax.tree_util.register_dataclass
@@ -172,11 +53,10 @@ class Slopes:
             scaled = slope.reshape(-1, *(1 for _ in shape)).astype(dtype) * u
             return total + scaled, None
 
-        if self.slope.shape[1] == 1:
-            return of_probe(0, (self.keys[:, 0], self.slope[:, 0]))[0]
-        start = jnp.zeros((len(self.slope), *shape), dtype)
         probes = jnp.moveaxis(self.keys, 1, 0), self.slope.T
-        return lax.scan(of_probe, start, probes)[0]
+        first, *_ = of_probe(0, jax.tree.map(lambda x: x[0], probes))
+        others = jax.tree.map(lambda x: x[1:], probes)
+        return lax.scan(of_probe, first, others)[0] if len(others[1]) else first
 
 
 class Swept(NamedTuple):
@@ -455,7 +335,7 @@ class _Sweep:
             return outs, (by_consts, (by_slices, noise))
 
         start = [jnp.zeros_like(operands[j]) for j in consts]
-        outs, (total, (stacked, noise)) = _scan(eqn, operands, step, start)
+        outs, (total, (stacked, noise)) = scan_with(eqn, operands, step, start)
         self.noise_inside.append(noise)
         for into, out in zip(layout.carry, layout.carry_out):
             if of_all(body.graph, body.jaxpr.invars[into]):

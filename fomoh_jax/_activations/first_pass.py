@@ -1,0 +1,58 @@
+"""The first pass: what perturbations do to the loss of an example.
+
+One number for each example comes back, the derivative of its loss along all of its
+perturbations at once, by forward mode.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from jax.extend.core import JaxprEqn
+from jaxtyping import Array, Float
+
+from fomoh_jax._activations.graph import Use
+from fomoh_jax._activations.partition import Partition
+from fomoh_jax._activations.perturbations import of_block, perturbed, signs
+from fomoh_jax._activations.program import bind, read, scan_with
+
+
+def evaluate_perturbed(
+    partition: Partition, args: Sequence[Any], key: Array, scale: Float[Array, ""]
+) -> list[Any]:
+    """The program of one example, perturbed by ``scale``, which is zero."""
+    program = partition.jaxpr
+    values = partition.graph.given(args)
+    cuts = {block.cut: i for i, block in enumerate(partition.blocks)}
+    at = {
+        use: (i, j)
+        for i, block in enumerate(partition.blocks)
+        if block.perturbs == "parameters"
+        for j, use in enumerate(block.uses)
+    }
+    perturb = lambda key, x: perturbed(scale, x, signs(key, x.shape, x.dtype))
+    for i, eqn in enumerate(program.eqns):
+        operands = read(values, eqn.invars)
+        for j, x in enumerate(operands):
+            if Use(i, j) in at:
+                block, place = at[Use(i, j)]
+                operands[j] = perturb(of_block(of_block(key, block), place), x)
+        if i in partition.scans:
+            inner = of_block(key, len(partition.blocks) + i)
+            outs = _perturbed_scan(partition.scans[i], eqn, operands, inner, scale)
+        else:
+            outs = bind(eqn, operands)
+        values.update(zip(eqn.outvars, outs))
+        for v in eqn.outvars:
+            if v in cuts:
+                values[v] = perturb(of_block(key, cuts[v]), values[v])
+    return read(values, program.outvars)
+
+
+def _perturbed_scan(
+    body: Partition, eqn: JaxprEqn, operands: list[Any], key: Array, scale: Array
+) -> list[Any]:
+    def step(values, time):
+        return evaluate_perturbed(body, values, of_block(key, time), scale), None
+
+    outs, _ = scan_with(eqn, operands, step)
+    return outs
