@@ -81,17 +81,20 @@ def _smallest_of_groups(
 ) -> list[Var]:
     """The smallest variable of each group of a line, of equals the last.
 
-    A group that keeps no more than the cut behind it would is one with the next.
+    A group that keeps no more than the cut behind it would is one with the next, unless
+    that is a loop.
     """
     memory = graph.memory_by(set(line).__contains__)
+    behind_loops = set(map(graph.after, graph.opened))
     found: list[Var] = []
     kept = 0
-    for _, nodes in itertools.groupby(line, products.__getitem__):
+    groups = [list(nodes) for _, nodes in itertools.groupby(line, products.__getitem__)]
+    for nodes, following in itertools.zip_longest(groups, groups[1:], fillvalue=[None]):
         group = [v for v in nodes if v in graph.maker]
         kept += sum(memory[v] for v in group)
         if group:
             smallest = min(reversed(group), key=size_of)
-            if kept > size_in_bytes(smallest):
+            if kept > size_in_bytes(smallest) or following[0] in behind_loops:
                 found.append(smallest)
                 kept = 0
     return found

@@ -12,7 +12,7 @@ from fomoh_jax._activations.first_pass import evaluate_perturbed
 from fomoh_jax._activations.graph import type_of
 from fomoh_jax._activations.partition import Blocks, Partition, partition
 from fomoh_jax._activations.program import flattened
-from fomoh_jax._activations.second_pass import Slopes, swept
+from fomoh_jax._activations.second_pass import Slopes, differentiate_blocks
 from fomoh_jax._compat import primitives_of
 from fomoh_jax._hyperdual import directional_derivatives
 from fomoh_jax._hyperdual.arguments import (
@@ -22,9 +22,10 @@ from fomoh_jax._hyperdual.arguments import (
     dtype_of,
 )
 from fomoh_jax._hyperdual.delay import after
-from fomoh_jax._hyperdual.mesh_axes import varying_alike
+from fomoh_jax._hyperdual.mesh_axes import in_shard_map, varying_alike
 from fomoh_jax._xla import warn_if_unsound
 
+_MUTABLE = {"new_ref", "ref", "get", "swap", "addupdate", "freeze"}
 # From the spread of so many groups, or a few more, the noise is estimated.
 _GROUPS = 8
 
@@ -55,6 +56,10 @@ def forward_value_and_grad(
     the number of perturbed values over that of examples and probes; see
     :func:`fomoh_jax.blocks_of`.
 
+    A ``custom_vjp`` has its own rule inside a block. Blocks before it see the
+    derivative of its function, so that a rule that is not that derivative, such as a
+    straight-through estimator, biases theirs.
+
     Args:
       loss_of_one: ``loss_of_one(params, example)``, the loss of one example, a real
         scalar; with ``has_aux`` a pair of that and anything. It must not exchange
@@ -70,15 +75,18 @@ def forward_value_and_grad(
 
     Returns:
       A function ``(params, batch, key)`` of real floating-point parameters, of a batch
-      whose leaves lead with the examples, ``[B, ...]``, and of a PRNG key. It returns
+      whose leaves lead with the examples, ``[B, ...]``, and of a PRNG key (not the one
+      from which keys in the batch were split). It returns
       ``(value, gradient)``: the mean loss, and a tree like ``params``. With ``has_aux``
       the value is ``(value, aux)``, with the aux of all examples stacked, ``[B, ...]``.
       With ``return_noise`` there is a third result: for each block, in the order of
       :func:`fomoh_jax.blocks_of`, the squared standard error of its part of the
-      gradient, a scalar, or ``[length]`` for a block in a loop. It is found from the
-      spread over groups of examples, and contains that of the examples themselves.
+      gradient: a scalar, or ``[length]`` for a block in a loop, there of the gradient
+      by the parameters as they enter the loop. It is found from the spread over some
+      eight groups of examples, and contains that of the examples themselves; let their
+      number be a multiple of 8, since a prime number of them is as many groups.
 
-      If a loss or its derivative is not finite for any example, the gradient is zero.
+      If any loss, slope or element of the gradient is not finite, the gradient is zero.
 
     Raises:
       ValueError: if ``blocks`` or ``probes`` is out of range; from the function, if
@@ -116,7 +124,7 @@ def forward_value_and_grad(
         batch, examples = _read_batch(batch)
         # Inside a shard_map, the gradient is that of each device's own examples.
         params, batch, key = varying_alike((params, batch, key))
-        example = jax.eval_shape(lambda: jax.tree.map(lambda x: x[0], batch))
+        example = jax.tree.map(_of_one, batch)
         program = read_program(loss_of_one, params, example, has_aux, blocks)
         args = [*jax.tree.leaves(params), *jax.tree.leaves(batch)]
         keys = _keys(key, examples, probes)
@@ -129,15 +137,17 @@ def forward_value_and_grad(
             first = after(first, slope)
         else:
             second = after(second, slope)
-        _, gradients, noise = swept(
+        _, gradients, noise = differentiate_blocks(
             program.partition,
             [*first, *second],
             Slopes(keys, slope / probes, weight),
             _groups(examples) if return_noise else 1,
         )
         value = jnp.mean(losses)
-        finite = jnp.isfinite(value) & jnp.all(jnp.isfinite(slope))
         of_params = gradients[: len(jax.tree.leaves(params))]
+        finite = jnp.array(True)
+        for x in (value, slope, *of_params):
+            finite &= jnp.all(jnp.isfinite(x))
         gradient = jax.tree.unflatten(
             jax.tree.structure(params),
             [jnp.where(finite, part, 0) for part in of_params],
@@ -199,6 +209,11 @@ def read_program(
             f"over examples; got: {error}. Batch normalisation in training is none; "
             "normalise by running statistics, or over the features of an example."
         ) from error
+    if not _MUTABLE.isdisjoint(primitives_of(closed)):
+        raise ValueError(
+            "loss_of_one must not use mutable arrays (jax.new_ref), whose derivatives "
+            "cannot be cut into blocks; use values, or jax.lax.scan with a carry."
+        )
     inputs, learned = range(len(closed.jaxpr.invars)), len(jax.tree.leaves(params))
     is_learned = [i < learned for i in inputs]
     cut = partition(closed, is_learned, is_learned, blocks)
@@ -251,16 +266,23 @@ def _bytes(leaves: list[Array]) -> int:
     return sum(x.size * x.dtype.itemsize for x in leaves)
 
 
+def _of_one(x: Array) -> jax.ShapeDtypeStruct:
+    """The shape and dtype of one example."""
+    if in_shard_map():  # where the type says along what it varies
+        return jax.eval_shape(lambda: x[0])
+    return jax.ShapeDtypeStruct(x.shape[1:], x.dtype)
+
+
 def _groups(examples: int) -> int:
-    """The least number of equal groups that is not less than eight, if there is one."""
+    """Eight equal groups, or what is next to it: each holds a gradient of its own."""
     if examples == 1:
         raise ValueError(
             "return_noise needs at least 2 examples, from whose spread the noise "
             "follows; got a batch of 1."
         )
-    return next(
-        n for n in range(min(_GROUPS, examples), examples + 1) if not examples % n
-    )
+    few = [n for n in range(2, 8 * _GROUPS) if not examples % n]
+    # A prime number of examples can only be taken one by one.
+    return min(few, key=lambda n: (n < _GROUPS, abs(n - _GROUPS)), default=examples)
 
 
 # What may come.

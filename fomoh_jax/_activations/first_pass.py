@@ -23,12 +23,12 @@ def evaluate_perturbed(
     program = partition.jaxpr
     values = partition.graph.given(args)
     cuts = {block.cut: i for i, block in enumerate(partition.blocks)}
-    at = {
-        use: (i, j)
-        for i, block in enumerate(partition.blocks)
-        if block.perturbs == "parameters"
-        for j, use in enumerate(block.uses)
-    }
+    at = {}
+    for i, block in enumerate(partition.blocks):
+        if block.perturbs == "parameters":
+            variables = partition.graph.parameters(block.uses)
+            for use in block.uses:
+                at[use] = i, variables.index(partition.graph.parameter(use))
     perturb = lambda key, x: perturbed(scale, x, signs(key, x.shape, x.dtype))
     for i, eqn in enumerate(program.eqns):
         operands = read(values, eqn.invars)

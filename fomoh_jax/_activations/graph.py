@@ -97,7 +97,7 @@ class Graph:
         return tuple(
             Use(i, j)
             for i, eqn in enumerate(self.jaxpr.eqns)
-            if not self.is_shared(eqn) and _has_derivative(eqn)
+            if not self.is_shared(eqn) and _passes_derivatives(eqn)
             for j, v in enumerate(eqn.invars)
             if is_variable(v) and v in self.learned and Use(i, j) not in self.inner
         )
@@ -107,6 +107,10 @@ class Graph:
         v = self.jaxpr.eqns[use.equation].invars[use.operand]
         assert is_variable(v)
         return v
+
+    def parameters(self, uses: Sequence[Use]) -> list[Var]:
+        """What is read at several uses, each once."""
+        return list(dict.fromkeys(map(self.parameter, uses)))
 
     @functools.cached_property
     def active(self) -> frozenset[Var]:
@@ -122,7 +126,7 @@ class Graph:
         using = {use.equation for use in self.uses} | self.opened
         reached = set(variables)
         for i, eqn in enumerate(self.jaxpr.eqns):
-            if not _has_derivative(eqn) or self.is_shared(eqn):
+            if not _passes_derivatives(eqn) or self.is_shared(eqn):
                 continue
             if i in using or not reached.isdisjoint(filter(is_variable, eqn.invars)):
                 reached.update(filter(is_inexact, eqn.outvars))
@@ -149,7 +153,7 @@ class Graph:
 
     def _reached(self, equation: int, tree: dict[Var, Var | None]) -> list[Var | None]:
         eqn = self.jaxpr.eqns[equation]
-        return [v for v in eqn.outvars if v in tree] if _has_derivative(eqn) else []
+        return [v for v in eqn.outvars if v in tree] if _passes_derivatives(eqn) else []
 
     @functools.cached_property
     def _depth(self) -> dict[Var | None, int]:
@@ -244,7 +248,7 @@ def read_graph(
         operands = set(filter(is_variable, eqn.invars))
         if operands <= shared and not eqn.effects and not _spreads(eqn, learned):
             shared.update(eqn.outvars)
-            if not operands.isdisjoint(learned) and _has_derivative(eqn):
+            if not operands.isdisjoint(learned) and _passes_derivatives(eqn):
                 learned.update(filter(is_inexact, eqn.outvars))
     enter = tuple(v for v in carried if v not in shared and is_inexact(v))
     return Graph(
@@ -279,14 +283,16 @@ def type_of(atom: Atom) -> Aval:
 
 
 def size_of(atom: Atom) -> int:
-    """How many numbers a variable is."""
-    return math.prod(type_of(atom).shape)
+    """How many real numbers a variable is."""
+    complex_ = jnp.issubdtype(type_of(atom).dtype, jnp.complexfloating)
+    return math.prod(type_of(atom).shape) * (2 if complex_ else 1)
 
 
 def size_in_bytes(atom: Atom) -> int:
     """How much memory a variable takes; a token takes none."""
     held = hasattr(atom.aval, "dtype")
-    return size_of(atom) * type_of(atom).dtype.itemsize if held else 0
+    size = math.prod(type_of(atom).shape) if held else 0
+    return size * type_of(atom).dtype.itemsize if held else 0
 
 
 def _bytes_inside(program) -> int:
@@ -299,7 +305,7 @@ def _bytes_inside(program) -> int:
     )
 
 
-def _has_derivative(eqn: JaxprEqn) -> bool:
+def _passes_derivatives(eqn: JaxprEqn) -> bool:
     return eqn.primitive.name != "stop_gradient"
 
 

@@ -142,10 +142,14 @@ def partition(
         )
     options = [whole]
     for form, inside in ((graph, {}), (opened, bodies)):
-        left = blocks - 1 - Partition(form, (), inside, True).count()
-        if left >= 0:
+        inner = Partition(form, (), inside, True).count()
+        for left in range(blocks - 1 - inner, -1, -1):
             taken = best_cuts(form, candidates(form, ends=True), left)
-            options.append(_cut_at(form, inside, taken, ends=True))
+            option = _cut_at(form, inside, taken, ends=True)
+            # What a loop begins with may be a block of its own.
+            if option.count() <= blocks:
+                options.append(option)
+                break
     return min(options, key=lambda p: (p.memory(), p.noise()))
 
 
@@ -188,7 +192,7 @@ def _block(
     name: str | None,
     ends: bool,
 ) -> Block:
-    parameters = sum(map(size_of, set(map(graph.parameter, uses))))
+    parameters = sum(map(size_of, graph.parameters(uses)))
     if cut is None and ends and not _irreversible(graph, uses, cut):
         return Block(tuple(uses), None, "nothing", 0, memory, name)
     if (

@@ -6,11 +6,19 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Float
 
 
 def signs(key: Array, shape: Sequence[int], dtype: Any) -> Array:
-    """Random signs, of which one word of the generator makes 32."""
+    """Random signs, of which one word of the generator makes 32.
+
+    For complex numbers, one of the real and one of the imaginary part.
+    """
+    if jnp.issubdtype(dtype, jnp.complexfloating):
+        real = jnp.finfo(dtype).dtype
+        parts = (signs(of_block(key, i), shape, real) for i in range(2))
+        return lax.complex(*parts)
     size = math.prod(shape)
     words = jax.random.bits(key, (-(-size // 32),), jnp.uint32)
     bits = (words[:, None] >> jnp.arange(32, dtype=jnp.uint32)) & 1

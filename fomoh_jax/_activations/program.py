@@ -25,19 +25,20 @@ def cut(x: jax.Array, name: str | None = None) -> jax.Array:
     """Marks ``x`` as a place where a model may be cut into blocks; returns ``x``.
 
     :func:`fomoh_jax.forward_value_and_grad` with ``blocks="marked"`` cuts at the marked
-    arrays, and nowhere else. A mark has no other effect on any transformation. Inside
-    ``jax.checkpoint`` and ``jax.lax.cond`` it has none at all: these are differentiated
-    as a whole.
+    arrays, and nowhere else. A mark has no other effect on any transformation.
+    Inside ``jax.checkpoint``, ``jax.lax.cond``, ``jax.lax.while_loop`` and functions
+    with derivatives of their own it has none at all: these are differentiated as a
+    whole.
 
     Args:
-      x: an activation, of any shape and real dtype.
+      x: an activation, of any shape and floating-point dtype.
       name: what :func:`fomoh_jax.blocks_of` calls it.
 
     Returns:
       ``x``.
 
     Raises:
-      TypeError: if ``x`` is no array.
+      TypeError: if ``x`` is no floating-point array.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -49,10 +50,12 @@ def cut(x: jax.Array, name: str | None = None) -> jax.Array:
       >>> print(jax.grad(model)(w, jnp.zeros(2))[1].T)
       [[0. 0. 0.]]
     """
-    if not isinstance(x, (jax.Array, np.ndarray)):
+    array = isinstance(x, (jax.Array, np.ndarray))
+    if not array or not jnp.issubdtype(x.dtype, jnp.inexact):
+        got = f"dtype {x.dtype}" if array else jax.tree.structure(x)
         raise TypeError(
-            f"cut marks one array; got {jax.tree.structure(x)}. Where several must be "
-            "cut together, concatenate them."
+            f"cut marks one floating-point array; got {got}. Where several must be cut "
+            "together, concatenate them."
         )
     return _marker(name)(x)
 

@@ -50,7 +50,7 @@ class Slopes:
         def of_probe(total, probe):
             keys, slope = probe
             u = jax.vmap(lambda key: signs(key, shape, dtype))(keys)
-            scaled = slope.reshape(-1, *(1 for _ in shape)).astype(dtype) * u
+            scaled = slope.reshape(-1, *(1 for _ in shape)).astype(dtype) * u.conj()
             return total + scaled, None
 
         probes = jnp.moveaxis(self.keys, 1, 0), self.slope.T
@@ -59,14 +59,14 @@ class Slopes:
         return lax.scan(of_probe, first, others)[0] if len(others[1]) else first
 
 
-class Swept(NamedTuple):
+class Derivatives(NamedTuple):
     """What the second pass gives.
 
     Attributes:
       results: of the program, with the examples in front of those that differ.
       gradients: by each input; ``None`` for those that are not learned.
       noise: the squared standard error of each block's part, if it was asked for:
-        first those of the program itself, then ``[length]`` of each in a loop.
+        first those of the program itself, then those in its loops, ``[length, ...]``.
     """
 
     results: list[Any]
@@ -74,9 +74,9 @@ class Swept(NamedTuple):
     noise: list[Array]
 
 
-def swept(
+def differentiate_blocks(
     partition: Partition, args: Sequence[Any], slopes: Slopes, groups: int = 1
-) -> Swept:
+) -> Derivatives:
     """The program of all examples, and the derivative by each input that is learned.
 
     Args:
@@ -86,16 +86,20 @@ def swept(
       groups: of equally many examples, from whose spread the noise follows; with 1
         there is none.
     """
-    sweep = _Sweep(partition, args, slopes, groups)
+    done = _SecondPass(partition, args, slopes, groups)
     for i in range(len(partition.blocks)):
-        sweep.differentiate(i)
+        done.differentiate(i)
+    # A loop that lies inside of a block was differentiated there by what comes before
+    # it. By its own parameters it is differentiated when it is computed by itself.
+    loops = (partition.jaxpr.eqns[i] for i in partition.scans)
     outputs = partition.jaxpr.outvars
-    sweep.compute(filter(is_variable, outputs))
-    noise = [*sweep.noise, *(x for inner in sweep.noise_inside for x in inner)]
-    return Swept(read(sweep.values, outputs), sweep.by_inputs(), noise)
+    done.compute(v for eqn in loops for v in eqn.outvars)
+    done.compute(filter(is_variable, outputs))
+    noise = [*done.noise, *(x for i in partition.scans for x in done.noise_inside[i])]
+    return Derivatives(read(done.values, outputs), done.by_inputs(), noise)
 
 
-class _Sweep:
+class _SecondPass:
     """The values of a program so far, and the derivatives by its parameters."""
 
     def __init__(
@@ -108,7 +112,7 @@ class _Sweep:
         self.values: Values = self.with_shared({})
         self.gradients: Values = {}
         self.noise: list[Array] = []
-        self.noise_inside: list[list[Array]] = []
+        self.noise_inside: dict[int, list[Array]] = {}
 
     def with_shared(self, given: Values) -> Values:
         """The arguments, of which some may be given, and what only depends on them."""
@@ -188,12 +192,9 @@ class _Sweep:
     def differentiate(self, index: int) -> None:
         """Add the derivatives by the parameters of a block."""
         block = self.partition.blocks[index]
-        # A parameter may be read twice.
-        read_at = list(map(self.graph.parameter, block.uses))
-        variables = list(dict.fromkeys(read_at))
-        places = [variables.index(v) for v in read_at]
+        variables = self.graph.parameters(block.uses)
         if block.perturbs == "parameters":
-            derivatives = functools.partial(self.by_perturbed_parameters, index, places)
+            derivatives = functools.partial(self.by_perturbed_parameters, index)
             self.add_up(variables, derivatives, [])
             return
         cut = self.graph.results[0] if block.cut is None else block.cut
@@ -202,10 +203,8 @@ class _Sweep:
         outside = {v for i in region for v in self.eqns[i].invars if is_variable(v)}
         self.compute(outside - inside)
         program = _Program(self, region, cut)
-        derivatives = functools.partial(self.by_transpose, index, places, program)
+        derivatives = functools.partial(self.by_transpose, index, program)
         outs = self.add_up(variables, derivatives, program.read)
-        # A loop that was differentiated as a part of this block is met once more if it
-        # has parameters of its own.
         loops = {v for i in self.partition.scans for v in self.eqns[i].outvars}
         fresh = zip(program.outputs, outs)
         self.values |= {
@@ -250,22 +249,19 @@ class _Sweep:
         return [together(x) for x in outs]
 
     def by_perturbed_parameters(
-        self, index: int, places: Sequence[int], slopes: Slopes
+        self, index: int, slopes: Slopes
     ) -> tuple[list[Any], list[Any]]:
         """``Σ d u`` over the examples, where u perturbed the parameters."""
-        parts = []
-        for j, use in enumerate(self.partition.blocks[index].uses):
-            aval = type_of(self.graph.parameter(use))
-            of_each = (
-                slopes.of_block(index).of_block(j).products(aval.shape, aval.dtype)
-            )
+        own, parts = slopes.of_block(index), []
+        uses = self.partition.blocks[index].uses
+        for j, v in enumerate(self.graph.parameters(uses)):
+            of_each = own.of_block(j).products(type_of(v).shape, type_of(v).dtype)
             parts.append(jnp.sum(of_each, 0) * self.slopes.weight)
-        return added_by_place(parts, places), []
+        return parts, []
 
     def by_transpose(
         self,
         index: int,
-        places: Sequence[int],
         program: "_Program",
         slopes: Slopes,
         *inputs: Any,
@@ -285,7 +281,12 @@ class _Sweep:
             aval, own = type_of(block.cut), slopes.of_block(index)
             cotangent = own.products(aval.shape, aval.dtype)
             cotangent = cotangent * jnp.asarray(slopes.weight, cotangent.dtype)
-        return added_by_place(pull(cotangent)[0], places), outs
+        # A parameter may be read twice.
+        read_at = map(self.graph.parameter, block.uses)
+        sums: Values = {}
+        for v, part in zip(read_at, pull(cotangent)[0]):
+            sums[v] = sums[v] + part if v in sums else part
+        return list(sums.values()), outs
 
     def region(self, uses: Sequence[Use], cut: Var) -> list[int]:
         """The equations between uses of parameters and a cut."""
@@ -323,7 +324,7 @@ class _Sweep:
         same = [of_all(body.graph, v) for v in body.jaxpr.outvars]
 
         def step(values, time):
-            outs, gradients, noise = swept(
+            outs, gradients, noise = differentiate_blocks(
                 body, values, slopes.of_block(time), self.groups
             )
             for into, out in zip(layout.carry, layout.carry_out):
@@ -336,7 +337,7 @@ class _Sweep:
 
         start = [jnp.zeros_like(operands[j]) for j in consts]
         outs, (total, (stacked, noise)) = scan_with(eqn, operands, step, start)
-        self.noise_inside.append(noise)
+        self.noise_inside[i] = noise
         for into, out in zip(layout.carry, layout.carry_out):
             if of_all(body.graph, body.jaxpr.invars[into]):
                 outs[out] = self.repeated(outs[out])
@@ -357,14 +358,6 @@ class _Sweep:
         return jnp.broadcast_to(x, (len(self.slopes.slope), *jnp.shape(x)))
 
 
-def added_by_place(parts: Sequence[Any], places: Sequence[int]) -> list[Any]:
-    """The sum of the parts of each place."""
-    sums: dict[int, Any] = {}
-    for place, part in zip(places, parts):
-        sums[place] = sums[place] + part if place in sums else part
-    return [sums[place] for place in range(len(sums))]
-
-
 def squared_error_of_sum(parts: Float[Array, "groups *s"]) -> Float[Array, ""]:
     """The squared standard error of the sum of parts, from their spread."""
     groups, dtype = len(parts), jnp.result_type(float)
@@ -374,34 +367,36 @@ def squared_error_of_sum(parts: Float[Array, "groups *s"]) -> Float[Array, ""]:
 
 
 class _Program:
-    """Some equations of a sweep as a function of the parameters at their uses.
+    """Some equations as a function of the parameters at their uses.
 
     Attributes:
       outputs: what they make that anything else reads.
     """
 
-    def __init__(self, sweep: _Sweep, numbers: Sequence[int], cut: Var | None = None):
-        self.sweep, self.numbers, self.cut = sweep, numbers, cut
-        eqns = [sweep.eqns[i] for i in numbers]
+    def __init__(
+        self, whole: _SecondPass, numbers: Sequence[int], cut: Var | None = None
+    ):
+        self.whole, self.numbers, self.cut = whole, numbers, cut
+        eqns = [whole.eqns[i] for i in numbers]
         made = {v for eqn in eqns for v in eqn.outvars}
         reads = dict.fromkeys(v for eqn in eqns for v in eqn.invars if is_variable(v))
         self.read = [v for v in reads if v not in made]
-        inside, jaxpr = set(numbers), sweep.partition.jaxpr
+        inside, jaxpr = set(numbers), whole.partition.jaxpr
         wanted = set(filter(is_variable, jaxpr.outvars))
-        for i, eqn in enumerate(sweep.eqns):
+        for i, eqn in enumerate(whole.eqns):
             if i not in inside:
                 wanted.update(filter(is_variable, eqn.invars))
         self.outputs = [v for eqn in eqns for v in eqn.outvars if v in wanted]
 
     def mapped(self, examples: int) -> Callable:
         """``function(at_uses, *inputs)``, over examples where these have some."""
-        axes = [None if v in self.sweep.graph.shared else 0 for v in self.read]
+        axes = [None if v in self.whole.graph.shared else 0 for v in self.read]
         return jax.vmap(self.one, (None, *axes), axis_size=examples)
 
     def one(self, at_uses: dict[Use, Any], *inputs: Any) -> Any:
         values: Values = dict(zip(self.read, inputs))
         for i in self.numbers:
-            eqn = self.sweep.eqns[i]
+            eqn = self.whole.eqns[i]
             operands = read(values, eqn.invars)
             for j in range(len(operands)):
                 operands[j] = at_uses.get(Use(i, j), operands[j])

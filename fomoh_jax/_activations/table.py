@@ -56,7 +56,12 @@ class BlocksOfModel(tuple[BlockOfModel, ...]):
 
 
 def blocks_of(
-    loss_of_one: Callable, params: PyTree, example: PyTree, *, blocks: Blocks = None
+    loss_of_one: Callable,
+    params: PyTree,
+    example: PyTree,
+    *,
+    blocks: Blocks = None,
+    has_aux: bool = False,
 ) -> BlocksOfModel:
     """The blocks into which :func:`fomoh_jax.forward_value_and_grad` cuts a model.
 
@@ -64,7 +69,7 @@ def blocks_of(
       loss_of_one: ``loss_of_one(params, example)``, the loss of one example.
       params: its parameters, or their shapes.
       example: one example, or its shapes (``jax.ShapeDtypeStruct``).
-      blocks: as in :func:`fomoh_jax.forward_value_and_grad`.
+      blocks, has_aux: as in :func:`fomoh_jax.forward_value_and_grad`.
 
     Returns:
       A tuple of :class:`BlockOfModel` that prints as a table. The sum of
@@ -89,7 +94,7 @@ def blocks_of(
     """
     check_blocks(blocks)
     params = read_params(params)
-    program = read_program(loss_of_one, params, example, False, blocks)
+    program = read_program(loss_of_one, params, example, has_aux, blocks)
     leaves = jax.tree_util.tree_leaves_with_path(params)
     inputs = program.partition.jaxpr.invars
     names = {v: (_name(path),) for v, (path, _) in zip(inputs, leaves)}

@@ -119,6 +119,38 @@ def encoder_decoder(params, example):
     return cross_entropy(h[:3], label)
 
 
+def linear_layers(params, example):
+    """A loop right behind a product: no cut lies between."""
+    x, label = example
+    h, _ = lax.scan(lambda h, w: (h @ w, None), x @ params["in"], params["layers"])
+    return cross_entropy(h @ params["out"], label)
+
+
+def long_short_term(params, example):
+    """Two arrays are carried, against time."""
+    xs, label = example
+
+    def step(carry, x):
+        h, c = carry
+        gates = x @ params["x"] + h @ params["h"]
+        forget, new, out = jnp.split(jax.nn.sigmoid(gates), 3)
+        c = forget * c + (1 - forget) * (2 * new - 1)
+        return (out * jnp.tanh(c), c), None
+
+    start = jnp.zeros(3), jnp.tanh(params["c"])
+    (h, c), _ = lax.scan(step, start, xs, reverse=True)
+    return cross_entropy(h + jnp.sin(c), label)
+
+
+def spectrum(params, example):
+    """Complex numbers inside, and complex numbers made of parameters."""
+    x, label = example
+    z = jnp.fft.rfft(jnp.tanh(x @ params["in"]))
+    weights = lax.complex(params["real"], params["imaginary"])
+    powers = jnp.abs(z * weights - 0.3j) ** 2
+    return cross_entropy(jnp.tanh(powers) @ params["out"], label)
+
+
 def low_rank(params, example):
     """LoRA: the weights themselves are fixed."""
     x, y = example
@@ -274,6 +306,23 @@ CASES = {
             "encoder": layers(*[(4, 4)] * 10),
             "decoder": [layers((4, 4), (4, 4), seed=seed) for seed in (20, 30)],
         },
+        _vectors(4),
+    ),
+    "linear layers": Case(
+        linear_layers,
+        dict(zip(("in", "layers", "out"), layers((4, 4), (3, 4, 4), (4, 3)))),
+        _vectors(4),
+    ),
+    "long short-term": Case(
+        long_short_term,
+        dict(zip(("x", "h", "c"), layers((2, 9), (3, 9), (3,)))),
+        (normal(EXAMPLES, 4, 2, seed=50), LABELS),
+    ),
+    "spectrum": Case(
+        spectrum,
+        dict(
+            zip(("in", "real", "imaginary", "out"), layers((4, 4), (3,), (3,), (3, 3)))
+        ),
         _vectors(4),
     ),
     "low rank": Case(

@@ -21,8 +21,8 @@ KEY = jax.random.key(3)
 NAMES = ["dense", "recurrent", "a reverse rule of its own"]
 
 
-def data_mesh():
-    return jax.make_mesh((4,), ("data",), (AxisType.Auto,))
+def data_mesh(kind=AxisType.Auto):
+    return jax.make_mesh((4,), ("data",), (kind,))
 
 
 def eight_examples(case):

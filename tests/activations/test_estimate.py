@@ -1,6 +1,7 @@
 """Forward gradients by perturbed activations."""
 
 import itertools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -110,6 +111,7 @@ def test_a_residual_stream_is_cut_behind_its_additions_alone():
     assert cut[-1].parameters == ("['embedding']",)  # as the head, which is exact
     assert "['embedding']" in cut[0].parameters
     (inside,) = [block for block in blocks("scanned layers") if block.repeats == 3]
+    assert [block.repeats for block in blocks("linear layers")] == [1, 1, 3]
     assert inside.cut == "float64[4]" and len(inside.parameters) == 3
 
 
@@ -130,6 +132,50 @@ def test_so_many_blocks_need_the_least_memory(count):
     for cuts in itertools.combinations(range(1, len(sizes)), count - 1):
         ends = [0, *cuts, len(sizes)]
         assert peak <= max(sum(sizes[a:b]) for a, b in itertools.pairwise(ends))
+
+
+@pytest.mark.parametrize("count", [2, 3, 4, 5])
+@pytest.mark.parametrize("name", ["scanned layers", "linear layers", "long short-term"])
+def test_so_many_blocks_of_a_loop_are_unbiased(name, count):
+    case = CASES[name]
+    taken = blocks(name, blocks=count)
+    assert sum(block.repeats for block in taken) <= count
+    gradient = jax.jit(jax.grad(mean_loss(case)))(case.params)
+    assert_unbiased(estimates(case, 1000, blocks=count)[1], gradient)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_there_is_noise_for_every_block(name):
+    case = CASES[name]
+    grad = fomoh_jax.forward_value_and_grad(case.loss, return_noise=True)
+    _, _, noise = jax.eval_shape(grad, case.params, case.batch, KEY)
+    repeats = [block.repeats for block in blocks(name)]
+    assert [math.prod(x.shape) for x in noise] == repeats
+
+
+def test_noise_is_in_the_order_of_the_blocks():
+    """Though the loop that comes last in the program is met first."""
+
+    def loss(params, x):
+        step = lambda h, w: (jnp.tanh(h @ w), None)
+        first, _ = jax.lax.scan(step, x, params["first"])
+        second, _ = jax.lax.scan(step, jnp.sin(x), params["second"])
+        return jnp.sum(jnp.tanh(second @ params["a"]) + jnp.tanh(first @ params["b"]))
+
+    names = ("first", "second", "a", "b")
+    params = dict(zip(names, layers((3, 4, 4), (2, 4, 4), (4, 4), (4, 4))))
+    grad = fomoh_jax.forward_value_and_grad(loss, return_noise=True)
+    noise = jax.eval_shape(grad, params, jnp.ones((8, 4)), KEY)[2]
+    rows = fomoh_jax.blocks_of(loss, params, jnp.ones(4))
+    assert [math.prod(x.shape) for x in noise] == [row.repeats for row in rows]
+
+
+def test_a_derivative_that_is_not_finite_makes_a_zero_gradient():
+    grad = fomoh_jax.forward_value_and_grad(
+        lambda params, x: jnp.sqrt(jnp.sum((x @ params) ** 2))
+    )
+    value, gradient = grad(jnp.zeros((4, 2)), jnp.ones((3, 4)), KEY)
+    assert value == 0 and not np.any(gradient)
 
 
 def test_marks_are_the_only_cuts():
@@ -196,6 +242,9 @@ def test_aux_of_all_examples_is_stacked():
     np.testing.assert_array_equal(aux["label"], case.batch[1])
     assert value == pytest.approx(float(aux["loss"].mean()))
     assert aux["same"].shape == (EXAMPLES, 3)
+    example = jax.tree.map(lambda x: x[0], case.batch)
+    taken = fomoh_jax.blocks_of(with_aux, case.params, example, has_aux=True)
+    assert taken == blocks("dense")
     plain = fomoh_jax.forward_value_and_grad(case.loss)
     assert_close(gradient, plain(case.params, case.batch, KEY)[1])
 
@@ -250,7 +299,7 @@ def test_an_example_may_hold_a_key():
 
 
 def test_a_mark_is_one_array():
-    with pytest.raises(TypeError, match="one array"):
+    with pytest.raises(TypeError, match="one floating-point array"):
         fomoh_jax.cut((jnp.ones(2), jnp.ones(2)))
     assert fomoh_jax.cut(np.ones(2)).tolist() == [1, 1]
 
@@ -293,6 +342,11 @@ def test_gradients_have_the_dtype_of_the_parameters(dtype):
         ({"blocks": "all"}, ValueError, "None for all"),
         ({"blocks": "marked"}, ValueError, "at least one mark"),
         ({"probes": 0}, ValueError, "probes must be at least 1"),
+        (
+            {"loss": lambda p, e: jax.new_ref(jnp.sum(e[0]))[...]},
+            ValueError,
+            "must not use mutable arrays",
+        ),
     ],
 )
 def test_errors_say_what_came_and_what_to_do(change, error, message):
