@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, PRNGKeyArray, PyTree, Shaped
+from jax.sharding import AxisType
+from jaxtyping import Array, Int, PRNGKeyArray, PyTree, Shaped
 
 from fomoh_jax._activations.first_pass import evaluate_perturbed
 from fomoh_jax._activations.graph import type_of
@@ -127,7 +128,7 @@ def forward_value_and_grad(
         example = jax.tree.map(_of_one, batch)
         program = read_program(loss_of_one, params, example, has_aux, blocks)
         args = [*jax.tree.leaves(params), *jax.tree.leaves(batch)]
-        keys = _keys(key, examples, probes)
+        keys = _keys(key, _numbers(batch, examples), probes)
         losses, slope, rest = _first_pass(program, args, keys)
         weight = 1 / examples
         # Otherwise XLA would keep what it computes in the first pass for the second,
@@ -253,13 +254,23 @@ def _first_pass(
     return losses, slope, rest
 
 
+def _numbers(batch: PyTree, examples: int) -> Int[Array, " examples"]:
+    """The number of each example, sharded as these are where types say how."""
+    numbers = jnp.arange(examples)
+    sharding = jax.typeof(jax.tree.leaves(batch)[0]).sharding
+    if AxisType.Explicit not in sharding.mesh.axis_types:
+        return numbers
+    spec = jax.sharding.PartitionSpec(*sharding.spec[:1])
+    return jax.sharding.reshard(numbers, sharding.update(spec=spec))
+
+
 def _keys(
-    key: PRNGKeyArray, examples: int, probes: int
+    key: PRNGKeyArray, numbers: Int[Array, " examples"], probes: int
 ) -> Shaped[Array, "examples probes *data"]:
     """One for each probe of each example."""
     of_probe = jax.vmap(jax.random.fold_in, (None, 0))
     of_example = jax.vmap(of_probe, (0, None))
-    return of_example(of_probe(key, jnp.arange(examples)), jnp.arange(probes))
+    return of_example(of_probe(key, numbers), jnp.arange(probes))
 
 
 def _bytes(leaves: list[Array]) -> int:

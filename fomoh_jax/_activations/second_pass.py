@@ -355,7 +355,7 @@ class _SecondPass:
 
     def repeated(self, x: Any) -> Array:
         """A value that is the same for every example, once for each."""
-        return jnp.broadcast_to(x, (len(self.slopes.slope), *jnp.shape(x)))
+        return jax.vmap(lambda _: x)(self.slopes.slope)  # and sharded as they are
 
 
 def squared_error_of_sum(parts: Float[Array, "groups *s"]) -> Float[Array, ""]:

@@ -43,6 +43,22 @@ def test_a_sharded_batch_takes_the_exchanges_of_a_gradient(name):
     assert "all-reduce" in text and not exchanged
 
 
+@pytest.mark.parametrize("name", ["scanned layers", "recurrent"])
+def test_a_batch_may_say_how_it_is_sharded(name):
+    case, mesh = CASES[name], data_mesh(AxisType.Explicit)
+    batch = eight_examples(case)
+    grad = jax.jit(fomoh_jax.forward_value_and_grad(case.loss))
+    expected = grad(case.params, batch, KEY)
+    params = jax.device_put(case.params, NamedSharding(mesh, P()))
+    sharded = jax.device_put(batch, NamedSharding(mesh, P("data")))
+    with jax.set_mesh(mesh):
+        if jax.__version_info__ < (0, 11):  # JAX's own forward mode under vmap
+            with pytest.raises(Exception, match="select `which` must be scalar"):
+                grad(params, sharded, KEY)
+        else:
+            assert_close(grad(params, sharded, KEY), expected, rtol=1e-10)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_inside_a_shard_map_each_device_has_the_gradient_of_its_own(name):
     case = CASES[name]
