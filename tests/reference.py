@@ -21,6 +21,11 @@ def slow(*values):
     return pytest.param(*values, marks=pytest.mark.slow)
 
 
+def partly_slow(names):
+    """Names for a test, of which the quick suite takes every other one."""
+    return [slow(name) if i % 2 else name for i, name in enumerate(names)]
+
+
 def second_jvp(fun, primals, t1, t2):
     """``(fun, ∂fun·t1, ∂fun·t2, t1ᵀ ∂²fun t2)`` by nesting ``jax.jvp``."""
     first = lambda *xs: jax.jvp(fun, xs, t1)

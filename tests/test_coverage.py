@@ -4,6 +4,7 @@ import jax
 import pytest
 
 from tests import coverage
+from tests.reference import partly_slow
 
 GROUPS = coverage.groups()
 FEW = 1
@@ -21,7 +22,7 @@ def outcomes(group, count):
     return [outcome for outcome in ran if outcome.kind != "no derivative"]
 
 
-@pytest.mark.parametrize("group", GROUPS)
+@pytest.mark.parametrize("group", partly_slow(GROUPS))
 def test_a_few_cases_of_every_group_agree_with_nested_jvp(group):
     kinds = {outcome.kind for outcome in outcomes(group, FEW)}
     assert kinds <= {"agrees"} or group in NOT_ALL_TWICE

@@ -85,6 +85,7 @@ np.savez(results, *map(np.asarray, leaves))
 """
 
 
+@pytest.mark.slow
 def test_a_fresh_process_without_the_model_makes_the_same_steps(tmp_path):
     loss, params, data = WORKLOADS["mlp"]()
     tx = fomoh_jax.fomoh_kd(K, key=0)

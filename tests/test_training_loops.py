@@ -15,7 +15,7 @@ from flax import serialization
 
 import fomoh_jax as fj
 from fomoh_jax import directions, solvers
-from tests.reference import assert_close, compilations, slow
+from tests.reference import assert_close, compilations, partly_slow, slow
 
 PARAMS = {"w": jnp.array([1.0, -2.0, 0.5]), "b": jnp.array(0.5, "float64")}
 TARGET = jnp.array([2.0, 0.0, -1.0])
@@ -85,6 +85,7 @@ DETERMINED = (
     "sum of incoming and history, damped",
 )
 every_optimiser = pytest.mark.parametrize("name", OPTIMISERS)
+every_other_optimiser = pytest.mark.parametrize("name", partly_slow(OPTIMISERS))
 
 KEYS = {
     "typed": lambda seed: jax.random.key(seed),
@@ -170,7 +171,7 @@ def test_compilations_are_seen():
     assert len(seen) == 1
 
 
-@every_optimiser
+@every_other_optimiser
 def test_a_step_is_compiled_once(name):
     step = compiled(name)
     params, state = started(name)
@@ -198,7 +199,7 @@ def test_a_scan_over_steps_keeps_the_types_of_its_carry(name, dtype):
     assert types(after) == types(carry)
 
 
-@every_optimiser
+@every_other_optimiser
 def test_a_compiled_step_is_the_eager_one(name):
     expected = step_of(made(name, 3))(*started(name))
     actual = compiled(name)(*started(name))

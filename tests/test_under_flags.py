@@ -44,7 +44,7 @@ FLAGS = {
 
 
 every_flag = pytest.mark.parametrize(
-    "flags", [slow(name) if name == "leaks" else name for name in FLAGS]
+    "flags", [slow(name) if name in ("leaks", "no jit") else name for name in FLAGS]
 )
 
 

@@ -18,7 +18,7 @@ from tests.activations.models import (
     layers,
     mean_loss,
 )
-from tests.reference import assert_close, normal, slow
+from tests.reference import assert_close, normal, partly_slow, slow
 
 KEY = jax.random.key(7)
 
@@ -44,7 +44,7 @@ def assert_unbiased(samples, truth):
         )
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", partly_slow(CASES))
 def test_it_is_unbiased(name):
     case = CASES[name]
     value, gradient = jax.jit(jax.value_and_grad(mean_loss(case)))(case.params)
@@ -134,7 +134,7 @@ def test_so_many_blocks_need_the_least_memory(count):
         assert peak <= max(sum(sizes[a:b]) for a, b in itertools.pairwise(ends))
 
 
-@pytest.mark.parametrize("count", [2, 3, 4, 5])
+@pytest.mark.parametrize("count", [2, slow(3), 4, slow(5)])
 @pytest.mark.parametrize("name", ["scanned layers", "linear layers", "long short-term"])
 def test_so_many_blocks_of_a_loop_are_unbiased(name, count):
     case = CASES[name]

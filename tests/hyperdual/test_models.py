@@ -17,13 +17,14 @@ from tests.reference import (
     assert_symmetric,
     nested_model,
     normal,
+    partly_slow,
     random_directions,
     slow,
 )
 
 
 @pytest.mark.optimised
-@pytest.mark.parametrize("name", PROGRAMS)
+@pytest.mark.parametrize("name", partly_slow(PROGRAMS))
 def test_agrees_with_nested_jvp(name):
     fun, primals = PROGRAMS[name]
     assert_agrees_with_nested_jvp(fun, *primals)

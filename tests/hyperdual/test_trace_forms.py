@@ -18,7 +18,7 @@ from fomoh_jax._hyperdual.pair_forms import Pairs
 from fomoh_jax._hyperdual.trace_forms import Trace, WeightedTrace
 from tests.hyperdual.rules.test_random_programs import SHAPES, programs, run
 from tests.programs import PROGRAMS, cnn, cnn_arguments, mlp, newton_root, rosenbrock
-from tests.reference import assert_close, normal
+from tests.reference import assert_close, normal, partly_slow
 
 # --- references ---------------------------------------------------------------------
 
@@ -128,7 +128,7 @@ def test_forms_of_different_kinds_have_different_trees():
 # --- right --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", PROGRAMS)
+@pytest.mark.parametrize("name", partly_slow(PROGRAMS))
 def test_laplacian_agrees_with_the_trace_of_the_hessian(name):
     fun, primals = PROGRAMS[name]
     argnums, weights = all_of(primals), weights_for(primals)
