@@ -136,6 +136,7 @@ def not_trusted(monkeypatch):
     """The check is due in this process, as under a jaxlib that is not known."""
     monkeypatch.setattr(_xla, "VERSION", "99.0")
     monkeypatch.delenv("XLA_FLAGS", raising=False)
+    monkeypatch.delenv(_xla.OPT_OUT, raising=False)
     _xla.warn_if_unsound.cache_clear()
     yield
     _xla.warn_if_unsound.cache_clear()
