@@ -22,6 +22,8 @@ from fomoh_jax._activations.program import is_mark
 # A branch of a residual block has up to four products with parameters, or some more if
 # it is gated or a mixture; an encoder beside a decoder has more.
 _LONGEST_BRANCH = 8
+# As many products as lie before what a loop carries, or what an example begins with:
+# more than any branch has.
 _MANY = 1000
 
 
