@@ -21,7 +21,7 @@ from fomoh_jax._activations import (  # noqa: E402
     cut,
     forward_value_and_grad,
 )
-from fomoh_jax._aliases import fgd, fomoh, fomoh_bp, fomoh_kd  # noqa: E402
+from fomoh_jax._aliases import fgd, fomoh, fomoh_ap, fomoh_bp, fomoh_kd  # noqa: E402
 from fomoh_jax._hyperdual import (  # noqa: E402
     Deferred,
     DirectionalCurvature,
@@ -35,8 +35,10 @@ from fomoh_jax._hyperdual import (  # noqa: E402
 )
 from fomoh_jax._operators import hessian, hessian_diagonal, laplacian  # noqa: E402
 from fomoh_jax._transforms import (  # noqa: E402
+    ScaleByActivityGradientState,
     ScaleByForwardGradientState,
     ScaleByHyperplaneState,
+    scale_by_activity_gradient,
     scale_by_forward_gradient,
     scale_by_hyperplane,
 )
@@ -47,6 +49,7 @@ __all__ = [
     "Deferred",
     "DirectionalCurvature",
     "QuadraticModel",
+    "ScaleByActivityGradientState",
     "ScaleByForwardGradientState",
     "ScaleByHyperplaneState",
     "Stack",
@@ -57,6 +60,7 @@ __all__ = [
     "directions",
     "fgd",
     "fomoh",
+    "fomoh_ap",
     "fomoh_bp",
     "fomoh_kd",
     "forward_value_and_grad",
@@ -69,6 +73,7 @@ __all__ = [
     "plans",
     "quadratic_model",
     "register_rule",
+    "scale_by_activity_gradient",
     "scale_by_forward_gradient",
     "scale_by_hyperplane",
     "solvers",

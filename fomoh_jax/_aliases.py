@@ -3,11 +3,20 @@
 from typing import Literal
 
 import chex
+import jax.numpy as jnp
 import optax
 from jaxtyping import PyTree
 
 from fomoh_jax import directions, plans, solvers
-from fomoh_jax._transforms import scale_by_forward_gradient, scale_by_hyperplane
+from fomoh_jax._activations.partition import Blocks
+from fomoh_jax._activations.table import exact_leaves
+from fomoh_jax._transforms import (
+    scale_by_activity_gradient,
+    scale_by_forward_gradient,
+    scale_by_hyperplane,
+)
+from fomoh_jax._value_fn import loss_of_one
+from fomoh_jax.directions._structured import grouped
 
 
 def fgd(
@@ -210,4 +219,136 @@ def fomoh_bp(
             aux_struct=aux_struct,
         ),
         optax.scale_by_learning_rate(learning_rate),
+    )
+
+
+def fomoh_ap(
+    blocks: Blocks = 2,
+    probes: int = 1,
+    *,
+    every: int = 4,
+    direction: optax.GradientTransformation | None = None,
+    solver: solvers.Solver | None = None,
+    key: chex.PRNGKey | int | None = None,
+    has_aux: bool = False,
+    aux_struct: PyTree = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""FoMoH along activity perturbations: no backward pass, and no learning rate.
+
+    .. math:: \theta \leftarrow \theta - \kappa_1 v_{\text{exact}}
+      - \kappa_2 v_{\text{estimated}}, \qquad
+      v = \mathrm{ema}\Big(\frac{g}{\sqrt{r\, c^\top / \bar r}}\Big)
+
+    where :math:`g` is the estimate of :func:`fomoh_jax.forward_value_and_grad`, divided
+    by its root mean square, of which averages over rows :math:`r` and columns :math:`c`
+    are kept, and averaged over steps. The direction is cut in two: the parameters whose
+    gradient is exact, those of the last block, and all others. How far to go along
+    either, :math:`\kappa`, is the minimum of the quadratic model of the loss in both,
+    on the same batch, in the size that ``solvers.self_tuning()`` finds. There is a new
+    model at each ``every`` steps; those in between use its :math:`\kappa`.
+
+    Memory is that of the largest of ``blocks`` blocks, and of one more copy of the
+    parameters. A step takes the two passes of the estimate. The model takes two
+    tangents and three second-order terms through the last block, and one of each
+    through the others, in every ``every``-th step.
+
+    Args:
+      blocks: how many blocks at most: memory against noise. 2 is exact for the upper
+        half of the model; ``None`` takes as many blocks as the program has, and 1 is
+        backpropagation. See :func:`fomoh_jax.forward_value_and_grad`.
+      probes: perturbations of each example.
+      every: steps to a model of the loss.
+      direction: what makes a direction of the estimate, an optax transformation; by
+        default the above, of ``optax.scale_by_factored_rms`` and ``optax.ema(0.9)``.
+      solver: how far to go, by default ``solvers.self_tuning()``.
+      key, has_aux, aux_struct: as in :func:`fomoh_jax.scale_by_activity_gradient`.
+
+    Returns:
+      A gradient transformation whose ``update`` takes the loss of one example,
+      ``value_fn(params, example)``, and the examples as ``batch``, whose leaves are
+      ``[B, ...]``; further arguments of ``value_fn`` by keyword. Its state is that of
+      :func:`fomoh_jax.scale_by_activity_gradient`, of ``direction`` and of
+      :func:`fomoh_jax.scale_by_hyperplane`.
+
+    Raises:
+      ValueError, TypeError: as :func:`fomoh_jax.scale_by_activity_gradient` and
+        :func:`fomoh_jax.scale_by_hyperplane`.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, optax
+      >>> import fomoh_jax
+      >>> def loss_of_one(params, example):
+      ...   x, y = example
+      ...   hidden = jnp.tanh(x @ params["in"])
+      ...   return (hidden @ params["out"] - y) ** 2
+      >>> x = jax.random.normal(jax.random.key(0), (64, 4))
+      >>> batch = x, jnp.sin(x[:, 0])
+      >>> params = {"in": jax.random.normal(jax.random.key(1), (4, 16)) / 2}
+      >>> params["out"] = jnp.zeros(16)
+      >>> tx = fomoh_jax.fomoh_ap()
+      >>> state = tx.init(params)
+      >>> @jax.jit
+      ... def step(params, state):
+      ...   updates, state = tx.update(
+      ...     None, state, params, value_fn=loss_of_one, batch=batch
+      ...   )
+      ...   return optax.apply_updates(params, updates), state
+      >>> for _ in range(200):
+      ...   params, state = step(params, state)
+      >>> print(bool(state[0].value < 0.02))
+      True
+
+    References:
+      Ren et al., *Scaling Forward Gradient With Local Losses*, 2023, arXiv:2210.03310;
+      Shazeer and Stern, *Adafactor*, 2018, arXiv:1804.04235; Cobb et al., 2024,
+      arXiv:2408.10419, section 3 (FoMoH-KD).
+    """
+    estimate = scale_by_activity_gradient(
+        blocks=blocks, probes=probes, key=key, has_aux=has_aux, aux_struct=aux_struct
+    )
+    direction = _normalised_average() if direction is None else direction
+    solver = solvers.self_tuning() if solver is None else solver
+
+    def links(groups):
+        along = grouped(directions.incoming(), groups, lambda params: 2)
+        plane = scale_by_hyperplane(
+            along, solver, per_example=True, every=every, has_aux=has_aux
+        )
+        return optax.chain(estimate, direction, plane, optax.scale(-1.0))
+
+    links(None)  # so that bad arguments are refused now
+
+    def init_fn(params):
+        return links(None).init(params)
+
+    def update_fn(
+        updates, state, params=None, *, value_fn=None, batch=None, **extra_args
+    ):
+        of_one = loss_of_one(params, value_fn, batch, extra_args)
+        exact = exact_leaves(of_one, params, batch, blocks, has_aux)
+        groups = [0 if is_exact else 1 for is_exact in exact]
+        return links(lambda params: groups).update(
+            updates, state, params, value_fn=value_fn, batch=batch, **extra_args
+        )
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _normalised_average() -> optax.GradientTransformation:
+    """The average of updates, each divided by its root mean square.
+
+    Noise is divided away before it is averaged, so that a loud start is soon forgotten.
+    The mean squares of a matrix are kept by row and by column: of single elements, of
+    which an estimate says little, they would be noise themselves.
+    """
+
+    def without_bias(step, decay):
+        step = jnp.asarray(step, float)
+        return decay * (1 - decay**step) / (1 - decay ** (step + 1))
+
+    return optax.chain(
+        optax.scale_by_factored_rms(
+            decay_rate=0.99, min_dim_size_to_factor=2, decay_rate_fn=without_bias
+        ),
+        optax.ema(0.9),
     )

@@ -1,30 +1,31 @@
 """Gradient transformations that make their own gradients, by forward passes."""
 
-import itertools
-import weakref
-from collections import deque
-from collections.abc import Callable, Iterator
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, PyTree
 
 from fomoh_jax import plans
+from fomoh_jax._activations import forward_value_and_grad
+from fomoh_jax._activations.estimate import check_blocks
+from fomoh_jax._activations.partition import Blocks
 from fomoh_jax._hyperdual import (
     QuadraticModel,
     directional_derivatives,
     quadratic_model,
 )
-from fomoh_jax._hyperdual.arguments import check_key
+from fomoh_jax._hyperdual.arguments import check_size
 from fomoh_jax._hyperdual.plans.auto import chosen
 from fomoh_jax._hyperplane import combination, gram
+from fomoh_jax._keys import key_source, split
 from fomoh_jax._value_fn import (
     check_call,
     check_keywords,
+    loss_of_one,
+    mean_loss,
     outputs_in_use,
     outputs_of,
     scalar_loss,
@@ -53,6 +54,21 @@ class ScaleByForwardGradientState(NamedTuple):
     aux: PyTree
 
 
+class ScaleByActivityGradientState(NamedTuple):
+    """State of :func:`scale_by_activity_gradient`.
+
+    Attributes:
+      key: PRNG key of the next step's perturbations.
+      value: mean loss of the last batch; 0 before the first.
+      aux: what ``value_fn`` returned beside it for each example, stacked, with
+        ``has_aux``; otherwise ``None``.
+    """
+
+    key: Any
+    value: Float[Array, ""]
+    aux: PyTree
+
+
 class ScaleByHyperplaneState(NamedTuple):
     """State of :func:`scale_by_hyperplane`.
 
@@ -61,11 +77,11 @@ class ScaleByHyperplaneState(NamedTuple):
       model: value, slope ``[k]`` and curvature ``[k, k]`` of the last step; zeros
         before the first.
       coefficients: ``[k]``, the last step along each direction, before any learning
-        rate.
+        rate; zero if the search refused it.
       predicted_reduction: by how much the model falls on the last step, taken whole.
       actual_reduction: by how much the loss fell: on the last step and the same batch,
         where the search looks ahead; otherwise from the last model to this one, on the
-        step before the last and another batch. 0 before it is known. Both reductions
+        steps between the two and another batch. 0 before it is known. Both reductions
         are NaN after a loss that was not finite.
       steps: how many updates were made, int32.
       accepted: how many of them moved the parameters, int32: those with a finite loss
@@ -146,7 +162,7 @@ def scale_by_forward_gradient(
     """
 
     _check_kind("directions", directions, Directions, "directions.gaussian(1)")
-    first_key = _key_source(key, directions)
+    first_key = key_source(key) if directions.is_random else lambda params: None
 
     def init_fn(params):
         dtype = solve_dtype(params)
@@ -163,7 +179,7 @@ def scale_by_forward_gradient(
         check_keywords([value_fn], extra_args)
         loss = scalar_loss(value_fn, extra_args, has_aux)
         dtype = solve_dtype(params)
-        next_key, sample_key = _split(state.key)
+        next_key, sample_key = split(state.key)
         memory = directions.advance(state.directions_state, params)
         vectors = directions.draw(sample_key, params, updates, memory)
         (value, slope), aux = directional_derivatives(
@@ -177,6 +193,92 @@ def scale_by_forward_gradient(
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
+def scale_by_activity_gradient(
+    *,
+    blocks: Blocks = None,
+    probes: int = 1,
+    key: chex.PRNGKey | int | None = None,
+    has_aux: bool = False,
+    aux_struct: PyTree = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Replaces the updates by a forward gradient by perturbed activations.
+
+    .. math:: g_{\theta_l} = \frac1B \sum_b
+      \Big(\frac{\partial f_l}{\partial \theta_l}\Big)^{\!\top} d_b\, u_{l,b}
+
+    the unbiased estimate of :func:`fomoh_jax.forward_value_and_grad`, in which blocks
+    of the model are differentiated one by one. All of optax can follow, as it would
+    follow ``jax.grad``.
+
+    Args:
+      blocks, probes: as in :func:`fomoh_jax.forward_value_and_grad`.
+      key: PRNG key, typed or legacy, or seed of the perturbations; by default as in
+        :func:`fomoh_jax.scale_by_forward_gradient`.
+      has_aux: whether ``value_fn`` returns ``(value, aux)``. The aux of all examples,
+        stacked, is then in the state.
+      aux_struct: with ``has_aux``, the structure, shapes and dtypes of the stacked aux
+        (arrays or ``jax.ShapeDtypeStruct``). The first state then holds zeros like it,
+        so that the state keeps its structure, as ``jax.lax.scan`` demands. Without it
+        the first state's aux is ``None``.
+
+    Returns:
+      A gradient transformation whose ``update`` takes the loss of one example,
+      ``value_fn(params, example)``, and the examples as ``batch``, whose leaves are
+      ``[B, ...]``; further arguments of ``value_fn``, the same for all examples, by
+      keyword. The updates handed in may be ``None``. What is not finite gives zero.
+
+    Raises:
+      ValueError, TypeError: if ``blocks`` or ``probes`` is out of range; from ``init``
+        and ``update``, as :func:`fomoh_jax.forward_value_and_grad`, and for a missing
+        ``params``, ``value_fn`` or ``batch``, or keyword arguments that are not taken.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, optax
+      >>> import fomoh_jax
+      >>> def loss_of_one(params, example):
+      ...   x, y = example
+      ...   hidden = jnp.tanh(x @ params["in"])
+      ...   return (hidden @ params["out"] - y) ** 2
+      >>> params = {"in": jnp.eye(3), "out": jnp.ones(3)}
+      >>> batch = jnp.eye(3), jnp.array([1.0, 2.0, 3.0])
+      >>> tx = optax.chain(fomoh_jax.scale_by_activity_gradient(), optax.adam(1e-3))
+      >>> state = tx.init(params)
+      >>> step, state = tx.update(
+      ...   None, state, params, value_fn=loss_of_one, batch=batch
+      ... )
+      >>> print(jax.tree.map(jnp.shape, step), f"{state[0].value:.3f}")
+      {'in': (3, 3), 'out': (3,)} 2.200
+
+    References:
+      Ren et al., *Scaling Forward Gradient With Local Losses*, 2023, arXiv:2210.03310.
+    """
+    check_blocks(blocks)
+    probes = check_size("probes", probes)
+    first_key = key_source(key)
+
+    def init_fn(params):
+        value = jnp.zeros((), solve_dtype(params))
+        return ScaleByActivityGradientState(
+            first_key(params), value, _zeros(aux_struct)
+        )
+
+    def update_fn(
+        updates, state, params=None, *, value_fn=None, batch=None, **extra_args
+    ):
+        del updates
+        of_one = loss_of_one(params, value_fn, batch, extra_args)
+        next_key, own_key = split(state.key)
+        estimate = forward_value_and_grad(
+            of_one, blocks=blocks, probes=probes, has_aux=has_aux
+        )
+        value, gradient = estimate(params, batch, own_key)
+        value, aux = value if has_aux else (value, None)
+        value = value.astype(solve_dtype(params))
+        return gradient, ScaleByActivityGradientState(next_key, value, aux)
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
 def scale_by_hyperplane(
     directions: Directions,
     solver: Solver | None = None,
@@ -184,6 +286,8 @@ def scale_by_hyperplane(
     key: chex.PRNGKey | int | None = None,
     curvature: Literal["hessian", "gauss_newton"] = "hessian",
     plan: plans.Plan | Literal["auto"] = "auto",
+    per_example: bool = False,
+    every: int = 1,
     has_aux: bool = False,
     aux_struct: PyTree = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -212,8 +316,15 @@ def scale_by_hyperplane(
         forward pass. Where ``value_fn`` takes more than the parameters,
         ``plans.split(mesh_axis)`` needs a mesh whose axes are all of
         ``AxisType.Auto``. (A batch that is sharded needs no plan.)
+      per_example: whether ``value_fn(params, example)`` is the loss of one example, as
+        :func:`fomoh_jax.scale_by_activity_gradient` takes it. The loss is then its mean
+        over the examples in ``batch``, whose leaves are ``[B, ...]``.
+      every: a model is computed at every so many steps. Those in between go along the
+        directions of their own with the coefficients of the last model, for directions
+        that mean the same at each step, such as ``directions.incoming()`` behind
+        ``optax.scale_by_adam()``. (Under ``jax.vmap`` nothing is saved.)
       has_aux: whether ``value_fn`` returns ``(value, aux)``. The aux of the evaluated
-        point is then in the state.
+        point, stacked if it is of each example, is then in the state.
       aux_struct: with ``has_aux``, the structure, shapes and dtypes of the aux (arrays
         or ``jax.ShapeDtypeStruct``). The first state then holds zeros like it, so that
         the state keeps its structure, as ``jax.lax.scan`` demands. Without it the
@@ -226,7 +337,8 @@ def scale_by_hyperplane(
 
     Raises:
       TypeError: if ``directions``, ``solver`` or ``plan`` is not what its name says.
-      ValueError: if ``curvature`` is neither of the two.
+      ValueError: if ``curvature`` is neither of the two, or is ``"gauss_newton"`` with
+        ``per_example``; if ``every`` is less than 1, or more and directions are random.
       ValueError, TypeError: from ``init`` and ``update``, for parameters that are not
         real floating-point numbers, a missing ``params`` or ``value_fn``, a loss that
         is no real scalar, or keyword arguments that it does not take.
@@ -255,8 +367,19 @@ def scale_by_hyperplane(
         raise ValueError(
             f'curvature must be "hessian" or "gauss_newton"; got {curvature!r}.'
         )
+    if per_example and curvature == "gauss_newton":
+        raise ValueError(
+            'curvature="gauss_newton" takes the outputs of all examples at once; leave '
+            "per_example out."
+        )
+    every = check_size("every", every)
+    if every > 1 and directions.is_random:
+        raise ValueError(
+            "every must be 1 for random directions, along which the coefficients of "
+            f"other steps mean nothing; got {every}."
+        )
     way = plans.forward() if plan == "auto" else chosen(plan)
-    first_key = _key_source(key, directions)
+    first_key = key_source(key) if directions.is_random else lambda params: None
 
     def init_fn(params):
         dtype = solve_dtype(params)
@@ -279,56 +402,78 @@ def scale_by_hyperplane(
     def update_fn(
         updates, state, params=None, *, value_fn=None, outputs_fn=None, **extra_args
     ):
-        value_fn = check_call(params, value_fn, extra_args)
-        check_keywords([value_fn, *outputs_in_use(curvature, outputs_fn)], extra_args)
+        functions = outputs_in_use(curvature, outputs_fn)
+        if per_example:
+            batch = extra_args.get("batch")
+            others = {k: v for k, v in extra_args.items() if k != "batch"}
+            of_one = loss_of_one(params, value_fn, batch, others)
+            loss = mean_loss(of_one, batch, has_aux)
+        else:
+            value_fn = check_call(params, value_fn, extra_args)
+            check_keywords([value_fn, *functions], extra_args)
+            loss = scalar_loss(value_fn, extra_args, has_aux)
         if extra_args:
             way.check_closure()
         dtype = solve_dtype(params)
-        next_key, sample_key = _split(state.key)
+        next_key, sample_key = split(state.key)
         memory = directions.advance(state.directions_state, params)
         vectors = directions.draw(sample_key, params, updates, memory)
-        loss = scalar_loss(value_fn, extra_args, has_aux)
-        point, moved, whole = params, vectors, loss
-        if curvature == "gauss_newton":
-            outputs = outputs_of(outputs_fn, extra_args)
-            point, moved = directional_derivatives(outputs, (params,), (vectors,))
-            whole = lambda params: loss(outputs(params))
-        model, aux = quadratic_model(
-            loss,
-            (point,),
-            (moved,),
-            plan=way,
-            has_aux=True,
-        )
-        model = jax.tree.map(lambda x: x.astype(dtype), model)
-        actual = state.actual_reduction
-        if not solver.search.looks_ahead:
-            actual = jnp.where(state.steps > 0, state.model.value - model.value, 0)
-        last = Outcome(state.model.value, state.predicted_reduction, actual)
-        coefficients, solver_state = solver.solve(
-            model, gram(vectors, dtype, after=model.value), state.solver_state, last
-        )
-        predicted = predicted_reduction(model, coefficients)
-        accepted = jnp.any(coefficients != 0)
-        step = combination(coefficients, vectors, dtype)
-        if solver.search.looks_ahead:
-            ahead, _ = whole(jax.tree.map(lambda p, s: p - s, params, step))
-            actual = model.value - ahead.astype(dtype)
-            outcome = Outcome(model.value, predicted, actual)
-            taken, solver_state = solver.judge(outcome, solver_state)
-            accepted &= taken
-            step = jax.tree.map(lambda s: jnp.where(accepted, s, 0), step)
-        return step, ScaleByHyperplaneState(
+
+        def measured(state):
+            """A step to the minimum of the model here."""
+            point, moved, whole = params, vectors, loss
+            if curvature == "gauss_newton":
+                outputs = outputs_of(outputs_fn, extra_args)
+                point, moved = directional_derivatives(outputs, (params,), (vectors,))
+                whole = lambda params: loss(outputs(params))
+            model, aux = quadratic_model(
+                loss, (point,), (moved,), plan=way, has_aux=True
+            )
+            model = jax.tree.map(lambda x: x.astype(dtype), model)
+            expected, actual = state.predicted_reduction, state.actual_reduction
+            if not solver.search.looks_ahead:
+                expected = every * expected  # of all the steps since the last model
+                actual = jnp.where(state.steps > 0, state.model.value - model.value, 0)
+            last = Outcome(state.model.value, expected, actual)
+            coefficients, solver_state = solver.solve(
+                model, gram(vectors, dtype, after=model.value), state.solver_state, last
+            )
+            predicted = predicted_reduction(model, coefficients)
+            step = combination(coefficients, vectors, dtype)
+            if solver.search.looks_ahead:
+                ahead, _ = whole(jax.tree.map(lambda p, s: p - s, params, step))
+                actual = model.value - ahead.astype(dtype)
+                outcome = Outcome(model.value, predicted, actual)
+                taken, solver_state = solver.judge(outcome, solver_state)
+                coefficients = jnp.where(taken, coefficients, 0)
+                step = jax.tree.map(lambda s: jnp.where(taken, s, 0), step)
+            return step, state._replace(
+                model=model,
+                coefficients=coefficients,
+                predicted_reduction=predicted,
+                actual_reduction=actual,
+                solver_state=solver_state,
+                aux=aux,
+            )
+
+        def held(state):
+            """A step with the coefficients of the last model."""
+            return combination(state.coefficients, vectors, dtype), state
+
+        if every == 1:
+            step, state = measured(state)
+        else:
+            if has_aux and state.aux is None:  # the first step is measured
+                _, after = jax.eval_shape(measured, state)
+                state = state._replace(aux=_zeros(after.aux))
+            due = state.steps % every == 0
+            step, state = jax.lax.cond(due, measured, held, state)
+        accepted = jnp.any(state.coefficients != 0)
+        return step, state._replace(
             key=next_key,
-            model=model,
-            coefficients=coefficients,
-            predicted_reduction=predicted,
-            actual_reduction=actual,
             steps=jnp.asarray(optax.safe_increment(state.steps)),
             accepted=state.accepted + accepted.astype(state.accepted.dtype),
             directions_state=memory,
-            solver_state=solver_state,
-            aux=aux,
         )
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
@@ -340,87 +485,6 @@ def _check_kind(name: str, value: Any, kind: type, such_as: str) -> None:
         raise TypeError(
             f"{name} must be a {kind.__name__}, such as {such_as}; got {value!r}.{hint}"
         )
-
-
-def _key_source(
-    key: chex.PRNGKey | int | None, directions: Directions
-) -> Callable[[PyTree], chex.PRNGKey | None]:
-    """A function of the parameters that makes the first key of a state."""
-    if not directions.is_random:
-        return lambda params: None
-    return _OwnKey() if key is None else lambda params: _as_key(key)
-
-
-class _OwnKey:
-    """The first key of an optimiser that was given none: that of seed 0, if it can be.
-
-    Two links of a chain know nothing of each other, and with one key for both they
-    would look along the same directions. What tells them apart is that one link is
-    initialised on the very parameters on which others were initialised after it was
-    made. It is then numbered by how many those were, once and for all. An optimiser
-    that is made and initialised again has the same key again.
-    """
-
-    clock: ClassVar[Iterator[int]] = itertools.count()
-    # Of the parameters that were last initialised on, a leaf and when each link was.
-    recent: ClassVar[deque[tuple[Callable[[], Any], list[int]]]] = deque(maxlen=8)
-
-    def __init__(self):
-        self.made = next(self.clock)
-        self.number: int | None = None
-
-    def __call__(self, params: PyTree) -> chex.PRNGKey:
-        if self.number is None:
-            self.number = self._others(next(iter(jax.tree.leaves(params)), None))
-        first = jax.random.key(0)
-        return jax.random.fold_in(first, self.number) if self.number else first
-
-    def _others(self, leaf: Any) -> int:
-        """How many links were initialised on these parameters since this was made."""
-        times = next((times for known, times in self.recent if known() is leaf), None)
-        if times is None:
-            times = []
-            self.recent.append((_weakly(leaf), times))
-        others = sum(time > self.made for time in times)
-        times.append(next(self.clock))
-        return others
-
-
-def _weakly(leaf: Any) -> Callable[[], Any]:
-    """A reference that does not keep an array or a tracer alive."""
-    try:
-        return weakref.ref(leaf)
-    except TypeError:  # a number, which is small
-        return lambda: leaf
-
-
-def _split(key: chex.PRNGKey | None) -> tuple[Any, Any]:
-    """The key of the steps that follow, and that of this one."""
-    if key is None:
-        return None, None
-    following, this = jax.random.split(key)
-    return following, this
-
-
-def _as_key(key: chex.PRNGKey | int) -> chex.PRNGKey:
-    """A copy of a typed or a legacy key, or the typed key of a seed.
-
-    A copy, because a training loop may donate the state, and with it the user's key.
-    """
-    if isinstance(key, (jax.Array, np.ndarray)) and jnp.ndim(key) == 1:
-        check_key(key)  # a legacy key
-        expected = jax.random.key_data(jax.random.key(0)).shape
-        if key.shape != expected:
-            raise TypeError(
-                "a legacy key of the default generator has shape "
-                f"{list(expected)}; got {list(key.shape)}. For another generator write "
-                "jax.random.key(seed, impl=...)."
-            )
-        return jax.random.clone(jnp.asarray(key))
-    if isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-        check_key(key)
-        return jax.random.clone(key)
-    return jax.random.key(key)
 
 
 def _zeros(struct: PyTree) -> PyTree:

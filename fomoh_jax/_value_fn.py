@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from fomoh_jax._activations.estimate import read_batch
 from fomoh_jax._hyperdual.arguments import check_devices, dtype_of, signature
 
 
@@ -36,13 +37,17 @@ def check_call(
 _OF_OTHER_LINKS = {"value", "grad"}
 
 
-def check_keywords(functions: Sequence[Callable], extra_args: dict[str, Any]) -> None:
+def check_keywords(
+    functions: Sequence[Callable], extra_args: dict[str, Any], first: int = 1
+) -> None:
     """Refuse extra arguments that no function takes, as optax's line searches do.
+
+    ``first`` arguments of the functions are positional.
 
     Raises:
       TypeError: naming them.
     """
-    taken = _OF_OTHER_LINKS.union(*(_keywords(f, extra_args) for f in functions))
+    taken = _OF_OTHER_LINKS.union(*(_keywords(f, extra_args, first) for f in functions))
     unused = sorted(extra_args.keys() - taken)
     if unused:
         raise TypeError(
@@ -69,11 +74,11 @@ def outputs_in_use(curvature: str, outputs_fn: Callable | None) -> list[Callable
 def scalar_loss(
     value_fn: Callable, extra_args: dict[str, Any], has_aux: bool
 ) -> Callable:
-    """``value_fn`` as a function of its first argument that returns a pair."""
+    """``value_fn`` as a function that returns a pair, of what it takes by position."""
     keywords = _keywords(value_fn, extra_args)
 
-    def loss(params):
-        out = value_fn(params, **keywords)
+    def loss(params, *example):
+        out = value_fn(params, *example, **keywords)
         if not has_aux:
             _check_scalar(out, " If it returns (value, aux), set has_aux=True.")
             return out, None
@@ -84,6 +89,39 @@ def scalar_loss(
             )
         _check_scalar(out[0], "")
         return out
+
+    return loss
+
+
+def loss_of_one(
+    params: Any, value_fn: Callable | None, batch: Any, extra_args: dict[str, Any]
+) -> Callable:
+    """``value_fn`` as a function of the parameters and of one example alone.
+
+    Raises:
+      TypeError, ValueError: if ``update`` was not given what it cannot do without, or
+        was given what ``value_fn`` does not take.
+    """
+    value_fn = check_call(params, value_fn, {**extra_args, "batch": batch})
+    if batch is None:
+        raise ValueError(
+            "update needs the examples as batch, since value_fn is the loss of one of "
+            "them: call tx.update(updates, state, params, value_fn=loss_of_one, "
+            "batch=batch), where the leaves of batch are [B, ...]."
+        )
+    check_keywords([value_fn], extra_args, first=2)
+    keywords = _keywords(value_fn, extra_args, first=2)
+    return lambda params, example: value_fn(params, example, **keywords)
+
+
+def mean_loss(loss_of_one: Callable, batch: Any, has_aux: bool) -> Callable:
+    """The mean loss of the examples and the aux of each, by the parameters alone."""
+    batch, _ = read_batch(batch)
+    of_one = scalar_loss(loss_of_one, {}, has_aux)
+
+    def loss(params):
+        losses, aux = jax.vmap(of_one, (None, 0))(params, batch)
+        return jnp.mean(losses), aux
 
     return loss
 
@@ -100,14 +138,19 @@ def outputs_of(outputs_fn: Callable | None, extra_args: dict[str, Any]) -> Calla
     return lambda params: outputs_fn(params, **keywords)
 
 
-def _keywords(value_fn: Callable, extra_args: dict[str, Any]) -> dict[str, Any]:
-    """Those of a chain's extra arguments that ``value_fn`` has a parameter for."""
+def _keywords(
+    value_fn: Callable, extra_args: dict[str, Any], first: int = 1
+) -> dict[str, Any]:
+    """Those of a chain's extra arguments that ``value_fn`` has a parameter for.
+
+    Behind the ``first`` ones, which are positional.
+    """
     own = signature(value_fn)
     if own is None:  # some builtins do not say
         return extra_args
     if any(p.kind is p.VAR_KEYWORD for p in own.parameters.values()):
         own = inspect.signature(value_fn)  # a wrapper that passes everything on
-    parameters = list(own.parameters.values())[1:]
+    parameters = list(own.parameters.values())[first:]
     if any(p.kind is p.VAR_KEYWORD for p in parameters):
         return extra_args
     names = [p.name for p in parameters if p.kind is not p.POSITIONAL_ONLY]

@@ -122,7 +122,7 @@ def forward_value_and_grad(
         check_key(key)
         check_devices({"params": params, "batch": batch})
         params = jax.tree.map(jnp.asarray, read_params(params))
-        batch, examples = _read_batch(batch)
+        batch, examples = read_batch(batch)
         # Inside a shard_map, the gradient is that of each device's own examples.
         params, batch, key = varying_alike((params, batch, key))
         example = jax.tree.map(_of_one, batch)
@@ -333,7 +333,12 @@ def read_params(params: PyTree) -> PyTree:
     return params
 
 
-def _read_batch(batch: PyTree) -> tuple[PyTree, int]:
+def read_batch(batch: PyTree) -> tuple[PyTree, int]:
+    """A batch of arrays, and how many examples it has.
+
+    Raises:
+      ValueError: if its leaves do not agree about that.
+    """
     batch = jax.tree.map(jnp.asarray, batch)
     leaves = jax.tree_util.tree_leaves_with_path(batch)
     sizes = {f"batch{jax.tree_util.keystr(path)}": list(x.shape) for path, x in leaves}

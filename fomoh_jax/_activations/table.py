@@ -101,6 +101,22 @@ def blocks_of(
     return BlocksOfModel(_rows(program.partition, names, 1))
 
 
+def exact_leaves(
+    loss_of_one: Callable, params: PyTree, batch: PyTree, blocks: Blocks, has_aux: bool
+) -> list[bool]:
+    """Of each leaf of the parameters, whether the estimate of its gradient is exact."""
+    example = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), batch)
+    found = blocks_of(loss_of_one, params, example, blocks=blocks, has_aux=has_aux)
+    perturbed = {
+        name
+        for block in found
+        if block.perturbs != "nothing"
+        for name in block.parameters
+    }
+    paths = (path for path, _ in jax.tree_util.tree_leaves_with_path(params))
+    return [_name(path) not in perturbed for path in paths]
+
+
 Names = dict[Var, tuple[str, ...]]
 
 

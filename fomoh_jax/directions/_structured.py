@@ -1,7 +1,7 @@
 """Directions that follow the parameters' structure, or the chain's updates."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -111,27 +111,43 @@ def layerwise(base: Directions | None = None, *, by: str = "layer") -> Direction
     if by not in ("layer", "leaf"):
         raise ValueError(f'by must be "layer" or "leaf"; got {by!r}.')
 
-    def count(params):
-        return base.count(params) * len(set(_layers(params, by)))
+    layers = lambda params: _layers(params, by)
+    return grouped(base, layers, lambda params: len(set(layers(params))))
+
+
+def grouped(
+    base: Directions,
+    groups: Callable[[PyTree], Sequence[int]],
+    count: Callable[[PyTree], int],
+) -> Directions:
+    """Each direction of ``base``, cut into one for every group of leaves.
+
+    Args:
+      base: the directions to cut.
+      groups: of the parameters, the number of each leaf's group.
+      count: of the parameters, how many groups there are, some of which may be empty.
+    """
+
+    def size(params):
+        return base.count(params) * count(params)
 
     def sample(key, params, updates, state=()):
         vectors = base.draw(key, params, updates, state)
         leaves, structure = jax.tree.flatten(vectors, is_leaf=is_channel)
-        layers, k = _layers(params, by), count(params)
 
-        def restricted(leaf: LeafDirections, layer: int) -> Stack:
+        def restricted(leaf: LeafDirections, group: int) -> Stack:
             if isinstance(leaf, Deferred):
                 raise ValueError(
                     "layerwise cannot cut directions that are deferred; got a base of "
                     "deferred(...). Leave it out."
                 )
             whole = as_stack(leaf)
-            present = tuple(layer * whole.k + i for i in whole.indices)
-            return Stack(whole.array, 0, present, k)
+            present = tuple(group * whole.k + i for i in whole.indices)
+            return Stack(whole.array, 0, present, size(params))
 
-        return structure.unflatten(map(restricted, leaves, layers))
+        return structure.unflatten(map(restricted, leaves, groups(params)))
 
-    return Directions(count, sample, base.init, base.advance, is_random=base.is_random)
+    return Directions(size, sample, base.init, base.advance, is_random=base.is_random)
 
 
 def _layers(params: PyTree, by: str) -> list[int]:
