@@ -61,7 +61,7 @@ class Dataset(NamedTuple):
 
 
 def load(name: str, directory: Path | None = None) -> Dataset:
-    """The set of that name: ``small``, ``mnist``, ``cifar10`` or ``synthetic``.
+    """The set of that name: small, validation, mnist, cifar10 or synthetic.
 
     Args:
       name: of the set.
@@ -70,8 +70,13 @@ def load(name: str, directory: Path | None = None) -> Dataset:
     Raises:
       SystemExit: if its files cannot be had, or one is damaged; it says what to do.
     """
-    if name in ("small", "synthetic"):
-        return load_small() if name == "small" else make_synthetic()
+    installed = {
+        "small": load_small,
+        "validation": load_validation,
+        "synthetic": make_synthetic,
+    }
+    if name in installed:
+        return installed[name]()
     read = {"mnist": load_mnist, "cifar10": load_cifar10}[name]
     return read(directory or Path("data") / name)
 
@@ -87,6 +92,13 @@ def load_small(test_size: int = 1000, seed: int = 0) -> Dataset:
     order = np.random.default_rng(seed).permutation(len(labels))
     split = lambda of: _grey(images[of], labels[of])
     return Dataset(split(order[test_size:]), split(order[:test_size]))
+
+
+def load_validation(size: int = 1000) -> Dataset:
+    """The training digits of the above, with the last of them as the test images."""
+    (images, labels), _ = load_small()
+    part = lambda of: Split(images[of], labels[of])
+    return Dataset(part(slice(-size)), part(slice(-size, None)))
 
 
 def load_mnist(directory: Path, mirrors: tuple[str, ...] = MNIST_MIRRORS) -> Dataset:

@@ -1,7 +1,11 @@
 """The optimisers of the studies, by name, with learning rates found by experiment."""
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
+import jax
+import jax.numpy as jnp
 import optax
 
 import fomoh_jax
@@ -16,18 +20,28 @@ LEARNING_RATES = {
     "vgg": {"fgd": 3e-4, "fomoh": 0.5, "fomoh_bp": 0.5, "sgd": 0.1, "adam": 1e-3},
 }
 FORWARD, BACKWARD = ("fgd", "fomoh", "fomoh_kd"), ("fomoh_bp", "sgd", "adam")
+# By perturbed activations.
+PER_EXAMPLE = ("fomoh_ap", "tail", "ap_sgd", "ap_adam")
 
 
 def make_method(
-    name: str, rate: float | None, k: int, milestone: int | None = None
+    name: str,
+    rate: float | None,
+    k: int,
+    milestone: int | None = None,
+    blocks: int | None = 2,
+    frozen: Any = None,
 ) -> Method:
-    """An optimiser of ``FORWARD`` or ``BACKWARD``.
+    """An optimiser of ``FORWARD``, ``BACKWARD`` or ``PER_EXAMPLE``.
 
     Args:
-      name: of the optimiser.
-      rate: the learning rate; without one, fomoh_kd tunes itself.
+      name: of the optimiser. Those that begin with ap take the estimate by perturbed
+        activations for the gradient; tail is fomoh_ap with what is frozen.
+      rate: the learning rate; without one, fomoh_kd and fomoh_ap tune themselves.
       k: directions of fomoh_kd.
       milestone: step from which on the learning rate is a tenth, if any.
+      blocks: of the estimate.
+      frozen: of tail, a tree of Booleans like the parameters.
     """
     makers = {
         "fgd": fomoh_jax.fgd,
@@ -39,4 +53,48 @@ def make_method(
     }
     if milestone is not None:
         rate = optax.piecewise_constant_schedule(rate, {milestone: 0.1})
+    if name == "fomoh_ap":
+        return Method(fomoh_jax.fomoh_ap(blocks), per_example=True)
+    if name == "tail":
+        return Method(with_frozen(fomoh_jax.fomoh_ap(1), frozen), per_example=True)
+    if name in PER_EXAMPLE:
+        estimate = fomoh_jax.scale_by_activity_gradient(blocks=blocks)
+        after = makers[name.removeprefix("ap_")](rate)
+        return Method(optax.chain(estimate, after), per_example=True)
     return Method(makers[name](rate), name in BACKWARD)
+
+
+def estimated(
+    loss_of_one: Callable, params: Any, example: Any, blocks: int | None
+) -> Any:
+    """A tree of Booleans like the parameters: whose gradient is not exact."""
+    found = fomoh_jax.blocks_of(loss_of_one, params, example, blocks=blocks)
+    names = {name for b in found if b.perturbs != "nothing" for name in b.parameters}
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: jax.tree_util.keystr(path) in names, params
+    )
+
+
+def with_frozen(
+    inner: optax.GradientTransformationExtraArgs, frozen: Any
+) -> optax.GradientTransformationExtraArgs:
+    """A method of the loss of one example that leaves some parameters as they are."""
+    still = jax.tree.leaves(frozen)
+
+    def moving(params):
+        return [x for x, rests in zip(jax.tree.leaves(params), still) if not rests]
+
+    def merged(params, parts):
+        parts, (leaves, structure) = iter(parts), jax.tree.flatten(params)
+        whole = [x if rests else next(parts) for x, rests in zip(leaves, still)]
+        return structure.unflatten(whole)
+
+    def update(updates, state, params=None, *, value_fn, batch):
+        part = lambda parts, example: value_fn(merged(params, parts), example)
+        step, state = inner.update(
+            None, state, moving(params), value_fn=part, batch=batch
+        )
+        return merged(jax.tree.map(jnp.zeros_like, params), step), state
+
+    init = lambda params: inner.init(moving(params))
+    return optax.GradientTransformationExtraArgs(init, update)

@@ -21,10 +21,12 @@ class Method(NamedTuple):
     Attributes:
       transformation: may take ``value_fn``, with the batch by keyword.
       backpropagates: whether its updates start from the gradient.
+      per_example: whether ``value_fn`` is the loss of one image, and ``batch`` all.
     """
 
     transformation: optax.GradientTransformation
-    backpropagates: bool
+    backpropagates: bool = False
+    per_example: bool = False
 
 
 class Standing(NamedTuple):
@@ -55,17 +57,16 @@ def make_epoch(
     """An ``epoch(params, state, key, images, labels) -> params, state, losses``.
 
     It shuffles, cuts off what does not fill a batch, and scans over the batches, so
-    that an epoch is one dispatch; with backpropagation it is one a batch. A minibatch
-    whose loss is not finite changes nothing: forward methods see to that themselves;
-    with backpropagation the step is undone.
+    that an epoch is one dispatch; where convolutions are transposed it is one a batch.
+    A minibatch whose loss is not finite changes nothing: forward methods see to that
+    themselves; with backpropagation the step is undone.
 
     On a mesh each device has its share of every minibatch. What goes in and comes out
     is local, and the same in each process.
     """
     tx = optax.with_extra_args_support(method.transformation)
 
-    def loss_fn(params, images, labels):
-        return cross_entropy(model.apply(params, images), labels)
+    loss_fn, loss_of_one = make_losses(model)
 
     @jax.jit
     def step(carry, batch):
@@ -73,10 +74,15 @@ def make_epoch(
         loss = updates = None
         if method.backpropagates:
             loss, updates = jax.value_and_grad(loss_fn)(params, **batch)
-        updates, state = tx.update(updates, state, params, value_fn=loss_fn, **batch)
+        given = {"value_fn": loss_fn, **batch}
+        if method.per_example:
+            images_and_labels = batch["images"], batch["labels"]
+            given = {"value_fn": loss_of_one, "batch": images_and_labels}
+        updates, state = tx.update(updates, state, params, **given)
         after = optax.apply_updates(params, updates), state
         if loss is None:  # the forward pass has left it in the state
-            return after, optax.tree.get(state, "value")
+            (_, loss), *_ = optax.tree.get_all_with_path(state, "value")
+            return after, loss
         keep = lambda new, old: jnp.where(jnp.isfinite(loss), new, old)
         return jax.tree.map(keep, after, carry), loss
 
@@ -102,9 +108,23 @@ def make_epoch(
             losses.append(loss)
         return *carry, jnp.array(losses)
 
-    # On the CPU, XLA runs the backward pass of a convolution slowly inside of a loop.
-    epoch = stepwise if method.backpropagates else scanned
+    # On the CPU, XLA transposes a convolution slowly inside of a loop.
+    transposes = method.backpropagates or method.per_example
+    epoch = stepwise if transposes else scanned
     return epoch if mesh is None else parallel.over_mesh(epoch, mesh)
+
+
+def make_losses(model: nn.Module) -> tuple[Callable, Callable]:
+    """The mean loss of a batch, and the loss of one ``(image, label)``."""
+
+    def loss_fn(params, images, labels):
+        return cross_entropy(model.apply(params, images), labels)
+
+    def loss_of_one(params, example):
+        image, label = example
+        return loss_fn(params, image[None], label[None])
+
+    return loss_fn, loss_of_one
 
 
 def make_evaluation(model: nn.Module, batch_size: int = 1000) -> Callable:
@@ -158,7 +178,8 @@ class Trainer:
         params = self.model.init(init_key, self.data.train.images[:1])
         state = self.method.transformation.init(params)
         if not self.method.backpropagates:
-            state = optax.tree.set(state, key=direction_key)
+            random = lambda path, key: key is not None
+            state = optax.tree.set(state, random, key=direction_key)
         return Standing(seed, 0, params, state)
 
     def train(self, epochs: int, start: Standing) -> Iterator[Standing]:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from experiments.models import MODELS, cross_entropy
+from experiments.models import MODELS, Block, cross_entropy
 
 
 class Workload(NamedTuple):
@@ -101,20 +101,6 @@ def mlp(
 def digits(model: str, batch: int, dtype: Any = jnp.float32) -> Workload:
     """Cross-entropy of a model of ``experiments.models`` on 28×28 images."""
     return _flax(MODELS[model], _examples((batch, 28, 28, 1), (batch,), 10), dtype)
-
-
-class Block(nn.Module):
-    """A pre-layernorm transformer layer."""
-
-    width: int
-    heads: int = 4
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        normed = nn.LayerNorm()(x)
-        x = x + nn.MultiHeadDotProductAttention(self.heads)(normed, normed)
-        wide = nn.Dense(4 * self.width)(nn.LayerNorm()(x))
-        return x + nn.Dense(self.width)(nn.gelu(wide))
 
 
 def transformer(

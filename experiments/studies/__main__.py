@@ -3,6 +3,7 @@
     python -m experiments.studies tuning --problems softmax --rates fixed
     python -m experiments.studies batches
     python -m experiments.studies paper --problem cnn --steps 200
+    python -m experiments.studies forward --problems mlp --no-language
     python -m experiments.studies report
 
 Each run is kept as a line of RESULTS/runs.jsonl and is not repeated while that is
@@ -15,19 +16,28 @@ from typing import Annotated
 
 import tyro
 
-from experiments.data import load_small
-from experiments.studies import paper, report, tuning
+from experiments.data import load
+from experiments.studies import (
+    cosines,
+    forward,
+    forward_report,
+    language,
+    paper,
+    report,
+    tuning,
+)
 from experiments.studies.runner import run_all
 from experiments.studies.runs import Run, load_all
 
 RESULTS = Path("experiments/results/digits")
+FORWARD = Path("experiments/results/forward")
 NO_NAME = tyro.conf.arg(name="")
 app = tyro.extras.SubcommandApp()
 
 
 def do(runs: list[Run], results: Path) -> None:
     """Those that are not kept yet, and the report of all."""
-    run_all(runs, results / "runs.jsonl", load_small())
+    run_all(runs, results / "runs.jsonl", load("small"))
     report.main(results)
 
 
@@ -50,10 +60,30 @@ def compare(config: Annotated[paper.Config, NO_NAME], results: Path = RESULTS) -
     do(paper.chosen(config, load_all(results / "runs.jsonl")), results)
 
 
+@app.command(name="forward")
+def perturb(
+    config: Annotated[forward.Config, NO_NAME], results: Path = FORWARD
+) -> None:
+    """Training by perturbed activations, beside backpropagation and tail only."""
+    file = results / "runs.jsonl"
+    for make in (forward.grid, lambda c: forward.chosen(c, load_all(file))):
+        runs = make(config)
+        for data in dict.fromkeys(run.data for run in runs):
+            mine = [run for run in runs if run.data == data]
+            run_all(mine, file, load(data))
+    if config.language:
+        seeds = config.seeds or language.SEEDS
+        language.run_all(results / "language.jsonl", seeds, config.seconds)
+    if config.cosines:
+        cosines.run_all(results / "cosines.jsonl", config.steps or cosines.STEPS)
+    forward_report.main(results)
+
+
 @app.command(name="report")
 def write_report(results: Path = RESULTS) -> None:
     """Tables and figures of the runs that are kept; runs nothing."""
     report.main(results)
+    forward_report.main(results.parent / "forward")
 
 
 def main(args: list[str] | None = None) -> None:

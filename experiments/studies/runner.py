@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from experiments import methods
 from experiments.data import Dataset
 from experiments.models import MODELS
 from experiments.studies.runs import Run, load_all, save
-from experiments.training import Trainer
+from experiments.training import Trainer, make_losses
 
 
 def run_all(runs: Iterable[Run], file: Path, data: Dataset) -> int:
@@ -40,8 +41,16 @@ def run_all(runs: Iterable[Run], file: Path, data: Dataset) -> int:
 def make_trainer(run: Run, data: Dataset) -> Trainer:
     """The model and the optimiser of a run, with its schedule."""
     milestone = 2 * run.steps // 3 if run.schedule == "step" else None
-    method = methods.make_method(run.method, run.learning_rate, run.k, milestone)
-    return Trainer(MODELS[run.problem], method, data, run.batch_size)
+    model, frozen = MODELS[run.problem], None
+    if run.method == "tail":
+        image, label = (jnp.asarray(x[0]) for x in data.train)
+        params = jax.eval_shape(model.init, jax.random.key(0), image[None])
+        _, loss_of_one = make_losses(model)
+        frozen = methods.estimated(loss_of_one, params, (image, label), run.blocks)
+    method = methods.make_method(
+        run.method, run.learning_rate, run.k, milestone, run.blocks, frozen
+    )
+    return Trainer(model, method, data, run.batch_size)
 
 
 def execute(run: Run, trainer: Trainer) -> dict[str, Any]:

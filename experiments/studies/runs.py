@@ -19,6 +19,8 @@ class Run:
       k: directions of fomoh_kd; 1 for the other methods.
       learning_rate: None for a method that tunes itself.
       schedule: "constant", or "step": a tenth after two thirds of the steps.
+      blocks: of a method that perturbs activations.
+      data: one that ``experiments.data.load`` has.
       batch_size, steps, seed: the steps are rounded up to whole epochs.
     """
 
@@ -30,6 +32,8 @@ class Run:
     steps: int
     seed: int
     schedule: str = "constant"
+    blocks: int | None = None
+    data: str = "small"
 
 
 class Size(NamedTuple):

@@ -1,0 +1,82 @@
+"""How close estimates are to the gradient, along a run of the deep MLP."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import fomoh_jax
+from experiments.data import load_small
+from experiments.models import MODELS
+from experiments.training import make_losses
+
+BATCH, STEPS, EVERY = 1024, 600, 50
+# Blocks with one probe, and probes with all blocks.
+SETTINGS = [(2, 1), (3, 1), (5, 1), (5, 4), (5, 16)]
+
+
+def run_all(file: Path, steps: int) -> None:
+    """A line for each step that is looked at and each setting, if there are none."""
+    if not file.exists():
+        records = list(_records(steps))
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("".join(json.dumps(record) + "\n" for record in records))
+
+
+def _records(steps: int) -> Iterator[dict[str, Any]]:
+    model, data = MODELS["deep"], load_small().train
+    images, labels = map(jnp.asarray, data)
+    mean, loss_of_one = make_losses(model)
+    params = model.init(jax.random.key(0), images[:1])
+    tx = fomoh_jax.fomoh_ap()
+    state = tx.init(params)
+
+    def sampled(key):
+        chosen = jax.random.choice(key, len(labels), (BATCH,), replace=False)
+        return images[chosen], labels[chosen]
+
+    @jax.jit
+    def step(params, state, key):
+        updates, state = tx.update(
+            None, state, params, value_fn=loss_of_one, batch=sampled(key)
+        )
+        return optax.apply_updates(params, updates), state
+
+    @jax.jit
+    def cosines(params, key):
+        """With the gradient of the same batch."""
+        batch = sampled(key)
+        exact = jax.grad(mean)(params, *batch)
+        return jnp.stack(
+            [_cosine(_estimate(s, params, batch, key), exact) for s in SETTINGS]
+        )
+
+    def _estimate(setting, params, batch, key):
+        blocks, probes = setting
+        estimate = fomoh_jax.forward_value_and_grad(
+            loss_of_one, blocks=blocks, probes=probes
+        )
+        return estimate(params, batch, key)[1]
+
+    for number in range(steps + 1):
+        key = jax.random.key(number)
+        if number % EVERY == 0 or number == 5:
+            values = np.asarray(cosines(params, key))
+            for (blocks, probes), value in zip(SETTINGS, values):
+                yield {
+                    "step": number,
+                    "blocks": blocks,
+                    "probes": probes,
+                    "cosine": round(float(value), 4),
+                }
+        params, state = step(params, state, key)
+
+
+def _cosine(a: Any, b: Any) -> jax.Array:
+    product = optax.tree.vdot(a, b)
+    return product / (optax.tree.norm(a) * optax.tree.norm(b))

@@ -1,0 +1,136 @@
+"""Training by perturbed activations beside backpropagation: which runs."""
+
+import dataclasses
+from typing import Literal, NamedTuple
+
+import pandas as pd
+
+from experiments.studies.runs import Run
+
+RATES = {
+    "ap_adam": (3e-4, 1e-3, 3e-3),
+    "ap_sgd": (0.03, 0.1, 0.3),
+    "adam": (3e-4, 1e-3, 3e-3),
+    "sgd": (0.03, 0.1, 0.3),
+    "fgd": (1e-4, 3e-4, 1e-3),
+}
+# The name in experiments.methods, directions or None, and blocks.
+CONTENDERS = {
+    "fomoh_ap()": ("fomoh_ap", 1, 2),
+    "fomoh_ap(blocks=None)": ("fomoh_ap", 1, None),
+    "tail only": ("tail", 1, 2),
+    "estimate, Adam": ("ap_adam", 1, 2),
+    "estimate, SGD": ("ap_sgd", 1, 2),
+    "backpropagation, Adam": ("adam", 1, None),
+    "backpropagation, SGD": ("sgd", 1, None),
+    "FGD": ("fgd", 1, None),
+    "FoMoH-KD(10)": ("fomoh_kd", 10, None),
+}
+OURS, ALL_BLOCKS, TAIL, *_ = CONTENDERS
+
+
+class Problem(NamedTuple):
+    """A model, its data, and who trains it for how long."""
+
+    title: str
+    model: str
+    data: str
+    batch_size: int
+    steps: int
+    seeds: int
+    contenders: tuple[str, ...]
+
+
+_BOTH = "estimate, Adam", "backpropagation, Adam"
+PROBLEMS = {
+    "mlp": Problem(
+        *("784-100-10", "mlp", "small", 1024, 1000, 3),
+        tuple(name for name in CONTENDERS if name != ALL_BLOCKS),  # it has two
+    ),
+    "deep": Problem(
+        *("784-256-256-256-256-10", "deep", "small", 1024, 600, 3),
+        tuple(CONTENDERS)[:7],
+    ),
+    "cnn": Problem("CNN", "cnn", "small", 256, 400, 3, (OURS, TAIL, *_BOTH)),
+    "rows": Problem(
+        "transformer over rows", "rows", "small", 256, 400, 3, (OURS, TAIL, *_BOTH)
+    ),
+    "vgg": Problem("VGG, digits", "vgg", "small", 64, 400, 1, (OURS, TAIL)),
+    "synthetic": Problem(
+        "VGG, synthetic", "vgg", "synthetic", 64, 400, 1, (OURS, TAIL)
+    ),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """By perturbed activations, with a learning rate and without, and other ways."""
+
+    problems: tuple[Literal[*PROBLEMS], ...] = tuple(PROBLEMS)
+    language: bool = True
+    """Also the language model."""
+    cosines: bool = True
+    """Also the cosines between estimates and gradients."""
+    seconds: float = 60.0
+    """For each run of the language model."""
+    seeds: int | None = None
+    """Number of seeds, from 0 on; by default the problem's."""
+    steps: int | None = None
+    """By default the problem's."""
+
+
+def grid(config: Config) -> list[Run]:
+    """Every learning rate, judged on digits that are held out from training."""
+    return [
+        dataclasses.replace(kind, learning_rate=rate, data="validation")
+        for kind in _kinds(config)
+        for rate in RATES.get(kind.method, ())
+    ]
+
+
+def chosen(config: Config, kept: pd.DataFrame) -> list[Run]:
+    """Everybody, at the learning rate of the least loss on the validation digits."""
+    return [
+        dataclasses.replace(kind, learning_rate=best_rate(kept, kind), seed=seed)
+        for kind in _kinds(config)
+        for seed in range(_seeds(config, kind))
+    ]
+
+
+def best_rate(kept: pd.DataFrame, kind: Run) -> float | None:
+    """That of the least validation loss, of those that did not diverge."""
+    if kind.method not in RATES:
+        return None
+    same = ["problem", "method", "k", "batch_size", "steps"]
+    tried = kept[(kept.data == "validation") & ~kept.diverged.astype(bool)]
+    for name in same:
+        tried = tried[tried[name] == getattr(kind, name)]
+    return float(tried.loc[tried.test_loss.astype(float).idxmin()].learning_rate)
+
+
+def label_of(run: Run) -> str:
+    """The name of a contender."""
+    kind = run.method, run.k, run.blocks
+    return next(name for name, known in CONTENDERS.items() if known == kind)
+
+
+def _kinds(config: Config) -> list[Run]:
+    kinds = []
+    for name in config.problems:
+        problem = PROBLEMS[name]
+        for contender in problem.contenders:
+            method, k, blocks = CONTENDERS[contender]
+            kinds.append(
+                Run(
+                    *(problem.model, method, k, None, problem.batch_size),
+                    *(config.steps or problem.steps, 0),
+                    blocks=blocks,
+                    data=problem.data,
+                )
+            )
+    return kinds
+
+
+def _seeds(config: Config, kind: Run) -> int:
+    problems = [p for p in PROBLEMS.values() if p.model == kind.problem]
+    return config.seeds or problems[0].seeds

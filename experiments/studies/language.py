@@ -1,0 +1,180 @@
+"""A small language model that is tuned to another kind of text, for so many seconds.
+
+It is trained on the source of Python's standard library and tuned to the texts of
+``help()``, both of which come with Python. All methods start from the same parameters.
+"""
+
+import functools
+import json
+import sysconfig
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from pydoc_data.topics import topics
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import fomoh_jax
+from experiments.methods import estimated, with_frozen
+from experiments.models import LanguageModel
+from experiments.training import Method
+
+LENGTH, BATCH, SEEDS = 64, 32, 3
+PRETRAINING = 2000
+HELD_OUT = 256  # sequences
+TAIL = "last layer and head"
+
+
+class Texts(NamedTuple):
+    """Bytes: to start from, to tune to, and sequences ``[n, length + 1]`` held out."""
+
+    source: np.ndarray
+    target: np.ndarray
+    held_out: np.ndarray
+
+
+def read_texts() -> Texts:
+    """Of the Python that this runs on."""
+    library = Path(sysconfig.get_paths()["stdlib"])
+    files = sorted(library.glob("*.py"))
+    source = b"".join(path.read_bytes() for path in files)
+    target = "\n".join(topics[name] for name in sorted(topics)).encode()
+    source, target = (np.frombuffer(text, np.uint8) for text in (source, target))
+    last = len(target) * 5 // 6
+    starts = np.linspace(last, len(target) - LENGTH - 1, HELD_OUT).astype(int)
+    held_out = target[starts[:, None] + np.arange(LENGTH + 1)].astype(np.int32)
+    return Texts(source, target[:last], held_out)
+
+
+def loss_of_one(params: Any, text: jax.Array) -> jax.Array:
+    """Mean cross-entropy of each byte after the first."""
+    logits = LanguageModel().apply(params, text[:-1])
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, text[1:])
+    return jnp.mean(losses)
+
+
+def mean_loss(params: Any, batch: jax.Array) -> jax.Array:
+    """Of sequences ``[n, length + 1]``."""
+    return jnp.mean(jax.vmap(loss_of_one, (None, 0))(params, batch))
+
+
+def mezo(learning_rate: float, scale: float = 1e-3) -> optax.GradientTransformation:
+    """Stochastic gradient descent by two losses a step, and no derivative.
+
+    Malladi et al., *Fine-Tuning Language Models with Just Forward Passes*, 2023,
+    arXiv:2305.17333.
+    """
+
+    def update(updates, key, params=None, *, value_fn, batch):
+        key, own = jax.random.split(key)
+        z = optax.tree.random_like(own, params)
+        at = lambda step: mean_loss(optax.tree.add_scale(params, step, z), batch)
+        slope = (at(scale) - at(-scale)) / (2 * scale)
+        return jax.tree.map(lambda z: -learning_rate * slope * z, z), key
+
+    init = lambda params: jax.random.key(0)
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def make_methods(params: Any) -> dict[str, Method]:
+    """Those that are compared; learning rates are the best of a few for the first."""
+    text = jax.ShapeDtypeStruct((LENGTH + 1,), jnp.int32)
+    by_blocks = estimated(loss_of_one, params, text, 2)
+    tail = ("Block_2", "LayerNorm_0", "Dense_0")
+    by_layers = jax.tree_util.tree_map_with_path(
+        lambda path, _: path[1].key not in tail, params
+    )
+    frozen = functools.partial(with_frozen, fomoh_jax.fomoh_ap(1))
+    return {
+        "fomoh_ap()": Method(fomoh_jax.fomoh_ap(), per_example=True),
+        "tail only": Method(frozen(by_blocks), per_example=True),
+        TAIL: Method(frozen(by_layers), per_example=True),
+        "backpropagation, Adam": Method(optax.adam(1e-3), backpropagates=True),
+        "MeZO": Method(mezo(3e-4), per_example=True),
+    }
+
+
+def make_steps(method: Method, data: np.ndarray, count: int) -> Callable:
+    """``steps(params, state, key) -> params, state``, compiled: so many steps."""
+    tx, data = optax.with_extra_args_support(method.transformation), jnp.asarray(data)
+
+    def step(carry, key):
+        params, state = carry
+        starts = jax.random.randint(key, (BATCH, 1), 0, len(data) - LENGTH)
+        batch = data[starts + jnp.arange(LENGTH + 1)].astype(jnp.int32)
+        updates = None
+        if method.backpropagates:
+            updates = jax.grad(mean_loss)(params, batch)
+        given = {"value_fn": loss_of_one, "batch": batch} if method.per_example else {}
+        updates, state = tx.update(updates, state, params, **given)
+        return (optax.apply_updates(params, updates), state), None
+
+    @jax.jit
+    def steps(params, state, key):
+        keys = jax.random.split(key, count)
+        return jax.lax.scan(step, (params, state), keys)[0]
+
+    return steps
+
+
+def pretrained(texts: Texts, steps: int = PRETRAINING) -> Any:
+    """Parameters that know Python's source."""
+    text = jnp.zeros(LENGTH, jnp.int32)
+    params = jax.jit(LanguageModel().init)(jax.random.key(0), text)
+    method = Method(optax.adam(1e-3), backpropagates=True)
+    train = make_steps(method, texts.source, steps)
+    state = method.transformation.init(params)
+    return train(params, state, jax.random.key(1))[0]
+
+
+def tune(
+    method: Method, params: Any, texts: Texts, seeds: int, seconds: float
+) -> Iterator[dict[str, Any]]:
+    """A record for each seed; compiling and evaluating do not count."""
+    count = 10
+    steps = make_steps(method, texts.target, count)
+    evaluate = jax.jit(mean_loss)
+    held_out = jnp.asarray(texts.held_out)
+    key, init = jax.random.key(2), method.transformation.init
+    jax.block_until_ready(steps(params, init(params), key))
+    for seed in range(seeds):
+        at, state, done, spent = params, init(params), 0, 0.0
+        curve = [(0.0, float(evaluate(at, held_out)))]
+        while spent < seconds:
+            start = time.perf_counter()
+            own = jax.random.fold_in(jax.random.fold_in(key, seed), done)
+            at, state = jax.block_until_ready(steps(at, state, own))
+            spent, done = spent + time.perf_counter() - start, done + count
+            if spent >= min(seconds, curve[-1][0] + seconds / 20):
+                curve.append((round(spent, 2), float(evaluate(at, held_out))))
+        yield {"seed": seed, "steps": done, "curve": curve}
+
+
+def run_all(file: Path, seeds: int, seconds: float, steps: int = PRETRAINING) -> None:
+    """Run and keep, a line each, what is not in the file yet."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    lines = file.read_text().splitlines() if file.exists() else []
+    kept = {json.loads(line)["method"] for line in lines}
+    if kept.issuperset(make_methods(_abstract())):
+        return
+    texts = read_texts()
+    params = pretrained(texts, steps)
+    for name, method in make_methods(params).items():
+        if name in kept:
+            continue
+        records = []
+        for record in tune(method, params, texts, seeds, seconds):
+            records.append({"method": name, **record})
+            print(f"{name}, seed {record['seed']}: {record['curve'][-1]}", flush=True)
+        with file.open("a") as out:
+            out.writelines(json.dumps(record) + "\n" for record in records)
+
+
+def _abstract() -> Any:
+    """The shapes of the parameters."""
+    text = jnp.zeros(LENGTH, jnp.int32)
+    return jax.eval_shape(LanguageModel().init, jax.random.key(0), text)
