@@ -1,8 +1,9 @@
 """Train a classifier of handwritten digits, or of small images, with no backward pass.
 
-    python -m experiments.digits                                # softmax regression
-    python -m experiments.digits --model cnn --k 3 --steps 150  # the paper's CNN
-    python -m experiments.digits --method sgd --seeds 5         # a reference
+    python -m experiments.digits                               # the paper's CNN
+    python -m experiments.digits --model softmax --seeds 5     # softmax regression
+    python -m experiments.digits --method fomoh_kd --k 3       # the paper's method
+    python -m experiments.digits --method sgd                  # a reference
     python -m experiments.digits --resume runs/digits/FOLDER    # go on with a run
     python -m experiments.digits --processes 2 --coordinator localhost:9876 \\
         --process-id 0                 # and with 1: two that share each batch
@@ -21,7 +22,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -35,6 +36,8 @@ from experiments.models import MODELS
 from experiments.output import Output, Record, restore
 from experiments.training import Standing, Trainer
 
+# Of each model, the batch size and the steps.
+SIZES = {"softmax": (1024, 2000), "cnn": (256, 150), "vgg": (256, 150)}
 # How a run is run, which may change when it goes on; the other options are what it is.
 HOW = {"processes", "coordinator", "process_id"}
 # These may differ between its processes.
@@ -45,19 +48,27 @@ WHERE = {"out", "data_dir", "resume"}
 class Config:
     """Softmax regression or a convolutional network on small images."""
 
-    method: Literal["fgd", "fomoh", "fomoh_kd", "fomoh_bp", "sgd", "adam"] = "fomoh_kd"
+    method: Literal[
+        "fomoh_ap", "fgd", "fomoh", "fomoh_kd", "fomoh_bp", "sgd", "adam"
+    ] = "fomoh_ap"
     """The optimiser; the last three backpropagate."""
+    blocks: int | None = 2
+    """Blocks into which fomoh_ap cuts the model, or None for all."""
     k: int = 10
     """Directions of fomoh_kd."""
-    model: Literal["softmax", "cnn", "vgg"] = "softmax"
+    beside: bool = True
+    """After fomoh_ap, also train by fomoh_kd for as long, to compare."""
+    model: Literal["softmax", "cnn", "vgg"] = "cnn"
     """7,850 or 431,080 parameters on digits; vgg has 814,570 on CIFAR-10."""
     learning_rate: Annotated[float | None, tyro.conf.arg(aliases=["--lr"])] = None
-    """By default fomoh_kd tunes itself, and the others take one found by experiment."""
+    """By default fomoh_kd tunes itself, and the others take one found by experiment;
+    fomoh_ap has none."""
     milestone: int | None = None
     """Step from which on the learning rate is a tenth; by default never."""
-    batch_size: int = 1024
-    steps: int = 2000
-    """Rounded up to whole epochs."""
+    batch_size: int | None = None
+    """By default 1024 for softmax, and 256."""
+    steps: int | None = None
+    """Rounded up to whole epochs; by default 2000 for softmax, and 150."""
     evaluate_every: int = 50
     """Steps between evaluations on the test images, rounded to whole epochs."""
     seeds: int = 1
@@ -105,9 +116,12 @@ def parse(arguments: Sequence[str] | None = None) -> Config:
 
 def main(config: Config) -> None:
     """Run all the seeds, or what is left of them, and write what came out."""
+    config = filled(config)
     check(config)
+    rows = []
     with joined(config):
-        trainer = make_trainer(config, load(config.data, config.data_dir))
+        data = load(config.data, config.data_dir)
+        trainer = make_trainer(config, data)
         writes = config.process_id in (None, 0)
         folder = (config.resume or make_folder(config)) if writes else None
         with interruption.postponed() as signals:
@@ -119,9 +133,23 @@ def main(config: Config) -> None:
         elif folder is not None:
             frame = pd.DataFrame(records)
             plotting.save(draw(config, frame), folder / "curves.png")
-            print(f"{closing_table(config, frame)}\n\nmetrics and curves: {folder}")
+            rows = [closing_row(config, frame)]
+            if config.method == "fomoh_ap" and config.beside and config.processes == 1:
+                seconds = frame.groupby("seed").seconds.max().mean()
+                rows.append(train_beside(config, data, seconds))
+            print(f"{study.table(rows)}\n\nmetrics and curves: {folder}")
     if signals:
         raise SystemExit(128 + signals[0])  # as a shell reports it
+
+
+def filled(config: Config) -> Config:
+    """With the size of the model where none is given."""
+    batch_size, steps = SIZES[config.model]
+    return dataclasses.replace(
+        config,
+        batch_size=batch_size if config.batch_size is None else config.batch_size,
+        steps=steps if config.steps is None else config.steps,
+    )
 
 
 def check(config: Config) -> None:
@@ -136,8 +164,12 @@ def check(config: Config) -> None:
         )
     if config.batch_size % n:  # a device in each process
         raise SystemExit(f"--batch-size must be a multiple of {n}, the processes.")
+    if config.method == "fomoh_ap" and config.learning_rate is not None:
+        raise SystemExit("--learning-rate is not for fomoh_ap, which has none.")
     if config.milestone is not None and learning_rate(config) is None:
-        raise SystemExit("--milestone needs --learning-rate: fomoh_kd tunes itself.")
+        raise SystemExit(
+            f"--milestone needs --learning-rate: {config.method} tunes itself."
+        )
 
 
 def joined(config: Config) -> contextlib.AbstractContextManager[None]:
@@ -150,8 +182,9 @@ def joined(config: Config) -> contextlib.AbstractContextManager[None]:
 
 
 def full_name(config: Config) -> str:
-    """The method, with its k where it has one."""
-    return f"{config.method}{config.k if config.method == 'fomoh_kd' else ''}"
+    """The method, with its k or its blocks where it has some."""
+    size = {"fomoh_kd": config.k, "fomoh_ap": config.blocks or ""}
+    return f"{config.method}{size.get(config.method, '')}"
 
 
 def make_folder(config: Config) -> Path:
@@ -178,7 +211,8 @@ def read_config(folder: Path) -> Config:
 
 def learning_rate(config: Config) -> float | None:
     """What is asked for, or found by experiment; ``None`` for self-tuning."""
-    if config.learning_rate is not None or config.method == "fomoh_kd":
+    tunes_itself = config.method in ("fomoh_ap", "fomoh_kd")
+    if config.learning_rate is not None or tunes_itself:
         return config.learning_rate
     return methods.LEARNING_RATES[config.model][config.method]
 
@@ -186,7 +220,9 @@ def learning_rate(config: Config) -> float | None:
 def make_trainer(config: Config, data: Dataset) -> Trainer:
     """The model and the optimiser, in all the processes that there are."""
     rate = learning_rate(config)
-    method = methods.make_method(config.method, rate, config.k, config.milestone)
+    method = methods.make_method(
+        config.method, rate, config.k, config.milestone, config.blocks
+    )
     mesh = parallel.make_mesh() if config.processes > 1 else None
     return Trainer(MODELS[config.model], method, data, config.batch_size, mesh)
 
@@ -274,15 +310,16 @@ def draw(config: Config, frame: pd.DataFrame) -> plt.Figure:
     left.legend()
     left.grid(alpha=0.3, which="both")
     right.grid(alpha=0.3)
-    k = f", k = {config.k}" if config.method == "fomoh_kd" else ""
+    sizes = {"fomoh_kd": f", k = {config.k}", "fomoh_ap": f", {config.blocks} blocks"}
     figure.suptitle(
-        f"{config.model}: {config.method}{k}, batch {config.batch_size}, "
+        f"{config.model}: {config.method}{sizes.get(config.method, '')}, "
+        f"batch {config.batch_size}, "
         f"{config.seeds} seed{'s' * (config.seeds > 1)}"
     )
     return figure
 
 
-def closing_table(config: Config, frame: pd.DataFrame) -> str:
+def closing_row(config: Config, frame: pd.DataFrame) -> dict[str, Any]:
     """The end of every run, as mean ± standard deviation over the seeds."""
     last = frame.drop_duplicates("seed", keep="last")
     rate = learning_rate(config)
@@ -297,7 +334,33 @@ def closing_table(config: Config, frame: pd.DataFrame) -> str:
         row[name.replace("_", " ")] = study.mean_and_deviation(last[name], digits)
     if nonfinite := frame.nonfinite_losses.sum():
         row["non-finite losses"] = nonfinite
-    return study.table([row])
+    return row
+
+
+def train_beside(config: Config, data: Dataset, seconds: float) -> dict[str, Any]:
+    """The row of fomoh_kd after as many seconds, rounded up to whole epochs.
+
+    Those of its first epoch, which contain its compilation, do not count.
+    """
+    rival = dataclasses.replace(config, method="fomoh_kd", seeds=1)
+    trainer, spent = make_trainer(rival, data), 0.0
+    last = time.perf_counter()
+    with tqdm(
+        total=round(seconds), unit="s", desc=f"beside, {full_name(rival)}"
+    ) as bar:
+        for standing in trainer.train(sys.maxsize, trainer.begin(0)):
+            losses = np.asarray(standing.losses)  # waits for the device
+            now, last = time.perf_counter() - last, time.perf_counter()
+            spent += now if standing.epoch > 1 else 0
+            bar.update(min(round(spent), bar.total) - bar.n)
+            bar.set_postfix({"batch_loss": float(losses.mean())})
+            if spent >= seconds:
+                break
+    ends = trainer.evaluate(standing.params, "test")
+    ends |= trainer.evaluate(standing.params, "train")
+    record = {"seed": 0, "step": standing.epoch * trainer.steps, "seconds": spent}
+    record["nonfinite_losses"] = 0
+    return closing_row(rival, pd.DataFrame([record | ends]))
 
 
 if __name__ == "__main__":

@@ -253,9 +253,10 @@ def fomoh_ap(
     through the others, in every ``every``-th step.
 
     Args:
-      blocks: how many blocks at most: memory against noise. 2 is exact for the upper
-        half of the model; ``None`` takes as many blocks as the program has, and 1 is
-        backpropagation. See :func:`fomoh_jax.forward_value_and_grad`.
+      blocks: how many blocks at most, memory against noise: the gradient of the last
+        of them is exact. ``None`` takes as many as the model has, and 1 is
+        backpropagation, which is also what is left of a model that has one block. See
+        :func:`fomoh_jax.blocks_of`.
       probes: perturbations of each example.
       every: steps to a model of the loss.
       direction: what makes a direction of the estimate, an optax transformation; by
@@ -303,35 +304,36 @@ def fomoh_ap(
       Shazeer and Stern, *Adafactor*, 2018, arXiv:1804.04235; Cobb et al., 2024,
       arXiv:2408.10419, section 3 (FoMoH-KD).
     """
-    estimate = scale_by_activity_gradient(
-        blocks=blocks, probes=probes, key=key, has_aux=has_aux, aux_struct=aux_struct
-    )
     direction = _normalised_average() if direction is None else direction
     solver = solvers.self_tuning() if solver is None else solver
 
-    def links(groups):
+    def links(blocks, groups):
+        estimate = scale_by_activity_gradient(
+            blocks=blocks,
+            probes=probes,
+            key=key,
+            has_aux=has_aux,
+            aux_struct=aux_struct,
+        )
         along = grouped(directions.incoming(), groups, lambda params: 2)
         plane = scale_by_hyperplane(
             along, solver, per_example=True, every=every, has_aux=has_aux
         )
         return optax.chain(estimate, direction, plane, optax.scale(-1.0))
 
-    links(None)  # so that bad arguments are refused now
-
-    def init_fn(params):
-        return links(None).init(params)
+    first = links(blocks, lambda params: [])
 
     def update_fn(
         updates, state, params=None, *, value_fn=None, batch=None, **extra_args
     ):
         of_one = loss_of_one(params, value_fn, batch, extra_args)
-        exact = exact_leaves(of_one, params, batch, blocks, has_aux)
+        exact, known = exact_leaves(of_one, params, batch, blocks, has_aux)
         groups = [0 if is_exact else 1 for is_exact in exact]
-        return links(lambda params: groups).update(
+        return links(known, lambda params: groups).update(
             updates, state, params, value_fn=value_fn, batch=batch, **extra_args
         )
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return optax.GradientTransformationExtraArgs(first.init, update_fn)
 
 
 def _normalised_average() -> optax.GradientTransformation:

@@ -7,7 +7,11 @@ a type that has a name. These are part of what is written, and stay as they are.
 from jax import export
 
 from fomoh_jax._hyperdual import DirectionalCurvature, QuadraticModel
-from fomoh_jax._transforms import ScaleByForwardGradientState, ScaleByHyperplaneState
+from fomoh_jax._transforms import (
+    ScaleByActivityGradientState,
+    ScaleByForwardGradientState,
+    ScaleByHyperplaneState,
+)
 from fomoh_jax.curvature import ConjugateGradients, Eigenpairs, Estimate
 from fomoh_jax.directions import HistoryState
 from fomoh_jax.solvers import SolverState
@@ -17,6 +21,7 @@ from fomoh_jax.solvers.searches import GainRatioState, SelfTuningState
 NAMED = (
     QuadraticModel,
     DirectionalCurvature,
+    ScaleByActivityGradientState,
     ScaleByForwardGradientState,
     ScaleByHyperplaneState,
     HistoryState,

@@ -44,6 +44,28 @@ def forward_gradient_along_layers(*, key=None):
     )
 
 
+def per_example(make):
+    """An optimiser of the mean loss of two examples, given one of them as target."""
+
+    def made(*, key=None):
+        tx = make() if key is None else make(key=key)
+
+        def update(updates, state, params, *, target, **others):
+            batch = jnp.stack([target, 2 * target])
+            return tx.update(updates, state, params, batch=batch, **others)
+
+        return optax.GradientTransformationExtraArgs(tx.init, update)
+
+    return made
+
+
+def by_activities(*, key=None):
+    chosen = {} if key is None else {"key": key}
+    return optax.chain(
+        fj.scale_by_activity_gradient(**chosen), optax.scale_by_learning_rate(0.1)
+    )
+
+
 # Each source of directions with a solver, and each solver with a source.
 OPTIMISERS = {
     "fgd(rate)": functools.partial(fj.fgd, 0.05),
@@ -51,6 +73,8 @@ OPTIMISERS = {
     "fomoh_kd(k)": functools.partial(fj.fomoh_kd, 2),
     "fomoh_kd(k, rate)": functools.partial(fj.fomoh_kd, 2, 0.5),
     "fomoh_bp(rate)": functools.partial(fj.fomoh_bp, 0.5),
+    "fomoh_ap()": per_example(fj.fomoh_ap),
+    "by activities": per_example(by_activities),
     "forward gradient along layers": forward_gradient_along_layers,
     "gaussian, newton": along(directions.gaussian(2), solvers.newton()),
     "rademacher, saddle_free": along(directions.rademacher(2), solvers.saddle_free()),
@@ -80,6 +104,8 @@ OPTIMISERS = {
 }
 # Their directions do not depend on a key.
 DETERMINED = (
+    "fomoh_ap()",  # the loss is one block
+    "by activities",
     "fomoh_bp(rate)",
     "incoming, trust_region next",
     "sum of incoming and history, damped",

@@ -103,10 +103,17 @@ def blocks_of(
 
 def exact_leaves(
     loss_of_one: Callable, params: PyTree, batch: PyTree, blocks: Blocks, has_aux: bool
-) -> list[bool]:
-    """Of each leaf of the parameters, whether the estimate of its gradient is exact."""
+) -> tuple[list[bool], Blocks]:
+    """Of each leaf of the parameters, whether the estimate of its gradient is exact.
+
+    Also how many blocks that is for, if the model has fewer than ``blocks``.
+    """
     example = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), batch)
-    found = blocks_of(loss_of_one, params, example, blocks=blocks, has_aux=has_aux)
+    found = blocks_of(loss_of_one, params, example, has_aux=has_aux)
+    if isinstance(blocks, int):
+        blocks = min(blocks, sum(block.repeats for block in found))
+    if blocks is not None:
+        found = blocks_of(loss_of_one, params, example, blocks=blocks, has_aux=has_aux)
     perturbed = {
         name
         for block in found
@@ -114,7 +121,7 @@ def exact_leaves(
         for name in block.parameters
     }
     paths = (path for path, _ in jax.tree_util.tree_leaves_with_path(params))
-    return [_name(path) not in perturbed for path in paths]
+    return [_name(path) not in perturbed for path in paths], blocks
 
 
 Names = dict[Var, tuple[str, ...]]

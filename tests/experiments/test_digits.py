@@ -11,6 +11,7 @@ pytestmark = pytest.mark.optimised
 
 
 def run(tmp_path, capsys, **options):
+    options = {"model": "softmax", "method": "fomoh_kd"} | options
     digits.main(digits.Config(out=tmp_path, **options))
     (folder,) = tmp_path.iterdir()
     lines = (folder / "metrics.jsonl").read_text().splitlines()
@@ -78,6 +79,17 @@ def test_bad_options_are_explained(tmp_path, capsys):
         run(tmp_path, capsys, k=0)
     with pytest.raises(SystemExit, match="--milestone needs --learning-rate"):
         run(tmp_path, capsys, milestone=1)
+    with pytest.raises(SystemExit, match="--learning-rate is not for fomoh_ap"):
+        run(tmp_path, capsys, method="fomoh_ap", learning_rate=0.1)
+
+
+def test_fomoh_kd_has_as_much_time_as_fomoh_ap(tmp_path, capsys):
+    _, records, printed = run(tmp_path, capsys, method="fomoh_ap", k=2, steps=30)
+    assert records[-1]["train_loss"] < records[0]["batch_loss"]
+    rows = [line for line in printed.out.splitlines() if line.startswith("| fomoh")]
+    assert [row.split()[1] for row in rows] == ["fomoh_ap2", "fomoh_kd2"]
+    ours, theirs = (float(row.split("|")[-2]) for row in rows)
+    assert theirs >= round(ours, 1)
 
 
 @pytest.mark.slow

@@ -20,6 +20,7 @@ from tests.reference import slow
 
 # 4 steps an epoch, 6 epochs; a checkpoint after each.
 OPTIONS = {
+    "model": "softmax",
     "method": "fomoh_kd",
     "k": 2,
     "data": "synthetic",

@@ -26,6 +26,7 @@ pytestmark = pytest.mark.optimised
 ROOT = Path(__file__).parents[2]
 # 4 steps an epoch, 6 epochs, of two seeds; a checkpoint after each.
 OPTIONS = {
+    "model": "softmax",
     "method": "fomoh_kd",
     "k": 2,
     "data": "synthetic",
