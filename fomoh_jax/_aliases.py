@@ -1,21 +1,23 @@
 """The methods of the paper, composed from the building blocks."""
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import chex
+import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import PyTree
+from jaxtyping import Array, Bool, Float, PyTree
 
 from fomoh_jax import directions, plans, solvers
 from fomoh_jax._activations.partition import Blocks
 from fomoh_jax._activations.table import exact_leaves
+from fomoh_jax._hyperdual import QuadraticModel
 from fomoh_jax._transforms import (
     scale_by_activity_gradient,
     scale_by_forward_gradient,
     scale_by_hyperplane,
 )
-from fomoh_jax._value_fn import loss_of_one
+from fomoh_jax._value_fn import loss_of_one, solve_dtype
 from fomoh_jax.directions._structured import grouped
 
 
@@ -247,10 +249,15 @@ def fomoh_ap(
     on the same batch, in the size that ``solvers.self_tuning()`` finds. There is a new
     model at each ``every`` steps; those in between use its :math:`\kappa`.
 
-    Memory is that of the largest of ``blocks`` blocks, and of one more copy of the
-    parameters. A step takes the two passes of the estimate. The model takes two
-    tangents and three second-order terms through the last block, and one of each
-    through the others, in every ``every``-th step.
+    Estimates are noise where blocks are large and the batch is small. The model says
+    what they are worth: how much further it falls along both directions than along the
+    exact one. Where that is less than a twentieth, the estimated blocks are taken in
+    so many fewer of the steps, at least in one of 16, and otherwise stay as they are;
+    a step of the last block alone takes little more than a forward pass.
+
+    Memory is that of the largest block, and of one more copy of the parameters. A step
+    takes the two passes of the estimate. The model takes two tangents and three
+    second-order terms through the last block, and one of each through the others.
 
     Args:
       blocks: how many blocks at most, memory against noise: the gradient of the last
@@ -267,9 +274,10 @@ def fomoh_ap(
     Returns:
       A gradient transformation whose ``update`` takes the loss of one example,
       ``value_fn(params, example)``, and the examples as ``batch``, whose leaves are
-      ``[B, ...]``; further arguments of ``value_fn`` by keyword. Its state is that of
-      :func:`fomoh_jax.scale_by_activity_gradient`, of ``direction`` and of
-      :func:`fomoh_jax.scale_by_hyperplane`.
+      ``[B, ...]``; further arguments of ``value_fn`` by keyword. Its state is a tuple:
+      the states of :func:`fomoh_jax.scale_by_activity_gradient`, of ``direction`` and
+      of :func:`fomoh_jax.scale_by_hyperplane`, and what the estimated blocks are worth.
+      (Under ``jax.vmap`` every step takes the time of all blocks and of a model.)
 
     Raises:
       ValueError, TypeError: as :func:`fomoh_jax.scale_by_activity_gradient` and
@@ -307,33 +315,137 @@ def fomoh_ap(
     direction = _normalised_average() if direction is None else direction
     solver = solvers.self_tuning() if solver is None else solver
 
-    def links(blocks, groups):
-        estimate = scale_by_activity_gradient(
+    def estimate(blocks):
+        return scale_by_activity_gradient(
             blocks=blocks,
             probes=probes,
             key=key,
             has_aux=has_aux,
             aux_struct=aux_struct,
         )
-        along = grouped(directions.incoming(), groups, lambda params: 2)
-        plane = scale_by_hyperplane(
-            along, solver, per_example=True, every=every, has_aux=has_aux
-        )
-        return optax.chain(estimate, direction, plane, optax.scale(-1.0))
 
-    first = links(blocks, lambda params: [])
+    def plane(groups):
+        along = grouped(directions.incoming(), groups, lambda params: 2)
+        return scale_by_hyperplane(along, solver, per_example=True, every=every)
+
+    first = estimate(blocks), direction, plane(lambda params: [])
+
+    def init_fn(params):
+        one = jnp.ones((), solve_dtype(params))
+        effort = EffortState(worth=one, due=one)
+        return *(link.init(params) for link in first), effort
 
     def update_fn(
         updates, state, params=None, *, value_fn=None, batch=None, **extra_args
     ):
+        del updates
         of_one = loss_of_one(params, value_fn, batch, extra_args)
-        exact, known = exact_leaves(of_one, params, batch, blocks, has_aux)
-        groups = [0 if is_exact else 1 for is_exact in exact]
-        return links(known, lambda params: groups).update(
-            updates, state, params, value_fn=value_fn, batch=batch, **extra_args
-        )
+        is_exact, known = exact_leaves(of_one, params, batch, blocks, has_aux)
+        alone = (lambda *args: of_one(*args)[0]) if has_aux else of_one
+        leaves, structure = jax.tree.flatten(params)
 
-    return optax.GradientTransformationExtraArgs(first.init, update_fn)
+        def whole(state):
+            """A step of all parameters."""
+            estimated, averaged, planned = state
+            gradient, estimated = estimate(known).update(
+                None, estimated, params, value_fn=of_one, batch=batch
+            )
+            along, averaged = direction.update(gradient, averaged, params)
+            groups = [0 if exact else 1 for exact in is_exact]
+            step, planned = plane(lambda params: groups).update(
+                along, planned, params, value_fn=alone, batch=batch
+            )
+            return step, (estimated, averaged, planned)
+
+        def merged(parts, others):
+            parts = iter(parts)
+            pairs = zip(is_exact, others)
+            return structure.unflatten([next(parts) if e else x for e, x in pairs])
+
+        def last_block(state):
+            """A step of the parameters whose gradient is exact."""
+            estimated, before, planned = state
+            gradient, estimated = estimate(1).update(
+                None,
+                estimated,
+                [x for x, exact in zip(leaves, is_exact) if exact],
+                value_fn=lambda part, example: of_one(merged(part, leaves), example),
+                batch=batch,
+            )
+            gradient = merged(gradient, map(jnp.zeros_like, leaves))
+            along, averaged = direction.update(gradient, before, params)
+            advances = optax.tree.map_params(
+                direction,
+                lambda _, exact: exact,
+                before,
+                structure.unflatten(is_exact),
+                transform_non_params=lambda _: True,
+            )
+            averaged = jax.tree.map(
+                lambda new, old, moves: new if moves else old,
+                averaged,
+                before,
+                advances,
+            )
+            groups = [0 if exact else None for exact in is_exact]
+            step, planned = plane(lambda params: groups).update(
+                along, planned, params, value_fn=alone, batch=batch
+            )
+            return step, (estimated, averaged, planned)
+
+        *links, effort = state
+        if not any(is_exact) or all(is_exact):
+            step, links = whole(tuple(links))
+        else:
+            takes_all = effort.due >= 1
+            step, links = jax.lax.cond(takes_all, whole, last_block, tuple(links))
+            *_, after = links
+            ended = after.steps % every == 0
+            effort = _reconsidered(effort, takes_all, after.model, ended)
+        return jax.tree.map(jnp.negative, step), (*links, effort)
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+class EffortState(NamedTuple):
+    """How often :func:`fomoh_ap` takes the blocks that it estimates.
+
+    Attributes:
+      worth: a running average of how much further the model falls with them, as a part
+        of how far it falls along the last block alone; at most 1.
+      due: grows by what part of the time is theirs; they are taken from 1 on.
+    """
+
+    worth: Float[Array, ""]
+    due: Float[Array, ""]
+
+
+# From that worth on, the estimated blocks are taken at every step.
+_WORTHWHILE = 0.05
+# They are tried again at least once in so many times.
+_RARELY = 16
+_WORTH_MEMORY = 3
+
+
+def _reconsidered(
+    effort: EffortState,
+    takes_all: Bool[Array, ""],
+    model: QuadraticModel,
+    ended: Bool[Array, ""],
+) -> EffortState:
+    """After a step; what is next is decided when the last step with a model is made."""
+    slope, curvature = model.slope, jnp.abs(model.curvature)
+    positive = lambda x: jnp.where(x > 0, x, 1)
+    across = model.curvature[0, 1] / positive(curvature[0, 0])
+    alone = slope[0] ** 2 / positive(curvature[0, 0])
+    remaining = jnp.abs(model.curvature[1, 1] - across * model.curvature[0, 1])
+    further = (slope[1] - across * slope[0]) ** 2 / positive(remaining)
+    worth = jnp.clip(further / positive(alone), 0, 1)
+    known = takes_all & ended & jnp.isfinite(worth)
+    average = effort.worth + jnp.where(known, worth - effort.worth, 0) / _WORTH_MEMORY
+    often = jnp.clip(average / _WORTHWHILE, 1 / _RARELY, 1)
+    due = jnp.where(effort.due >= 1, effort.due - 1, effort.due) + often
+    return EffortState(average, jnp.where(ended, due, effort.due))
 
 
 def _normalised_average() -> optax.GradientTransformation:

@@ -127,7 +127,7 @@ def _language(frame: pd.DataFrame, folder: Path) -> list[str]:
     return [
         f"## A small language model, {seconds} seconds\n",
         f"From a validation loss of {before:.3f}, that of a model of Python's source "
-        "on the texts of Python's `help()`.\n",
+        "on Python's headers in C.\n",
         study.table(rows) + "\n",
         "![Validation loss against seconds](language.png)\n",
     ]

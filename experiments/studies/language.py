@@ -1,7 +1,7 @@
 """A small language model that is tuned to another kind of text, for so many seconds.
 
-It is trained on the source of Python's standard library and tuned to the texts of
-``help()``, both of which come with Python. All methods start from the same parameters.
+It is trained on the source of Python's standard library and tuned to Python's headers
+in C, both of which come with Python. All methods start from the same parameters.
 """
 
 import functools
@@ -10,7 +10,6 @@ import sysconfig
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from pydoc_data.topics import topics
 from typing import Any, NamedTuple
 
 import jax
@@ -39,11 +38,21 @@ class Texts(NamedTuple):
 
 def read_texts() -> Texts:
     """Of the Python that this runs on."""
-    library = Path(sysconfig.get_paths()["stdlib"])
-    files = sorted(library.glob("*.py"))
-    source = b"".join(path.read_bytes() for path in files)
-    target = "\n".join(topics[name] for name in sorted(topics)).encode()
-    source, target = (np.frombuffer(text, np.uint8) for text in (source, target))
+    paths = sysconfig.get_paths()
+    files = {
+        "source": sorted(Path(paths["stdlib"]).glob("*.py")),
+        "target": sorted(Path(paths["include"]).rglob("*.h")),
+    }
+    if not files["target"]:
+        raise SystemExit(
+            f"The headers of Python are not in {paths['include']}; install them, or "
+            "leave the language model out with --no-language."
+        )
+    shuffle = np.random.default_rng(0).permutation  # so that all parts are alike
+    source, target = (
+        np.frombuffer(b"".join(some[i].read_bytes() for i in shuffle(len(some))), "u1")
+        for some in files.values()
+    )
     last = len(target) * 5 // 6
     starts = np.linspace(last, len(target) - LENGTH - 1, HELD_OUT).astype(int)
     held_out = target[starts[:, None] + np.arange(LENGTH + 1)].astype(np.int32)

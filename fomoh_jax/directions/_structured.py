@@ -117,14 +117,15 @@ def layerwise(base: Directions | None = None, *, by: str = "layer") -> Direction
 
 def grouped(
     base: Directions,
-    groups: Callable[[PyTree], Sequence[int]],
+    groups: Callable[[PyTree], Sequence[int | None]],
     count: Callable[[PyTree], int],
 ) -> Directions:
     """Each direction of ``base``, cut into one for every group of leaves.
 
     Args:
       base: the directions to cut.
-      groups: of the parameters, the number of each leaf's group.
+      groups: of the parameters, the number of each leaf's group; ``None`` for one that
+        stays as it is.
       count: of the parameters, how many groups there are, some of which may be empty.
     """
 
@@ -135,13 +136,15 @@ def grouped(
         vectors = base.draw(key, params, updates, state)
         leaves, structure = jax.tree.flatten(vectors, is_leaf=is_channel)
 
-        def restricted(leaf: LeafDirections, group: int) -> Stack:
+        def restricted(leaf: LeafDirections, group: int | None) -> Stack:
             if isinstance(leaf, Deferred):
                 raise ValueError(
                     "layerwise cannot cut directions that are deferred; got a base of "
                     "deferred(...). Leave it out."
                 )
             whole = as_stack(leaf)
+            if group is None:
+                return Stack(whole.array[:0], 0, (), size(params))
             present = tuple(group * whole.k + i for i in whole.indices)
             return Stack(whole.array, 0, present, size(params))
 

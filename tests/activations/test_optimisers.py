@@ -1,0 +1,339 @@
+"""The optimisers along perturbed activations, step by step."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import fomoh_jax
+from fomoh_jax import directions, solvers
+from fomoh_jax._aliases import EffortState, _normalised_average, _reconsidered
+from fomoh_jax.solvers._solver import Search
+from tests.activations.models import CASES, dense
+from tests.reference import assert_close, normal
+
+DENSE = CASES["dense"]
+KEY = jax.random.key(5)
+
+
+def mean_of(loss):
+    return lambda params, batch: jnp.mean(jax.vmap(loss, (None, 0))(params, batch))
+
+
+def one_step(tx, case=DENSE, **options):
+    given = {"value_fn": case.loss, "batch": case.batch} | options
+    return jax.jit(lambda s: tx.update(None, s, case.params, **given))(
+        tx.init(case.params)
+    )
+
+
+def trained(tx, steps, case=DENSE, params=None, **options):
+    """The parameters and states after each step."""
+    given = {"value_fn": case.loss, "batch": case.batch} | options
+
+    def step(carry, _):
+        params, state = carry
+        updates, state = tx.update(None, state, params, **given)
+        carry = optax.apply_updates(params, updates), state
+        return carry, carry
+
+    params = case.params if params is None else params
+    start = params, tx.init(params)
+    return jax.jit(lambda s: jax.lax.scan(step, s, length=steps)[1])(start)
+
+
+@pytest.mark.parametrize("options", [{}, {"blocks": 2, "probes": 3}])
+def test_the_link_hands_on_the_estimate(options):
+    tx = fomoh_jax.scale_by_activity_gradient(key=KEY, **options)
+    gradient, state = one_step(tx)
+    following, key = jax.random.split(KEY)
+    estimate = jax.jit(fomoh_jax.forward_value_and_grad(DENSE.loss, **options))
+    value, expected = estimate(DENSE.params, DENSE.batch, key)
+    assert_close(gradient, expected, rtol=1e-12)
+    assert_close(state.value, value, rtol=1e-12)
+    assert state.key == following
+
+
+def test_optax_follows_the_link():
+    tx = optax.chain(
+        fomoh_jax.scale_by_activity_gradient(blocks=1),
+        optax.clip_by_global_norm(1.0),
+        optax.adam(1e-2),
+    )
+    actual, _ = one_step(tx)
+    rest = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-2))
+    gradient = jax.grad(mean_of(DENSE.loss))(DENSE.params, DENSE.batch)
+    assert_close(actual, rest.update(gradient, rest.init(DENSE.params))[0], rtol=1e-9)
+
+
+def test_what_the_loss_takes_beside_an_example_is_the_same_for_all():
+    def loss(params, example, *, scale):
+        return scale * dense(params, example)
+
+    one, double = (
+        one_step(
+            fomoh_jax.scale_by_activity_gradient(), value_fn=loss, scale=jnp.array(s)
+        )
+        for s in (1.0, 2.0)
+    )
+    assert_close(jax.tree.map(lambda x: 2 * x, one[0]), double[0], rtol=1e-12)
+    tx = fomoh_jax.fomoh_ap()
+    steps = [one_step(tx, value_fn=loss, scale=jnp.array(s))[0] for s in (1.0, 2.0)]
+    assert_close(*steps, rtol=1e-8)  # a step to a minimum has no scale
+
+
+def test_the_plane_of_the_loss_of_one_example_is_that_of_the_mean():
+    make = functools.partial(
+        fomoh_jax.scale_by_hyperplane, directions.gaussian(3), solvers.saddle_free()
+    )
+    mean = mean_of(DENSE.loss)
+    expected, plain = one_step(make(key=KEY), value_fn=mean)
+    actual, state = one_step(make(key=KEY, per_example=True))
+    assert_close(actual, expected, rtol=1e-9)
+    assert_close(state.model, plain.model, rtol=1e-9)
+
+
+def test_a_step_goes_to_the_minimum_in_the_plane_of_two_parts():
+    start = jax.tree.map(lambda x: x, DENSE.params)
+    tx = fomoh_jax.fomoh_ap(solver=solvers.newton(), key=KEY)
+    step, state = one_step(tx)
+    *_, plane, _ = state
+    # Along the direction itself, the gradient of the first step over its mean square.
+    estimate = fomoh_jax.forward_value_and_grad(DENSE.loss, blocks=2)
+    _, gradient = estimate(start, DENSE.batch, jax.random.split(KEY)[1])
+    average = _normalised_average()
+    along, _ = average.update(gradient, average.init(start), start)
+    exact = {"hidden": [(False, False), (True, True)], "out": True}
+    parts = [
+        jax.tree.map(lambda v, e: jnp.where(e == wanted, v, 0), along, exact)
+        for wanted in (True, False)
+    ]
+    mean = lambda params: mean_of(DENSE.loss)(params, DENSE.batch)
+    stacked = jax.tree.map(lambda *x: jnp.stack(x), *parts)
+    model = fomoh_jax.quadratic_model(mean, (start,), (stacked,))
+    kappa = jnp.linalg.solve(model.curvature, model.slope)
+    assert_close(plane.coefficients, kappa, rtol=1e-7)
+    expected = jax.tree.map(lambda v: -jnp.einsum("i,i...", kappa, v), stacked)
+    assert_close(step, expected, rtol=1e-7, atol=1e-12)
+
+
+def test_steps_between_models_go_on_with_their_coefficients():
+    tx = optax.chain(
+        fomoh_jax.scale_by_activity_gradient(key=KEY),
+        fomoh_jax.scale_by_hyperplane(
+            directions.incoming(),
+            solvers.self_tuning(),
+            per_example=True,
+            every=3,
+        ),
+        optax.scale(-1.0),
+    )
+    params, (_, planes, _) = trained(tx, 7)
+    assert planes.steps.tolist() == list(range(1, 8)) == planes.accepted.tolist()
+    new = np.flatnonzero(np.diff(planes.model.value)) + 1
+    assert new.tolist() == [3, 6]
+    assert np.unique(planes.coefficients).size == 3
+    before = jax.tree.map(
+        lambda x, y: jnp.concatenate([x[None], y]), DENSE.params, params
+    )
+    key = KEY
+    for i in range(7):
+        at = jax.tree.map(lambda x: x[i], before)
+        key, own = jax.random.split(key)
+        estimate = jax.jit(fomoh_jax.forward_value_and_grad(DENSE.loss))
+        _, gradient = estimate(at, DENSE.batch, own)
+        after = jax.tree.map(
+            lambda p, g: p - planes.coefficients[i, 0] * g, at, gradient
+        )
+        assert_close(jax.tree.map(lambda x: x[i], params), after, rtol=1e-9)
+    # What is expected of a model's steps is what they all were to bring.
+    assert_close(
+        planes.actual_reduction[3],
+        planes.model.value[2] - planes.model.value[3],
+        rtol=1e-9,
+    )
+
+
+def test_a_search_sees_the_reduction_of_all_steps_since_the_last_model():
+    seen = []
+
+    def learn(outcome, state):
+        jax.debug.callback(lambda *x: seen.append(tuple(map(float, x))), *outcome)
+        return True, state
+
+    search = Search(lambda state: 0.5, learn)
+    solver = solvers.Solver(solvers.descents.saddle_free(), search)
+    tx = fomoh_jax.scale_by_hyperplane(
+        directions.incoming(), solver, per_example=True, every=4
+    )
+    case = DENSE
+    gradient = jax.grad(mean_of(case.loss))(case.params, case.batch)
+    state = tx.init(case.params)
+    update = jax.jit(
+        lambda state: tx.update(
+            gradient, state, case.params, value_fn=case.loss, batch=case.batch
+        )[1]
+    )
+    for _ in range(5):
+        state = update(state)
+    jax.effects_barrier()
+    assert len(seen) == 2
+    np.testing.assert_allclose(seen[1][1], 4 * float(state.predicted_reduction))
+
+
+def test_a_model_of_one_block_is_trained_by_its_gradient():
+    loss = lambda w, example: jnp.cosh(w @ example - 1)
+    batch, w = normal(6, 3), jnp.zeros(3)
+    tx = fomoh_jax.fomoh_ap()
+    state = tx.init(w)
+    for _ in range(2):
+        step, state = tx.update(None, state, w, value_fn=loss, batch=batch)
+        w = optax.apply_updates(w, step)
+    assert mean_of(loss)(w, batch) < mean_of(loss)(jnp.zeros(3), batch)
+    assert state[2].coefficients[0] != 0 == state[2].coefficients[1]
+
+
+@pytest.mark.parametrize("blocks", [None, 2, 1])
+def test_it_learns_what_the_last_block_alone_cannot(blocks):
+    """The sign of a product, in float32."""
+    x = np.asarray(normal(256, 2), np.float32)
+    batch = x, jnp.asarray(x[:, 0] * x[:, 1] > 0, jnp.float32)
+    scale = lambda *s: jnp.asarray(normal(*s) / s[0] ** 0.5, jnp.float32)
+    params = [scale(3, 8), scale(8, 8), scale(8, 1)]
+
+    def loss(params, example):
+        x, y = example
+        h = jnp.append(x, 1)
+        for w in params[:-1]:
+            h = jax.nn.relu(h @ w)
+        return optax.sigmoid_binary_cross_entropy((h @ params[-1])[0], y)
+
+    case = DENSE._replace(loss=loss, params=params, batch=batch)
+    _, (first, *_) = trained(fomoh_jax.fomoh_ap(blocks), 300, case)
+    frozen = lambda tail, example: loss([*params[:-1], tail], example)
+    tail = case._replace(loss=frozen, params=params[-1])
+    _, (last, *_) = trained(fomoh_jax.fomoh_ap(1), 300, tail)
+    assert np.isfinite(first.value).all()
+    assert first.value[-1] < 0.6 * last.value[-1]
+
+
+def test_the_worth_of_a_part_is_how_much_further_the_model_falls_with_it():
+    slope, root = normal(2), normal(2, 2)
+    curvature = root @ root.T
+    model = fomoh_jax.QuadraticModel(jnp.zeros(()), slope, curvature)
+    alone = slope[0] ** 2 / curvature[0, 0]
+    both = slope @ np.linalg.solve(curvature, slope)
+    assert 0 < both / alone - 1 < 1
+    true, before = jnp.array(True), EffortState(jnp.zeros(()), jnp.ones(()))
+    after = _reconsidered(before, true, model, true)
+    np.testing.assert_allclose(3 * after.worth, both / alone - 1, rtol=1e-6)
+    unknown = _reconsidered(before, ~true, model, true)
+    assert unknown.worth == 0 and unknown.due == 1 / 16  # it is tried again
+    assert _reconsidered(before, true, model, ~true).due == before.due
+
+
+def test_blocks_that_are_worth_nothing_are_seldom_taken():
+    def loss(params, example):
+        x, label = example
+        hidden = jnp.tanh(x @ params["in"])
+        return dense({"hidden": [], "out": params["out"]}, (x + 1e-9 * hidden, label))
+
+    x, _ = DENSE.batch
+    params = {"in": normal(x.shape[1], x.shape[1]), "out": normal(x.shape[1], 3)}
+    case = DENSE._replace(loss=loss, params=params)
+    after, (_, averages, plane, effort) = trained(fomoh_jax.fomoh_ap(every=1), 60, case)
+    changed = np.any(np.diff(after["in"], axis=0) != 0, axis=(1, 2))
+    assert 2 <= changed[20:].sum() <= 4 and effort.worth[-1] < 0.01
+    # What is known of their direction stays as it is meanwhile.
+    of_in = averages[1].ema["in"]
+    kept = np.all(np.diff(of_in, axis=0) == 0, axis=(1, 2))
+    np.testing.assert_array_equal(kept, ~changed)
+    assert np.all(np.any(np.diff(after["out"], axis=0) != 0, axis=(1, 2)))
+    assert plane.model.value[-1] < plane.model.value[0]
+
+
+def test_a_loss_that_is_not_finite_moves_nothing():
+    loss = lambda p, example: dense(p, example) / 0.0
+    step, state = one_step(fomoh_jax.fomoh_ap(), value_fn=loss)
+    assert all(not np.any(x) for x in jax.tree.leaves(step))
+    rest = jax.tree.leaves((state[1], state[2].coefficients, state[2].solver_state))
+    assert all(np.isfinite(x).all() for x in rest)
+
+
+def test_the_aux_of_every_example_is_in_the_state():
+    def loss(params, example):
+        return dense(params, example), {"label": example[1]}
+
+    labels = jax.tree.map(jnp.zeros_like, {"label": DENSE.batch[1]})
+    tx = fomoh_jax.fomoh_ap(has_aux=True, aux_struct=labels)
+    _, (estimates, *_) = trained(tx, 5, value_fn=loss)
+    assert_close(estimates.aux["label"][-1], DENSE.batch[1])
+    plane = fomoh_jax.scale_by_hyperplane(
+        directions.incoming(), per_example=True, every=2, has_aux=True
+    )
+    gradient = jax.tree.map(jnp.ones_like, DENSE.params)
+    state = plane.init(DENSE.params)
+    for _ in range(2):  # the first state has no aux yet
+        _, state = plane.update(
+            gradient, state, DENSE.params, value_fn=loss, batch=DENSE.batch
+        )
+        assert_close(state.aux["label"], DENSE.batch[1])
+
+
+@pytest.mark.optimised
+def test_a_sharded_batch_takes_the_same_step():
+    mesh = jax.make_mesh((4,), ("data",), (jax.sharding.AxisType.Auto,))
+    batch = jax.tree.map(lambda x: jnp.concatenate([x, x])[:8], DENSE.batch)
+    tx = fomoh_jax.fomoh_ap()
+    state = tx.init(DENSE.params)
+    update = jax.jit(
+        lambda params, batch: tx.update(
+            None, state, params, value_fn=DENSE.loss, batch=batch
+        )[0]
+    )
+    sharded = jax.device_put(batch, NamedSharding(mesh, P("data")))
+    params = jax.device_put(DENSE.params, NamedSharding(mesh, P()))
+    assert_close(update(params, sharded), update(DENSE.params, batch), rtol=1e-8)
+
+
+def test_bad_arguments_are_refused():
+    tx = fomoh_jax.fomoh_ap()
+    state = tx.init(DENSE.params)
+    given = {"value_fn": DENSE.loss, "batch": DENSE.batch}
+    with pytest.raises(ValueError, match="needs the examples as batch"):
+        tx.update(None, state, DENSE.params, value_fn=DENSE.loss)
+    with pytest.raises(ValueError, match="needs the loss as value_fn"):
+        tx.update(None, state, DENSE.params, batch=DENSE.batch)
+    with pytest.raises(ValueError, match="needs the current params"):
+        tx.update(None, state, **given)
+    with pytest.raises(TypeError, match="got rate, which it does not take"):
+        tx.update(None, state, DENSE.params, rate=1, **given)
+    x, label = DENSE.batch
+    with pytest.raises(ValueError, match="must all lead with the examples"):
+        tx.update(None, state, DENSE.params, value_fn=DENSE.loss, batch=(x, label[1:]))
+    for make in (fomoh_jax.fomoh_ap, fomoh_jax.scale_by_activity_gradient):
+        with pytest.raises(ValueError, match="blocks must be at least 1; got 0"):
+            make(blocks=0)
+        with pytest.raises(ValueError, match="probes must be at least 1; got 0"):
+            make(probes=0)
+    with pytest.raises(ValueError, match="every must be at least 1; got 0"):
+        fomoh_jax.fomoh_ap(every=0)
+    with pytest.raises(ValueError, match="every must be 1 for random directions"):
+        fomoh_jax.scale_by_hyperplane(directions.gaussian(2), every=2)
+    with pytest.raises(ValueError, match="leave per_example out"):
+        fomoh_jax.scale_by_hyperplane(
+            directions.incoming(), curvature="gauss_newton", per_example=True
+        )
+    with pytest.raises(TypeError, match="solver must be a Solver"):
+        fomoh_jax.fomoh_ap(solver=solvers.self_tuning)
+    plane = fomoh_jax.scale_by_hyperplane(directions.gaussian(2), per_example=True)
+    state = plane.init(DENSE.params)
+    with pytest.raises(ValueError, match="must all lead with the examples"):
+        plane.update(
+            None, state, DENSE.params, value_fn=DENSE.loss, batch=(x, label[1:])
+        )
