@@ -331,8 +331,8 @@ def fomoh_ap(
     first = estimate(blocks), direction, plane(lambda params: [])
 
     def init_fn(params):
-        one = jnp.ones((), solve_dtype(params))
-        effort = EffortState(worth=one, due=one)
+        one = lambda: jnp.ones((), solve_dtype(params))
+        effort = EffortState(worth=one(), due=one())
         return *(link.init(params) for link in first), effort
 
     def update_fn(
