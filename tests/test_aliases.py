@@ -12,7 +12,7 @@ from flax import nnx
 import fomoh_jax
 from fomoh_jax import directions, solvers
 from tests.programs import mlp, rosenbrock
-from tests.reference import assert_close, jitted
+from tests.reference import assert_close, jitted, partly_slow
 
 PARAMS = {"a": jnp.array([1.0, -2.0]), "b": jnp.array(0.5)}
 TARGET = jnp.array(2.0)
@@ -189,7 +189,7 @@ def test_around_and_inside_other_transformations():
     np.testing.assert_allclose(params["a"], [2.0, 2.0], rtol=1e-8)
 
 
-@pytest.mark.parametrize("name", ALIASES)
+@pytest.mark.parametrize("name", partly_slow(ALIASES))
 def test_every_alias_inside_the_optimizer_of_flax_nnx(name):
     model = nnx.Linear(2, 1, rngs=nnx.Rngs(0), param_dtype=jnp.float64)
     optimizer = nnx.Optimizer(model, ALIASES[name](), wrt=nnx.Param)

@@ -24,6 +24,7 @@ def test_hessian_agrees_with_forward_over_forward(name):
     assert_close(actual, jax.jit(jax.jacfwd(jax.jacfwd(fun)))(*primals))
 
 
+@pytest.mark.slow
 def test_hessian_agrees_with_jax_hessian_on_the_cnn():
     params, images, labels = cnn_arguments()
     loss = lambda params: cnn(params, images, labels)

@@ -270,19 +270,19 @@ def test_aux_of_the_evaluated_point_is_in_the_state():
     assert_close(state.aux["x"], PARAMS)
 
 
-@pytest.mark.parametrize("bad", [jnp.nan, jnp.inf, -jnp.inf])
 @pytest.mark.parametrize("alias", ["fgd", "fomoh", "fomoh_kd", "fomoh_bp"])
-def test_a_non_finite_loss_gives_a_zero_step_and_a_usable_state(alias, bad):
+def test_a_non_finite_loss_gives_a_zero_step_and_a_usable_state(alias):
     make = getattr(fomoh_jax, alias)
     tx = make(2, 1.0) if alias == "fomoh_kd" else make(1e-2)
     loss = lambda x, offset: quadratic(x) * (1 + offset) + offset
     update = jax.jit(functools.partial(tx.update, value_fn=loss))
     grads = jax.grad(quadratic)(PARAMS)
-    updates, state = update(grads, tx.init(PARAMS), PARAMS, offset=bad)
-    np.testing.assert_array_equal(updates, 0)
-    updates, state = update(grads, state, PARAMS, offset=0.0)
-    assert np.all(np.isfinite(updates)) and np.any(updates != 0)
-    assert np.isfinite(optax.tree.get(state, "value"))
+    for bad in (np.nan, np.inf, -np.inf):
+        updates, state = update(grads, tx.init(PARAMS), PARAMS, offset=bad)
+        np.testing.assert_array_equal(updates, 0)
+        updates, state = update(grads, state, PARAMS, offset=0.0)
+        assert np.all(np.isfinite(updates)) and np.any(updates != 0)
+        assert np.isfinite(optax.tree.get(state, "value"))
 
 
 def test_a_non_finite_incoming_update_gives_a_zero_step():

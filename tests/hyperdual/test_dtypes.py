@@ -14,6 +14,7 @@ from tests.reference import (
     nested_model,
     normal,
     second_jvp,
+    slow,
 )
 
 pytestmark = pytest.mark.optimised
@@ -22,7 +23,7 @@ PRECISIONS = ["float16", "bfloat16", "float32", "float64"]
 
 
 @pytest.mark.parametrize("narrow", PRECISIONS)
-@pytest.mark.parametrize("wide", ["float32", "float64"])
+@pytest.mark.parametrize("wide", ["float32", slow("float64")])
 def test_precisions_mixed_inside_one_program(narrow, wide):
     def fun(x, y):
         h = jnp.sin(x * 1.5).astype(wide) * y

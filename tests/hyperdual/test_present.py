@@ -81,6 +81,7 @@ def test_a_random_subset_on_each_leaf_gives_the_dense_model(name):
     assert_zeros_change_nothing(fun, primals, v)
 
 
+@pytest.mark.slow
 def test_a_random_subset_on_each_leaf_of_a_cnn_gives_the_dense_model():
     params, images, labels = cnn_arguments()
     loss = lambda params: cnn(params, images, labels)
