@@ -22,7 +22,7 @@ def require_sound_jax(version: str) -> None:
             "silently returns wrong numbers under jit for a vmapped dot followed by "
             "a reduction (jax-ml/jax issue 39103), which is what a batch of "
             "curvatures is. Install another one: "
-            "pip install 'jax>=0.10,!=0.10.2' 'jaxlib>=0.10,!=0.10.2'."
+            "pip install 'jax>=0.10.1,!=0.10.2' 'jaxlib>=0.10.1,!=0.10.2'."
         )
 
 

@@ -26,24 +26,40 @@ def partly_slow(names):
     return [slow(name) if i % 2 else name for i, name in enumerate(names)]
 
 
-def second_jvp(fun, primals, t1, t2):
-    """``(fun, ∂fun·t1, ∂fun·t2, t1ᵀ ∂²fun t2)`` by nesting ``jax.jvp``."""
+def jitted(transformation):
+    """The transformation in one compilation; eagerly it takes one per operation."""
+
+    def transformed(fun, *args, **options):
+        return jax.jit(lambda *a: transformation(fun, *a, **options))(*args)
+
+    return transformed
+
+
+def _second_jvp(fun, primals, t1, t2):
     first = lambda *xs: jax.jvp(fun, xs, t1)
     (out, d1), (d2, d12) = jax.jvp(first, primals, t2)
     return out, d1, d2, d12
 
 
-def nested_model(fun, primals, directions):
-    """Value, slope and curvature, every pair on its own."""
+def second_jvp(fun, primals, t1, t2):
+    """``(fun, ∂fun·t1, ∂fun·t2, t1ᵀ ∂²fun t2)`` by nesting ``jax.jvp``."""
+    return jitted(_second_jvp)(fun, primals, t1, t2)
 
+
+def _nested_model(fun, primals, directions):
     def pair(t1, t2):
-        return second_jvp(fun, primals, t1, t2)
+        return _second_jvp(fun, primals, t1, t2)
 
     columns = jax.vmap(pair, in_axes=(None, 0))
     value, d1, _, d12 = jax.vmap(columns, in_axes=(0, None))(directions, directions)
     first = lambda tree, depth: jax.tree.map(lambda x: x[(0,) * depth], tree)
     slope = jax.tree.map(lambda x: x[:, 0], d1)
     return fomoh_jax.QuadraticModel(first(value, 2), slope, d12)
+
+
+def nested_model(fun, primals, directions):
+    """Value, slope and curvature, every pair on its own."""
+    return jitted(_nested_model)(fun, primals, directions)
 
 
 def nested_shared(fun, primals, directions):
@@ -88,8 +104,8 @@ def assert_symmetric(curvature):
 
 def assert_agrees_with_nested_jvp(fun, *primals, k=3, jit=True):
     """Every transformation, on one function, in one compilation."""
-    directions = random_directions(primals, k)
     wrap = jax.jit if jit else lambda f: f
+    directions = random_directions(primals, k)
 
     def ours(primals, directions):
         t1, t2 = (jax.tree.map(lambda x: x[i], directions) for i in (0, 1))
@@ -100,7 +116,7 @@ def assert_agrees_with_nested_jvp(fun, *primals, k=3, jit=True):
             fomoh_jax.hyper_jvp(fun, primals, t1, t2),
         )
 
-    model = wrap(lambda p, v: nested_model(fun, p, v))(primals, directions)
+    model = nested_model(fun, primals, directions)
     # All else that is compared is in the model.
     value, slope, curvature = jax.tree.map(np.asarray, model)
     at = lambda tree, *index: jax.tree.map(lambda x: x[index], tree)
@@ -120,8 +136,8 @@ def assert_hyper_jvp_agrees(fun, *primals):
         jax.tree.map(lambda x: x[0], random_directions(primals, 1, seed))
         for seed in (0, 1)
     )
-    ours = jax.jit(lambda *a: fomoh_jax.hyper_jvp(fun, *a))(primals, v, w)
-    assert_close(ours, jax.jit(lambda *a: second_jvp(fun, *a))(primals, v, w))
+    ours = jitted(fomoh_jax.hyper_jvp)(fun, primals, v, w)
+    assert_close(ours, second_jvp(fun, primals, v, w))
 
 
 def normal(*shape, seed=0):

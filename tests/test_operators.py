@@ -13,16 +13,18 @@ from tests.reference import (
     assert_symmetric,
     compilations,
     normal,
+    partly_slow,
 )
 
 
-@pytest.mark.parametrize("name", PROGRAMS)
+@pytest.mark.parametrize("name", partly_slow(reversed(PROGRAMS)))
 def test_hessian_agrees_with_forward_over_forward(name):
     fun, primals = PROGRAMS[name]
     actual = jax.jit(fomoh_jax.hessian(fun))(*primals)
     assert_close(actual, jax.jit(jax.jacfwd(jax.jacfwd(fun)))(*primals))
 
 
+@pytest.mark.slow
 def test_hessian_agrees_with_jax_hessian_on_the_cnn():
     params, images, labels = cnn_arguments()
     loss = lambda params: cnn(params, images, labels)
@@ -44,7 +46,8 @@ def test_hessian_in_chunks_is_the_hessian():
     x = normal(5)
     expected = jax.jit(jax.hessian(rosenbrock))(x)
     for chunk_size in (1, 2, 5, 9):
-        hessian = fomoh_jax.hessian(rosenbrock, plan=plans.forward(chunk_size))(x)
+        plan = plans.forward(chunk_size)
+        hessian = jax.jit(fomoh_jax.hessian(rosenbrock, plan=plan))(x)
         assert_close(hessian, expected)
         assert_symmetric(hessian)
 
@@ -65,11 +68,11 @@ def test_hessian_passes_keywords_on():
 def test_the_weak_type_of_a_python_number_is_kept(operator):
     fun = lambda x: jnp.sin(x["a"]) * x["b"] / x["a"]
     x = {"a": 2.0, "b": 3.0}
-    expected = jax.hessian(fun)(x)["a"]["a"].weak_type
-    assert expected
-    assert all(leaf.weak_type for leaf in jax.tree.leaves(operator(fun)(x)))
+    types = lambda f, x: jax.tree.leaves(jax.eval_shape(f, x))
+    assert all(leaf.weak_type for leaf in types(jax.hessian(fun), x))
+    assert all(leaf.weak_type for leaf in types(operator(fun), x))
     strong = jax.tree.map(lambda x: jnp.asarray(x, "float32"), x)
-    for leaf in jax.tree.leaves(operator(fun)(strong)):
+    for leaf in types(operator(fun), strong):
         assert not leaf.weak_type and leaf.dtype == "float32"
 
 

@@ -84,7 +84,7 @@ def exchanged(compiled):
     ("solver", "kind"),
     [
         ("self_tuning", AxisType.Auto),
-        ("self_tuning", AxisType.Explicit),
+        slow("self_tuning", AxisType.Explicit),
         slow("trust_region", AxisType.Auto),
     ],
 )

@@ -291,8 +291,8 @@ def test_the_step_of_an_ensemble_keeps_its_types(name):
 def test_members_of_an_ensemble_have_directions_of_their_own(name):
     keys = jax.random.split(jax.random.PRNGKey(3), 2)
     step = step_of(made(name, 3))
-    together = jax.vmap(step)(*ensemble(name, keys))
-    alone = step(PARAMS, made(name, keys[1]).init(PARAMS))
+    together = jax.jit(jax.vmap(step))(*ensemble(name, keys))
+    alone = jax.jit(step)(PARAMS, made(name, keys[1]).init(PARAMS))
     second = jax.tree.map(lambda x: x[1], together)
     assert_close(numbers(second), numbers(alone), rtol=1e-6, atol=1e-9)
     assert np.allclose(*together[0]["w"]) == (name in DETERMINED)

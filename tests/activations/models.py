@@ -151,6 +151,18 @@ def spectrum(params, example):
     return cross_entropy(jnp.tanh(powers) @ params["out"], label)
 
 
+def complex_layers(params, example):
+    """A loop that carries complex numbers, so that these are perturbed."""
+    x, _ = example
+
+    def layer(z, w):
+        return jnp.tanh(z @ lax.complex(w, w.T)) / (1 + jnp.abs(z)), None
+
+    h = x @ params["in"]
+    z, _ = lax.scan(layer, lax.complex(h, jnp.cos(h)), params["layers"])
+    return jnp.sum(jnp.abs(z @ params["out"] - 0.3j) ** 2)
+
+
 def low_rank(params, example):
     """LoRA: the weights themselves are fixed."""
     x, y = example
@@ -338,6 +350,11 @@ CASES = {
     "a reverse rule of its own": Case(
         own_reverse_rule,
         dict(zip(("w", "v", "out"), layers((4, 4), (4, 4), (4, 3)))),
+        _vectors(4),
+    ),
+    "complex layers": Case(
+        complex_layers,
+        dict(zip(("in", "layers", "out"), layers((4, 4), (3, 4, 4), (4, 3)))),
         _vectors(4),
     ),
 }

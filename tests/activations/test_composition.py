@@ -30,7 +30,7 @@ def eight_examples(case):
 
 
 @pytest.mark.optimised
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [slow(n) if n == "recurrent" else n for n in NAMES])
 def test_a_sharded_batch_takes_the_exchanges_of_a_gradient(name):
     case, mesh = CASES[name], data_mesh()
     batch = eight_examples(case)

@@ -1,5 +1,7 @@
 """Directions that are made where they are needed."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +10,7 @@ import pytest
 
 import fomoh_jax
 from fomoh_jax import Deferred, directions, plans, solvers
-from tests.reference import assert_close, normal, slow
+from tests.reference import assert_close, normal, partly_slow, slow
 
 KEY = jax.random.key(0)
 STORED = directions.gaussian(3)
@@ -63,7 +65,7 @@ PROGRAMS = {
 }
 
 
-@pytest.mark.parametrize("name", PROGRAMS)
+@pytest.mark.parametrize("name", partly_slow(PROGRAMS))
 def test_the_model_is_that_of_stored_directions(name):
     fun, p, x = PROGRAMS[name], params(), normal(2, 4, seed=3)
     model = lambda source: jax.jit(
@@ -78,9 +80,11 @@ def test_the_model_is_that_of_stored_directions(name):
 def test_every_way_to_the_model_makes_them(plan):
     p, x = params(), normal(2, 4, seed=3)
     loss = lambda p: jnp.sum(body(p, x) ** 2)
-    model = lambda source: fomoh_jax.quadratic_model(
-        loss, (p,), (source.sample(KEY, p, None),), plan=plan
-    )
+    model = lambda source: jax.jit(
+        lambda key: fomoh_jax.quadratic_model(
+            loss, (p,), (source.sample(key, p, None),), plan=plan
+        )
+    )(KEY)
     assert_close(model(DEFERRED), model(STORED))
 
 
@@ -107,7 +111,7 @@ def test_other_transformations_take_them():
             directions.layerwise(by="leaf") + STORED,
             directions.layerwise(by="leaf") + DEFERRED,
         ),
-        (directions.masked(STORED, MASK), directions.masked(DEFERRED, MASK)),
+        slow(directions.masked(STORED, MASK), directions.masked(DEFERRED, MASK)),
     ],
     ids=["gaussian", "sparse", "history", "layerwise", "masked"],
 )
@@ -158,10 +162,11 @@ def test_a_leaf_is_a_key_and_passes_through_jit_and_vmap():
         loss = lambda p: jnp.sum(p["w"] ** 2)
         return fomoh_jax.quadratic_model(loss, (params(),), (v,)).slope
 
-    assert_close(jax.vmap(slope)(keys), jnp.stack(list(map(slope, keys))))
+    each = np.stack(list(map(jax.jit(slope), keys)))
+    assert_close(jax.jit(jax.vmap(slope))(keys), each)
 
 
-@pytest.mark.parametrize("impl", ["threefry2x32", "rbg"])
+@pytest.mark.parametrize("impl", [slow("threefry2x32"), "rbg"])
 def test_a_batch_of_parameters_takes_the_same_steps(impl):
     # Of a batch of keys, rbg makes other numbers than of each of them.
     batch = jax.vmap(lambda s: jax.tree.map(lambda leaf: s * leaf, params()))(
@@ -174,7 +179,7 @@ def test_a_batch_of_parameters_takes_the_same_steps(impl):
             source, solvers.saddle_free(), key=jax.random.key(3, impl=impl)
         )
         one = lambda p: tx.update(None, tx.init(p), p, value_fn=loss)[0]
-        return jax.vmap(one)(batch)
+        return jax.jit(jax.vmap(one))(batch)
 
     assert_close(steps(DEFERRED), steps(STORED), rtol=1e-8)
 
@@ -183,7 +188,9 @@ def test_not_a_number_stays_one_and_gives_no_step():
     tx = fomoh_jax.scale_by_hyperplane(DEFERRED)
     p = params() | {"b": jnp.full(4, jnp.nan)}
     loss = lambda p: jnp.sum(body(p, jnp.ones((2, 4))))
-    step, state = tx.update(None, tx.init(p), p, value_fn=loss)
+    step, state = jax.jit(functools.partial(tx.update, value_fn=loss))(
+        None, tx.init(p), p
+    )
     assert np.isnan(state.model.value)
     assert all(np.all(leaf == 0) for leaf in jax.tree.leaves(step))
 
@@ -217,7 +224,7 @@ def test_a_wrong_shape_or_dtype_is_named():
         model(leaf((2, 3), "float64"))
 
 
-def bytes_of_a_step(source, layers, width):
+def bytes_of_a_step(source, layers, width, impl="threefry2x32"):
     """Temporaries of a step of a tanh network, and the bytes of its parameters."""
 
     def loss(weights, x):
@@ -227,7 +234,8 @@ def bytes_of_a_step(source, layers, width):
 
     shape = lambda *s: jax.ShapeDtypeStruct(s, jnp.float32)
     network = [shape(width, width) for _ in range(layers)]
-    tx = fomoh_jax.scale_by_hyperplane(source, solvers.saddle_free())
+    key = jax.random.key(0, impl=impl)
+    tx = fomoh_jax.scale_by_hyperplane(source, solvers.saddle_free(), key=key)
 
     def step(p, state, x):
         updates, state = tx.update(None, state, p, value_fn=loss, x=x)
@@ -244,7 +252,10 @@ def bytes_of_a_step(source, layers, width):
 @pytest.mark.optimised
 def test_directions_made_anew_exist_for_one_leaf_at_a_time():
     deferred = directions.deferred(directions.rademacher(4))
-    (few, size), (many, more) = (bytes_of_a_step(deferred, n, 128) for n in (2, 6))
+    # By a generator that is one operation, and not a hundred to compile for each leaf.
+    (few, size), (many, more) = (
+        bytes_of_a_step(deferred, n, 128, impl="rbg") for n in (2, 6)
+    )
     # The step itself, and nothing of the four directions of the other layers.
     assert many - few < 1.2 * (more - size)
 

@@ -52,7 +52,9 @@ def expected():
 
 @pytest.mark.parametrize("plan", ["auto", plans.forward(2), plans.adjoint()])
 def test_it_is_the_jacobian_s_product_with_the_hessian_of_the_loss(plan):
-    model = gauss_newton_model(outputs, loss, (PARAMS, X), (V, None), plan=plan)
+    model = jax.jit(
+        lambda p, v: gauss_newton_model(outputs, loss, (p, X), (v, None), plan=plan)
+    )(PARAMS, V)
     slope, curvature = expected()
     np.testing.assert_allclose(model.value, loss(outputs(PARAMS, X)))
     np.testing.assert_allclose(model.slope, slope, rtol=1e-10)
@@ -87,15 +89,14 @@ def test_the_optimiser_takes_the_loss_in_two_parts():
     )
     residual = lambda params, x: outputs(params, x)["logits"] - 1
     value = lambda out: jnp.sum(out**2) / 2
-    updates, state = tx.update(
-        None, tx.init(PARAMS), PARAMS, value_fn=value, outputs_fn=residual, x=X
-    )
+    update = functools.partial(tx.update, value_fn=value, outputs_fn=residual)
+    updates, state = jax.jit(update)(None, tx.init(PARAMS), PARAMS, x=X)
     # As many directions as parameters, but fewer equations: the residual is solved.
     a, unravel = jax.flatten_util.ravel_pytree(PARAMS)
     flat = lambda a: residual(unravel(a), X).ravel()
     step = jax.flatten_util.ravel_pytree(updates)[0]
-    projected = jax.jacrev(flat)(a) @ step
-    np.testing.assert_allclose(projected, flat(a), atol=1e-5)
+    projected = jax.jit(jax.jacrev(flat))(a) @ step
+    np.testing.assert_allclose(projected, jax.jit(flat)(a), atol=1e-5)
     np.testing.assert_allclose(state.model.value, value(residual(PARAMS, X)))
 
 

@@ -16,7 +16,14 @@ from fomoh_jax._hyperdual.interpreter import interpret
 from fomoh_jax._hyperdual.number import HyperDual
 from fomoh_jax._hyperdual.pair_forms import Diagonal, Pairs
 from tests.programs import PROGRAMS, cnn, cnn_arguments, mlp
-from tests.reference import assert_close, assert_symmetric, nested_model, normal
+from tests.reference import (
+    assert_close,
+    assert_symmetric,
+    jitted,
+    nested_model,
+    normal,
+    partly_slow,
+)
 
 K = 4
 SEVERAL_LEAVES = [
@@ -56,7 +63,7 @@ def assert_zeros_change_nothing(fun, primals, v, *, adjoint=True):
         return models, fomoh_jax.directional_curvature(fun, primals, v), slope
 
     models, along, slope = ours(primals, v)
-    expected = jax.jit(lambda p, v: nested_model(fun, p, v))(primals, dense(v))
+    expected = nested_model(fun, primals, dense(v))
     for model in models:
         assert_close(model, expected)
         assert_symmetric(model.curvature)
@@ -67,13 +74,14 @@ def assert_zeros_change_nothing(fun, primals, v, *, adjoint=True):
     assert_close(slope, expected[:2])
 
 
-@pytest.mark.parametrize("name", SEVERAL_LEAVES)
+@pytest.mark.parametrize("name", partly_slow(SEVERAL_LEAVES))
 def test_a_random_subset_on_each_leaf_gives_the_dense_model(name):
     fun, primals = PROGRAMS[name]
     v = stacked_directions(primals, random_subsets(primals, len(name)))
     assert_zeros_change_nothing(fun, primals, v)
 
 
+@pytest.mark.slow
 def test_a_random_subset_on_each_leaf_of_a_cnn_gives_the_dense_model():
     params, images, labels = cnn_arguments()
     loss = lambda params: cnn(params, images, labels)
@@ -119,8 +127,8 @@ subsets = st.lists(st.integers(0, K - 1), unique=True, max_size=K).map(sorted)
 def test_any_subsets_give_the_dense_model(each):
     fun, primals = mlp(jnp.tanh)
     v = stacked_directions(primals, each)
-    model = fomoh_jax.quadratic_model(fun, primals, v)
-    assert_close(model, fomoh_jax.quadratic_model(fun, primals, dense(v)))
+    model = jitted(fomoh_jax.quadratic_model)
+    assert_close(model(fun, primals, v), model(fun, primals, dense(v)))
 
 
 def test_large_products_of_partly_present_stacks():
@@ -129,7 +137,7 @@ def test_large_products_of_partly_present_stacks():
     for subsets in ([[0, 2], [0, 2]], [[0, 1, 3], [2]], [[1], [1]], [[], [1, 2]]):
         primals, product = (a, b), lambda a, b: jnp.mean(jnp.sin(a @ b / 100))
         v = stacked_directions(primals, subsets)
-        model = fomoh_jax.quadratic_model(product, primals, v)
+        model = jitted(fomoh_jax.quadratic_model)(product, primals, v)
         assert_close(model, nested_model(product, primals, dense(v)))
 
 
@@ -142,7 +150,7 @@ def test_stacks_and_arrays_mix_with_none():
     }
     full = {"w1": v["w1"].dense(), "b1": jnp.zeros((3, 4)), "w2": v["w2"]}
     assert_close(
-        fomoh_jax.quadratic_model(fun, (params, x), (v, None)),
+        jitted(fomoh_jax.quadratic_model)(fun, (params, x), (v, None)),
         nested_model(lambda p: fun(p, x), (params,), (full,)),
     )
 
@@ -155,8 +163,8 @@ def test_stacks_vmap_over_their_arrays():
         directions = (Stack(array, 0, (0,), 2), Stack(2 * array, 0, (1,), 2))
         return fomoh_jax.quadratic_model(fun, (x, y), directions)
 
-    stacked = jax.tree.map(lambda *rows: jnp.stack(rows), *map(ours, v))
-    assert_close(jax.vmap(ours)(v), stacked)
+    stacked = jax.tree.map(lambda *rows: np.stack(rows), *map(jax.jit(ours), v))
+    assert_close(jax.jit(jax.vmap(ours))(v), stacked)
 
 
 # What is not carried.

@@ -11,7 +11,7 @@ from jax.interpreters import ad, batching, mlir
 
 import fomoh_jax
 from fomoh_jax._hyperdual import interpreter
-from tests.reference import assert_agrees_with_nested_jvp, assert_close, normal
+from tests.reference import assert_agrees_with_nested_jvp, assert_close, normal, slow
 
 
 def test_scan_in_reverse_with_unroll_and_constants():
@@ -195,8 +195,13 @@ def test_checkpoint_of_a_scan_with_names_and_a_policy():
     assert_agrees_with_nested_jvp(jax.grad(lambda x: jnp.sum(fun(x)[1])), normal(4))
 
 
-@pytest.mark.parametrize("reverse", [False, True])
-@pytest.mark.parametrize("unroll", [1, 3, True])
+@pytest.mark.parametrize(
+    ("reverse", "unroll"),
+    [
+        *[(True, 1), (False, 3), (True, True)],
+        *[slow(False, 1), slow(True, 3), slow(False, True)],
+    ],
+)
 def test_scan_of_any_direction_and_unrolling(reverse, unroll):
     def fun(x, w):
         step = lambda c, y: (jnp.sin(c) * w + y, (c * y, w))
