@@ -15,7 +15,7 @@ from experiments.studies.tables import rate_name, show
 HEADER = """# Training by perturbed activations
 
 Made by `python -m experiments.studies forward` of the runs in `runs.jsonl`,
-`language.jsonl` and `cosines.jsonl`. Learning rates are those of the least loss on
+`language.jsonl` and `cosines.jsonl`. Learning rates are those of the best accuracy on
 1,000 of the 4,000 training digits, after as many steps on the others (one seed). *Tail
 only* is `fomoh_ap()` with all parameters frozen whose gradient it does not know
 exactly. Mean ± standard deviation over seeds; *train loss* is that of all training

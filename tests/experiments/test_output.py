@@ -35,7 +35,7 @@ def assert_same(tree, other):
         np.testing.assert_array_equal(x, y)  # NaN equals NaN here
 
 
-@pytest.mark.parametrize("name", ["fgd", "fomoh_kd", "fomoh_bp", "adam"])
+@pytest.mark.parametrize("name", ["fgd", "fomoh_kd", "fomoh_ap", "fomoh_bp", "adam"])
 def test_a_checkpoint_comes_back_with_its_types_keys_and_bits(tmp_path, name):
     fresh, before = standing(0, name), standing(3, name)
     before = before._replace(epoch=4, seconds=1 / 3, nonfinite=2)
