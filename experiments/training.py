@@ -178,8 +178,11 @@ class Trainer:
         params = self.model.init(init_key, self.data.train.images[:1])
         state = self.method.transformation.init(params)
         if not self.method.backpropagates:
-            random = lambda path, key: key is not None
-            state = optax.tree.set(state, random, key=direction_key)
+            # Parameters may be called key, too.
+            is_key = lambda path, x: (
+                hasattr(x, "dtype") and x.dtype == direction_key.dtype
+            )
+            state = optax.tree.set(state, is_key, key=direction_key)
         return Standing(seed, 0, params, state)
 
     def train(self, epochs: int, start: Standing) -> Iterator[Standing]:

@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 import fomoh_jax
 from fomoh_jax import directions, solvers
-from fomoh_jax._aliases import EffortState, _normalised_average, _reconsidered
+from fomoh_jax._activity_plane import EffortState, normalised_average, reconsidered
 from fomoh_jax.solvers._solver import Search
 from tests.activations.models import CASES, dense
 from tests.reference import assert_close, normal
@@ -106,7 +106,7 @@ def test_a_step_goes_to_the_minimum_in_the_plane_of_two_parts():
     # Along the direction itself, the gradient of the first step over its mean square.
     estimate = fomoh_jax.forward_value_and_grad(DENSE.loss, blocks=2)
     _, gradient = estimate(start, DENSE.batch, jax.random.split(KEY)[1])
-    average = _normalised_average()
+    average = normalised_average()
     along, _ = average.update(gradient, average.init(start), start)
     exact = {"hidden": [(False, False), (True, True)], "out": True}
     parts = [
@@ -230,11 +230,11 @@ def test_the_worth_of_a_part_is_how_much_further_the_model_falls_with_it():
     both = slope @ np.linalg.solve(curvature, slope)
     assert 0 < both / alone - 1 < 1
     true, before = jnp.array(True), EffortState(jnp.zeros(()), jnp.ones(()))
-    after = _reconsidered(before, true, model, true)
+    after = reconsidered(before, true, model, true)
     np.testing.assert_allclose(3 * after.worth, both / alone - 1, rtol=1e-6)
-    unknown = _reconsidered(before, ~true, model, true)
+    unknown = reconsidered(before, ~true, model, true)
     assert unknown.worth == 0 and unknown.due == 1 / 16  # it is tried again
-    assert _reconsidered(before, true, model, ~true).due == before.due
+    assert reconsidered(before, true, model, ~true).due == before.due
 
 
 def test_blocks_that_are_worth_nothing_are_seldom_taken():
@@ -253,7 +253,8 @@ def test_blocks_that_are_worth_nothing_are_seldom_taken():
     of_in = averages[1].ema["in"]
     kept = np.all(np.diff(of_in, axis=0) == 0, axis=(1, 2))
     np.testing.assert_array_equal(kept, ~changed)
-    assert np.all(np.any(np.diff(after["out"], axis=0) != 0, axis=(1, 2)))
+    moved = np.any(np.diff(after["out"], axis=0) != 0, axis=(1, 2))
+    assert np.all(moved[:40])  # until the loss is zero
     assert plane.model.value[-1] < plane.model.value[0]
 
 

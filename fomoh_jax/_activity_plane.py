@@ -1,0 +1,260 @@
+"""FoMoH along perturbed activations."""
+
+import functools
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float, PyTree
+
+from fomoh_jax import directions, solvers
+from fomoh_jax._activations.partition import Blocks
+from fomoh_jax._activations.table import exact_leaves
+from fomoh_jax._hyperdual import QuadraticModel
+from fomoh_jax._transforms import scale_by_activity_gradient, scale_by_hyperplane
+from fomoh_jax._value_fn import loss_of_one, solve_dtype
+from fomoh_jax.directions._structured import grouped
+
+# From that worth on, the estimated blocks are taken at every step.
+_WORTHWHILE = 0.05
+# They are tried again at least once in so many times.
+_RARELY = 16
+# The worth is an average over so many models.
+_MEMORY = 3
+
+# The direction along which each leaf moves, if it does.
+Groups = Sequence[int | None]
+
+
+def fomoh_ap(
+    blocks: Blocks = 2,
+    probes: int = 1,
+    *,
+    every: int = 4,
+    direction: optax.GradientTransformation | None = None,
+    solver: solvers.Solver | None = None,
+    key: chex.PRNGKey | int | None = None,
+    has_aux: bool = False,
+    aux_struct: PyTree = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""FoMoH along activity perturbations: no backward pass, and no learning rate.
+
+    .. math:: \theta \leftarrow \theta - \kappa_1 v_{\text{exact}}
+      - \kappa_2 v_{\text{estimated}}, \qquad
+      v = \mathrm{ema}\Big(\frac{g}{\sqrt{r\, c^\top / \bar r}}\Big)
+
+    where :math:`g` is the estimate of :func:`fomoh_jax.forward_value_and_grad`, divided
+    by its root mean square, of which averages over rows :math:`r` and columns :math:`c`
+    are kept, and averaged over steps. The direction is cut in two: the parameters whose
+    gradient is exact, those of the last block, and all others. How far to go along
+    either, :math:`\kappa`, is the minimum of the quadratic model of the loss in both,
+    on the same batch, in the size that ``solvers.self_tuning()`` finds. There is a new
+    model at each ``every`` steps; those in between use its :math:`\kappa`.
+
+    Estimates are noise where blocks are large and the batch is small. The model says
+    what they are worth: how much further it falls along both directions than along the
+    exact one. Where that is less than a twentieth, the estimated blocks are taken in
+    so many fewer of the steps, at least in one of 16, and otherwise stay as they are;
+    a step of the last block alone takes little more than a forward pass.
+
+    Memory is that of the largest block, and of one more copy of the parameters. A step
+    takes the two passes of the estimate. The model takes two tangents and three
+    second-order terms through the last block, and one of each through the others.
+
+    Args:
+      blocks: how many blocks at most, memory against noise: the gradient of the last
+        of them is exact. ``None`` takes as many as the model has, and 1 is
+        backpropagation, which is also what is left of a model that has one block. See
+        :func:`fomoh_jax.blocks_of`.
+      probes: perturbations of each example.
+      every: steps to a model of the loss.
+      direction: what makes a direction of the estimate, an optax transformation; by
+        default the above, of ``optax.scale_by_factored_rms`` and ``optax.ema(0.9)``.
+      solver: how far to go, by default ``solvers.self_tuning()``.
+      key, has_aux, aux_struct: as in :func:`fomoh_jax.scale_by_activity_gradient`.
+
+    Returns:
+      A gradient transformation whose ``update`` takes the loss of one example,
+      ``value_fn(params, example)``, and the examples as ``batch``, whose leaves are
+      ``[B, ...]``; further arguments of ``value_fn`` by keyword. Its state is a tuple:
+      the states of :func:`fomoh_jax.scale_by_activity_gradient`, of ``direction`` and
+      of :func:`fomoh_jax.scale_by_hyperplane`, and what the estimated blocks are worth.
+      (Under ``jax.vmap`` every step takes the time of all blocks and of a model.)
+
+    Raises:
+      ValueError, TypeError: as :func:`fomoh_jax.scale_by_activity_gradient` and
+        :func:`fomoh_jax.scale_by_hyperplane`.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, optax
+      >>> import fomoh_jax
+      >>> def loss_of_one(params, example):
+      ...   x, y = example
+      ...   hidden = jnp.tanh(x @ params["in"])
+      ...   return (hidden @ params["out"] - y) ** 2
+      >>> x = jax.random.normal(jax.random.key(0), (64, 4))
+      >>> batch = x, jnp.sin(x[:, 0])
+      >>> params = {"in": jax.random.normal(jax.random.key(1), (4, 16)) / 2}
+      >>> params["out"] = jnp.zeros(16)
+      >>> tx = fomoh_jax.fomoh_ap()
+      >>> state = tx.init(params)
+      >>> @jax.jit
+      ... def step(params, state):
+      ...   updates, state = tx.update(
+      ...     None, state, params, value_fn=loss_of_one, batch=batch
+      ...   )
+      ...   return optax.apply_updates(params, updates), state
+      >>> for _ in range(200):
+      ...   params, state = step(params, state)
+      >>> print(bool(state[0].value < 0.02))
+      True
+
+    References:
+      Ren et al., *Scaling Forward Gradient With Local Losses*, 2023, arXiv:2210.03310;
+      Shazeer and Stern, *Adafactor*, 2018, arXiv:1804.04235; Cobb et al., 2024,
+      arXiv:2408.10419, section 3 (FoMoH-KD).
+    """
+    direction = normalised_average() if direction is None else direction
+    solver = solvers.self_tuning() if solver is None else solver
+
+    def estimate(blocks: Blocks) -> optax.GradientTransformationExtraArgs:
+        return scale_by_activity_gradient(
+            blocks=blocks,
+            probes=probes,
+            key=key,
+            has_aux=has_aux,
+            aux_struct=aux_struct,
+        )
+
+    def plane(groups: Groups) -> optax.GradientTransformationExtraArgs:
+        along = grouped(directions.incoming(), lambda params: groups, lambda params: 2)
+        return scale_by_hyperplane(along, solver, per_example=True, every=every)
+
+    first = estimate(blocks), direction, plane([])
+
+    def init_fn(params):
+        one = lambda: jnp.ones((), solve_dtype(params))
+        effort = EffortState(worth=one(), due=one())
+        return *(link.init(params) for link in first), effort
+
+    def update_fn(
+        updates, state, params=None, *, value_fn=None, batch=None, **extra_args
+    ):
+        of_one = loss_of_one(params, value_fn, batch, extra_args)
+        alone = (lambda *args: of_one(*args)[0]) if has_aux else of_one
+        exact, known = exact_leaves(of_one, params, batch, blocks, has_aux)
+        leaves, structure = jax.tree.flatten(params)
+
+        def step(groups: Groups, blocks: Blocks, links: tuple) -> tuple[PyTree, tuple]:
+            """A step of the leaves that have a group."""
+            estimated, before, planned = links
+
+            def merged(parts, others):
+                parts = iter(parts)
+                pairs = zip(groups, others)
+                return structure.unflatten(
+                    [other if group is None else next(parts) for group, other in pairs]
+                )
+
+            gradient, estimated = estimate(blocks).update(
+                updates,
+                estimated,
+                [x for x, group in zip(leaves, groups) if group is not None],
+                value_fn=lambda parts, example: of_one(merged(parts, leaves), example),
+                batch=batch,
+            )
+            gradient = merged(gradient, map(jnp.zeros_like, leaves))
+            along, averaged = direction.update(gradient, before, params)
+            averaged = _where_moved(direction, merged, averaged, before)
+            taken, planned = plane(groups).update(
+                along, planned, params, value_fn=alone, batch=batch
+            )
+            return taken, (estimated, averaged, planned)
+
+        *links, effort = state
+        both = functools.partial(step, [0 if e else 1 for e in exact], known)
+        if all(exact) or not any(exact):
+            taken, links = both(tuple(links))
+        else:
+            last = functools.partial(step, [0 if e else None for e in exact], 1)
+            takes_both = effort.due >= 1
+            taken, links = jax.lax.cond(takes_both, both, last, tuple(links))
+            *_, planned = links
+            ended = planned.steps % every == 0
+            effort = reconsidered(effort, takes_both, planned.model, ended)
+        return jax.tree.map(jnp.negative, taken), (*links, effort)
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _where_moved(
+    direction: optax.GradientTransformation, merged: Callable, after: Any, before: Any
+) -> Any:
+    """The state of a direction, as it was for the parameters that have not moved."""
+    moved = optax.tree.map_params(
+        direction,
+        lambda _, moves: moves,
+        before,
+        merged(itertools.repeat(True), itertools.repeat(False)),
+        transform_non_params=lambda _: True,
+    )
+    choose = lambda moves, new, old: new if moves else old
+    return jax.tree.map(choose, moved, after, before)
+
+
+class EffortState(NamedTuple):
+    """How often :func:`fomoh_ap` takes the blocks that it estimates.
+
+    Attributes:
+      worth: a running average of how much further the model falls with them, as a part
+        of how far it falls along the last block alone; at most 1.
+      due: grows by what part of the time is theirs; they are taken from 1 on.
+    """
+
+    worth: Float[Array, ""]
+    due: Float[Array, ""]
+
+
+def reconsidered(
+    effort: EffortState,
+    takes_all: Bool[Array, ""],
+    model: QuadraticModel,
+    ended: Bool[Array, ""],
+) -> EffortState:
+    """After a step; what is next is decided when the last step with a model is made."""
+    slope, curvature = model.slope, jnp.abs(model.curvature)
+    positive = lambda x: jnp.where(x > 0, x, 1)
+    across = model.curvature[0, 1] / positive(curvature[0, 0])
+    alone = slope[0] ** 2 / positive(curvature[0, 0])
+    remaining = jnp.abs(model.curvature[1, 1] - across * model.curvature[0, 1])
+    further = (slope[1] - across * slope[0]) ** 2 / positive(remaining)
+    worth = jnp.clip(further / positive(alone), 0, 1)
+    known = takes_all & ended & jnp.isfinite(worth)
+    average = effort.worth + jnp.where(known, worth - effort.worth, 0) / _MEMORY
+    often = jnp.clip(average / _WORTHWHILE, 1 / _RARELY, 1)
+    due = jnp.where(effort.due >= 1, effort.due - 1, effort.due) + often
+    return EffortState(average, jnp.where(ended, due, effort.due))
+
+
+def normalised_average() -> optax.GradientTransformation:
+    """The average of updates, each divided by its root mean square.
+
+    Noise is divided away before it is averaged, so that a loud start is soon forgotten.
+    The mean squares of a matrix are kept by row and by column: of single elements, of
+    which an estimate says little, they would be noise themselves.
+    """
+
+    def without_bias(step, decay):
+        step = jnp.asarray(step, float)
+        return decay * (1 - decay**step) / (1 - decay ** (step + 1))
+
+    return optax.chain(
+        optax.scale_by_factored_rms(
+            decay_rate=0.99, min_dim_size_to_factor=2, decay_rate_fn=without_bias
+        ),
+        optax.ema(0.9),
+    )
