@@ -6,13 +6,15 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.sharding import AxisType
 from jaxtyping import Array, Int, PRNGKeyArray, PyTree, Shaped
 
-from fomoh_jax._activations.first_pass import evaluate_perturbed
+from fomoh_jax._activations.causality import LossByPosition, find_positions
+from fomoh_jax._activations.first_pass import perturbed_values
 from fomoh_jax._activations.graph import type_of
 from fomoh_jax._activations.partition import Blocks, Partition, partition
-from fomoh_jax._activations.program import flattened
+from fomoh_jax._activations.program import flattened, read
 from fomoh_jax._activations.second_pass import Slopes, differentiate_blocks
 from fomoh_jax._compat import primitives_of
 from fomoh_jax._hyperdual import directional_derivatives
@@ -138,10 +140,14 @@ def forward_value_and_grad(
             first = after(first, slope)
         else:
             second = after(second, slope)
+        slopes = Slopes(keys, slope / probes, weight)
+        if program.by_position is not None:
+            later = lax.cumsum(slope / probes, 2, reverse=True)
+            slopes = Slopes(keys, later[..., 0], weight, later)
         _, gradients, noise = differentiate_blocks(
             program.partition,
             [*first, *second],
-            Slopes(keys, slope / probes, weight),
+            slopes,
             _groups(examples) if return_noise else 1,
         )
         value = jnp.mean(losses)
@@ -167,11 +173,13 @@ class ProgramOfOne(NamedTuple):
       partition: the first inputs are the parameters.
       learned: which inputs are.
       aux: the structure of what the loss returns beside its value.
+      by_position: how the loss is a sum over positions, if that is of use.
     """
 
     partition: Partition
     learned: list[bool]
     aux: Any
+    by_position: LossByPosition | None
 
 
 def read_program(
@@ -218,13 +226,18 @@ def read_program(
     inputs, learned = range(len(closed.jaxpr.invars)), len(jax.tree.leaves(params))
     is_learned = [i < learned for i in inputs]
     cut = partition(closed, is_learned, is_learned, blocks)
-    return ProgramOfOne(cut, is_learned, jax.tree.structure(shapes[1]))
+    cut, by_position = find_positions(cut)
+    aux = jax.tree.structure(shapes[1])
+    return ProgramOfOne(cut, is_learned, aux, by_position)
 
 
 def _first_pass(
     program: ProgramOfOne, args: list[Any], keys: Shaped[Array, "examples probes *data"]
 ) -> tuple[Array, Array, list[Any]]:
-    """The loss of each example, its derivative along each probe, and the aux."""
+    """The loss of each example, its derivative along each probe, and the aux.
+
+    The derivative is ``[examples, probes]``, or of each position, ``[..., positions]``.
+    """
     jaxpr = program.partition.jaxpr
     zero = jnp.zeros((), type_of(jaxpr.outvars[0]).dtype)
     # JAX's forward mode refuses a custom_vjp, which ours sees through.
@@ -232,15 +245,18 @@ def _first_pass(
 
     def of_probe(args, key):
         def loss(scale):
-            first, *rest = evaluate_perturbed(program.partition, args, key, scale)
-            return first, rest
+            values = perturbed_values(program.partition, args, key, scale)
+            first, *rest = read(values, jaxpr.outvars)
+            if program.by_position is None:
+                return first, (first, rest)
+            return program.by_position(jaxpr, values), (first, rest)
 
         if sees_through:
-            (value, slopes), rest = directional_derivatives(
+            (_, slopes), (value, rest) = directional_derivatives(
                 loss, (zero,), (jnp.ones_like(zero)[None],), has_aux=True
             )
             return slopes[0], value, rest
-        value, slope, rest = jax.jvp(
+        _, slope, (value, rest) = jax.jvp(
             loss, (zero,), (jnp.ones_like(zero),), has_aux=True
         )
         return slope, value, rest

@@ -1,7 +1,7 @@
 """The first pass: what perturbations do to the loss of an example.
 
 One number for each example comes back, the derivative of its loss along all of its
-perturbations at once, by forward mode.
+perturbations at once, by forward mode; or one for each position of a sequence.
 """
 
 from collections.abc import Sequence
@@ -13,13 +13,21 @@ from jaxtyping import Array, Float
 from fomoh_jax._activations.graph import Use
 from fomoh_jax._activations.partition import Partition
 from fomoh_jax._activations.perturbations import of_block, perturbed, signs
-from fomoh_jax._activations.program import bind, read, scan_with
+from fomoh_jax._activations.program import Values, bind, read, scan_with
 
 
 def evaluate_perturbed(
     partition: Partition, args: Sequence[Any], key: Array, scale: Float[Array, ""]
 ) -> list[Any]:
     """The program of one example, perturbed by ``scale``, which is zero."""
+    values = perturbed_values(partition, args, key, scale)
+    return read(values, partition.jaxpr.outvars)
+
+
+def perturbed_values(
+    partition: Partition, args: Sequence[Any], key: Array, scale: Float[Array, ""]
+) -> Values:
+    """All variables of the program of one example."""
     program = partition.jaxpr
     values = partition.graph.given(args)
     cuts = {block.cut: i for i, block in enumerate(partition.blocks)}
@@ -45,7 +53,7 @@ def evaluate_perturbed(
         for v in eqn.outvars:
             if v in cuts:
                 values[v] = perturb(of_block(key, cuts[v]), values[v])
-    return read(values, program.outvars)
+    return values
 
 
 def _perturbed_scan(

@@ -43,6 +43,8 @@ class Block:
       size: how many numbers that is, for one example.
       memory: bytes that a reverse pass over the block keeps, of one example.
       name: the user's, if the cut is marked.
+      positions: the axis of what is perturbed, or the loop around it (-1 for the
+        outermost), along which it reaches only the losses of positions from its own on.
     """
 
     uses: tuple[Use, ...]
@@ -51,6 +53,7 @@ class Block:
     size: int
     memory: int
     name: str | None = None
+    positions: int | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -33,27 +33,61 @@ class Slopes:
       slope: the derivative of each example's loss along each of them, divided by their
         number.
       weight: one over the number of examples.
+      later: of the part of the loss that is at each position or at later ones, if the
+        loss is a sum over positions.
+      now: the same at the iteration that runs, of each loop around.
     """
 
     keys: Shaped[Array, "examples probes *data"]
     slope: Float[Array, "examples probes"]
     weight: float = dataclasses.field(metadata={"static": True})
+    later: Float[Array, "examples probes positions"] | None = None
+    now: tuple[Float[Array, "examples probes"], ...] = ()
 
     def of_block(self, index: int | Array) -> "Slopes":
         """Those of a block, or of a loop."""
         fold = lambda key: of_block(key, index)
         return dataclasses.replace(self, keys=jax.vmap(jax.vmap(fold))(self.keys))
 
-    def products(self, shape: Sequence[int], dtype: Any) -> Array:
-        """``Σ d u`` over the probes, for each example: its part of the derivative."""
+    def at(self, time: Array) -> "Slopes":
+        """Those of an iteration of a loop."""
+        own = self.of_block(time)
+        if self.later is None:
+            return own
+        # A loop that is longer than the loss is over its layers, and reads none.
+        now = lax.dynamic_index_in_dim(self.later, time, 2, keepdims=False)
+        return dataclasses.replace(own, now=(*self.now, now))
+
+    def along(self, ndim: int, length: int, positions: int | None) -> Array:
+        """The slopes of what has so many axes, with those of examples and probes."""
+        if self.later is None or positions is None:
+            slope = self.slope
+        elif positions < 0:
+            slope = self.now[-1 - positions]
+        else:
+            shape = [1] * ndim
+            shape[positions] = length
+            return self.later[..., :length].reshape(*self.slope.shape, *shape)
+        return slope.reshape(*slope.shape, *[1] * ndim)
+
+    def products(
+        self, shape: Sequence[int], dtype: Any, positions: int | None = None
+    ) -> Array:
+        """``Σ d u`` over the probes, for each example: its part of the derivative.
+
+        Args:
+          shape, dtype: of what is perturbed.
+          positions: its axis of positions, or the loop over them: see :class:`Block`.
+        """
 
         def of_probe(total, probe):
             keys, slope = probe
             u = jax.vmap(lambda key: signs(key, shape, dtype))(keys)
-            scaled = slope.reshape(-1, *(1 for _ in shape)).astype(dtype) * u.conj()
-            return total + scaled, None
+            return total + slope.astype(dtype) * u.conj(), None
 
-        probes = jnp.moveaxis(self.keys, 1, 0), self.slope.T
+        length = shape[positions] if positions is not None and positions >= 0 else 1
+        slopes = self.along(len(shape), length, positions)
+        probes = jnp.moveaxis(self.keys, 1, 0), jnp.moveaxis(slopes, 1, 0)
         first, *_ = of_probe(0, jax.tree.map(lambda x: x[0], probes))
         others = jax.tree.map(lambda x: x[1:], probes)
         return lax.scan(of_probe, first, others)[0] if len(others[1]) else first
@@ -253,9 +287,10 @@ class _SecondPass:
     ) -> tuple[list[Any], list[Any]]:
         """``Σ d u`` over the examples, where u perturbed the parameters."""
         own, parts = slopes.of_block(index), []
-        uses = self.partition.blocks[index].uses
-        for j, v in enumerate(self.graph.parameters(uses)):
-            of_each = own.of_block(j).products(type_of(v).shape, type_of(v).dtype)
+        block = self.partition.blocks[index]
+        for j, v in enumerate(self.graph.parameters(block.uses)):
+            aval = type_of(v)
+            of_each = own.of_block(j).products(aval.shape, aval.dtype, block.positions)
             parts.append(jnp.sum(of_each, 0) * self.slopes.weight)
         return parts, []
 
@@ -279,7 +314,7 @@ class _SecondPass:
             cotangent = jnp.full_like(out, slopes.weight)
         else:
             aval, own = type_of(block.cut), slopes.of_block(index)
-            cotangent = own.products(aval.shape, aval.dtype)
+            cotangent = own.products(aval.shape, aval.dtype, block.positions)
             cotangent = cotangent * jnp.asarray(slopes.weight, cotangent.dtype)
         # A parameter may be read twice.
         read_at = map(self.graph.parameter, block.uses)
@@ -325,7 +360,7 @@ class _SecondPass:
 
         def step(values, time):
             outs, gradients, noise = differentiate_blocks(
-                body, values, slopes.of_block(time), self.groups
+                body, values, slopes.at(time), self.groups
             )
             for into, out in zip(layout.carry, layout.carry_out):
                 if same[out] and not of_all(body.graph, body.jaxpr.invars[into]):
