@@ -59,6 +59,20 @@ def forward_value_and_grad(
     the number of perturbed values over that of examples and probes; see
     :func:`fomoh_jax.blocks_of`.
 
+    If the loss is a sum over positions of a sequence,
+    :math:`\ell_b = \sum_s \ell_{b,s}`, and the program between a cut and that sum is
+    causal, a perturbation at position :math:`t` counts only the losses that it can
+    reach. The others have mean zero, and would be noise alone:
+
+    .. math:: d_{b,t} = \sum_{s \ge t} \sum_l
+      \Big\langle \frac{\partial \ell_{b,s}}{\partial h_l}, u_{l,b} \Big\rangle.
+
+    That is read from the program, for each cut: attention behind a constant triangular
+    mask of -5e8 or less (such as ``jnp.tril`` makes, or
+    ``flax.linen.make_causal_mask``), ``scan`` over layers, and ``scan`` over time with
+    a loss of each step. It assumes that scores are much smaller than the mask. Masks
+    that depend on the example, and losses that mix positions, are not taken for causal.
+
     A ``custom_vjp`` has its own rule inside a block. Blocks before it see the
     derivative of its function, so that a rule that is not that derivative, such as a
     straight-through estimator, biases theirs.

@@ -26,6 +26,8 @@ class BlockOfModel(NamedTuple):
       memory: bytes that the block keeps for one example, by the shapes of what it
         computes; the compiler may need less.
       repeats: how often a loop runs it, once for each iteration.
+      causal: whether a perturbation counts only the losses of its own position and of
+        later ones.
     """
 
     parameters: tuple[str, ...]
@@ -34,6 +36,7 @@ class BlockOfModel(NamedTuple):
     noise: int
     memory: int
     repeats: int
+    causal: bool
 
 
 class BlocksOfModel(tuple[BlockOfModel, ...]):
@@ -42,11 +45,13 @@ class BlocksOfModel(tuple[BlockOfModel, ...]):
     __slots__ = ()
 
     def __str__(self) -> str:
-        titles = ("block", "cut", "perturbs", "noise", "bytes", "times", "parameters")
+        titles = ("block", "cut", "perturbs", "noise", "bytes", "times", "causal")
+        titles = (*titles, "parameters")
         rows = [titles] + [
             (
                 *(str(i), block.cut or "–", block.perturbs, str(block.noise)),
-                *(str(block.memory), str(block.repeats), " ".join(block.parameters)),
+                *(str(block.memory), str(block.repeats)),
+                *("yes" if block.causal else "no", " ".join(block.parameters)),
             )
             for i, block in enumerate(self)
         ]
@@ -88,9 +93,9 @@ def blocks_of(
       ...   return jnp.sum((x @ params[-1]) ** 2)
       >>> params = [jnp.ones((4, 3), "float32"), jnp.ones((3, 2), "float32")]
       >>> print(fomoh_jax.blocks_of(loss_of_one, params, params[0][:, 0]))
-      block  cut         perturbs     noise  bytes  times  parameters
-      0      float32[3]  activations  3      24     1      [0]
-      1      –           nothing      0      20     1      [1]
+      block  cut         perturbs     noise  bytes  times  causal  parameters
+      0      float32[3]  activations  3      24     1      no      [0]
+      1      –           nothing      0      20     1      no      [1]
     """
     check_blocks(blocks)
     params = read_params(params)
@@ -144,6 +149,7 @@ def _rows(partition: Partition, names: Names, repeats: int) -> Iterator[BlockOfM
             block.size,
             block.memory,
             repeats,
+            block.positions is not None,
         )
     for i, inner in partition.scans.items():
         operands = zip(inner.jaxpr.invars, eqns[i].invars)

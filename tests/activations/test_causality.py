@@ -160,7 +160,11 @@ def test_sums_over_positions_are_unbiased(summed):
     ],
 )
 def test_sequences_are_causal(name, expected):
-    assert axes(program_of(ALL[name]).partition) == expected
+    case = ALL[name]
+    assert axes(program_of(case).partition) == expected
+    example = jax.tree.map(lambda x: x[0], case.batch)
+    rows = fomoh_jax.blocks_of(case.loss, case.params, example)
+    assert [row.causal for row in rows] == [axis is not None for axis in expected]
     assert_nothing_flows_back(ALL[name])
 
 
@@ -172,11 +176,13 @@ def samples_of(name, causal, **options):
 
 @pytest.mark.parametrize("name", ALL)
 def test_estimates_of_sequences_are_unbiased_and_less_noisy(name):
+    # By the biases of keys the gradient is zero, but for rounding.
+    round_off = lambda x: np.where(np.abs(x) < 1e-14, 0, x)
     gradient = jax.jit(jax.grad(mean_loss(ALL[name])))(ALL[name].params)
     total = []
     for causal in (True, False):
         samples = samples_of(name, causal)
-        assert_unbiased(samples, gradient)
+        assert_unbiased(*jax.tree.map(round_off, (samples, gradient)))
         variances = (np.var(np.asarray(x), 0).sum() for x in jax.tree.leaves(samples))
         total.append(sum(variances))
     assert total[0] < 0.85 * total[1]
