@@ -61,9 +61,9 @@ def fomoh_ap(
     so many fewer of the steps, at least in one of 16, and otherwise stay as they are;
     a step of the last block alone takes little more than a forward pass.
 
-    Memory is that of the largest block, and of one more copy of the parameters. A step
-    takes the two passes of the estimate. The model takes two tangents and three
-    second-order terms through the last block, and one of each through the others.
+    Memory is that of the largest block, and of one more copy of the parameters. In
+    forward passes, of a network of five equal layers: the estimate takes 4.0 and the
+    model 5.1, and 2.0 in steps of the last block.
 
     Args:
       blocks: how many blocks at most, memory against noise: the gradient of the last

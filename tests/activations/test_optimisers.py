@@ -1,6 +1,7 @@
 """The optimisers along perturbed activations, step by step."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,9 @@ from jax.sharding import PartitionSpec as P
 
 import fomoh_jax
 from fomoh_jax import directions, solvers
+from fomoh_jax._activations.table import exact_leaves
 from fomoh_jax._activity_plane import EffortState, normalised_average, reconsidered
+from fomoh_jax.directions._structured import grouped
 from fomoh_jax.solvers._solver import Search
 from tests.activations.models import CASES, dense
 from tests.reference import assert_close, normal
@@ -338,3 +341,42 @@ def test_bad_arguments_are_refused():
         plane.update(
             None, state, DENSE.params, value_fn=DENSE.loss, batch=(x, label[1:])
         )
+
+
+@pytest.mark.optimised
+def test_a_step_takes_so_many_forward_passes():
+    widths = (256, 256, 256, 256, 256, 10)
+    shape = lambda *s: jax.ShapeDtypeStruct(s, jnp.float32)
+    layers = [shape(*pair) for pair in itertools.pairwise(widths)]
+    batch = shape(512, 256), jax.ShapeDtypeStruct((512,), jnp.int32)
+
+    def loss(params, example):
+        x, label = example
+        for w in params[:-1]:
+            x = jax.nn.relu(x @ w)
+        return optax.softmax_cross_entropy_with_integer_labels(x @ params[-1], label)
+
+    def passes(function, *args):
+        compiled = [
+            jax.jit(f).lower(layers, *more).compile().cost_analysis()["flops"]
+            for f, more in ((function, args), (mean_of(loss), (batch,)))
+        ]
+        return compiled[0] / compiled[1]
+
+    key = jax.eval_shape(jax.random.key, 0)
+    estimate = fomoh_jax.forward_value_and_grad(loss, blocks=2)
+    exact, _ = exact_leaves(loss, layers, batch, 2, False)
+
+    def model(groups):
+        along = grouped(directions.incoming(), lambda p: groups, lambda p: 2)
+        mean = mean_of(loss)
+        return lambda params, batch: fomoh_jax.quadratic_model(
+            lambda params: mean(params, batch),
+            (params,),
+            (along.sample(None, params, params),),
+        )
+
+    assert exact == [False, False, True, True, True]
+    assert passes(estimate, batch, key) < 4.1
+    assert passes(model([0 if e else 1 for e in exact]), batch) < 5.2
+    assert passes(model([0 if e else None for e in exact]), batch) < 2.1
