@@ -58,8 +58,7 @@ def fomoh_ap(
     Estimates are noise where blocks are large and the batch is small. The model says
     what they are worth: how much further it falls along both directions than along the
     exact one. Where that is less than a twentieth, the estimated blocks are taken in
-    so many fewer of the steps, at least in one of 16, and otherwise stay as they are;
-    a step of the last block alone takes little more than a forward pass.
+    so many fewer of the steps, at least in one of 16, and otherwise stay as they are.
 
     Memory is that of the largest block, and of one more copy of the parameters. In
     forward passes, of a network of five equal layers: the estimate takes 4.0 and the
