@@ -7,7 +7,13 @@ import jax
 from jax.extend.core import Var
 from jaxtyping import PyTree
 
-from fomoh_jax._activations.estimate import check_blocks, read_params, read_program
+from fomoh_jax._activations.estimate import (
+    check_blocks,
+    of_one,
+    read_batch,
+    read_params,
+    read_program,
+)
 from fomoh_jax._activations.graph import type_of
 from fomoh_jax._activations.partition import Block, Blocks, Partition
 from fomoh_jax._hyperdual.environment import is_variable
@@ -108,7 +114,7 @@ def exact_leaves(
 
     Also how many blocks that is for, if the model has fewer than ``blocks``.
     """
-    example = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), batch)
+    example = jax.tree.map(of_one, read_batch(batch)[0])
     found = blocks_of(loss_of_one, params, example, has_aux=has_aux)
     if isinstance(blocks, int):
         blocks = min(blocks, sum(block.repeats for block in found))
