@@ -18,7 +18,7 @@ from fomoh_jax._activity_plane import EffortState, normalised_average, reconside
 from fomoh_jax.directions._structured import grouped
 from fomoh_jax.solvers._solver import Search
 from tests.activations.models import CASES, dense
-from tests.reference import assert_close, normal
+from tests.reference import assert_close, normal, slow
 
 DENSE = CASES["dense"]
 KEY = jax.random.key(5)
@@ -201,7 +201,7 @@ def test_a_model_of_one_block_is_trained_by_its_gradient():
     assert state[2].coefficients[0] != 0 == state[2].coefficients[1]
 
 
-@pytest.mark.parametrize("blocks", [None, 2, 1])
+@pytest.mark.parametrize("blocks", [slow(None), 2, slow(1)])
 def test_it_learns_what_the_last_block_alone_cannot(blocks):
     """The sign of a product, in float32."""
     x = np.asarray(normal(256, 2), np.float32)
@@ -289,6 +289,7 @@ def test_the_aux_of_every_example_is_in_the_state():
         assert_close(state.aux["label"], DENSE.batch[1])
 
 
+@pytest.mark.slow
 @pytest.mark.optimised
 def test_a_sharded_batch_takes_the_same_step():
     mesh = jax.make_mesh((4,), ("data",), (jax.sharding.AxisType.Auto,))
@@ -346,9 +347,8 @@ def test_bad_arguments_are_refused():
 @pytest.mark.optimised
 def test_a_step_takes_so_many_forward_passes():
     widths = (256, 256, 256, 256, 256, 10)
-    shape = lambda *s: jax.ShapeDtypeStruct(s, jnp.float32)
-    layers = [shape(*pair) for pair in itertools.pairwise(widths)]
-    batch = shape(512, 256), jax.ShapeDtypeStruct((512,), jnp.int32)
+    layers = [jnp.zeros(s, jnp.float32) for s in itertools.pairwise(widths)]
+    batch = jnp.zeros((512, 256), jnp.float32), jnp.zeros(512, jnp.int32)
 
     def loss(params, example):
         x, label = example
