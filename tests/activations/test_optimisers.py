@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 import fomoh_jax
 from fomoh_jax import directions, solvers
-from fomoh_jax._activations.table import exact_leaves
+from fomoh_jax._activations.table import kinds_of_leaves
 from fomoh_jax._activity_plane import EffortState, normalised_average, reconsidered
 from fomoh_jax.directions._structured import grouped
 from fomoh_jax.solvers._solver import Search
@@ -262,11 +262,81 @@ def test_blocks_that_are_worth_nothing_are_seldom_taken():
 
 
 def test_a_loss_that_is_not_finite_moves_nothing():
-    loss = lambda p, example: dense(p, example) / 0.0
-    step, state = one_step(fomoh_jax.fomoh_ap(), value_fn=loss)
-    assert all(not np.any(x) for x in jax.tree.leaves(step))
-    rest = jax.tree.leaves((state[1], state[2].coefficients, state[2].solver_state))
-    assert all(np.isfinite(x).all() for x in rest)
+    """Neither at a step with a model nor between two of them."""
+    loss = lambda p, example, scale: dense(p, example) * scale
+    tx = fomoh_jax.fomoh_ap(every=2)
+    given = {"value_fn": loss, "batch": DENSE.batch}
+    update = jax.jit(
+        lambda state, scale: tx.update(None, state, DENSE.params, scale=scale, **given)
+    )
+    state = tx.init(DENSE.params)
+    for scale in (jnp.nan, 1.0, jnp.inf, 1.0, jnp.nan, 1.0):
+        step, after = update(state, jnp.asarray(scale))
+        moved = np.isfinite(scale)
+        assert moved == any(np.any(x) for x in jax.tree.leaves(step))
+        if not moved:
+            assert_close(after[1:], state[1:])
+        state = after
+    assert state[2].steps == state[2].accepted == 3
+
+
+def test_the_worth_does_not_depend_on_the_scale_of_the_loss():
+    """Where nothing is learned along the exact part, the other is worth everything."""
+    one = jnp.ones(())
+    for scale in (1.0, 1e-6):
+        model = fomoh_jax.QuadraticModel(
+            one, scale * jnp.array([0.0, 1.0]), scale * jnp.diag(jnp.array([0.0, 1.0]))
+        )
+        true = jnp.array(True)
+        assert reconsidered(EffortState(one, one), true, model, true).worth == 1
+
+
+def test_parameters_that_the_loss_does_not_know_stay():
+    params = {"in": DENSE.params, "unused": jnp.ones(3)}
+    loss = lambda p, example: dense(p["in"], example)
+    case = DENSE._replace(loss=loss, params=params)
+    after, (*_, effort) = trained(fomoh_jax.fomoh_ap(None), 8, case)
+    assert np.all(after["unused"] == 1) and effort.worth[-1] > 0.05
+
+
+def test_half_precision_is_averaged_in_float32():
+    params = jax.tree.map(lambda x: x.astype(jnp.float16), DENSE.params)
+    params["out"] = jnp.zeros_like(params["out"])
+    params, (estimates, averages, *_) = trained(
+        fomoh_jax.fomoh_ap(), 40, DENSE._replace(params=params)
+    )
+    assert estimates.value[-1] < 0.5 * estimates.value[0]
+    assert {x.dtype for x in jax.tree.leaves(params)} == {jnp.dtype("float16")}
+    assert {x.dtype for x in jax.tree.leaves(averages[1].ema)} == {jnp.dtype("float32")}
+
+
+@pytest.mark.parametrize(
+    "direction",
+    [optax.identity(), slow(optax.flatten(optax.trace(0.9))), optax.contrib.muon(1.0)],
+)
+def test_any_direction_of_optax_will_do(direction):
+    tx = fomoh_jax.fomoh_ap(direction=direction)
+    _, (estimates, *_) = trained(tx, 20)
+    assert estimates.value[-1] < 0.9 * estimates.value[0]
+
+
+def test_inside_a_shard_map_each_device_steps_by_its_own_examples():
+    mesh = jax.make_mesh((2,), ("data",), (jax.sharding.AxisType.Auto,))
+    batch = jax.tree.map(lambda x: x[:4], DENSE.batch)
+    tx = fomoh_jax.fomoh_ap()
+    state = tx.init(DENSE.params)
+
+    def step(params, batch):
+        updates, _ = tx.update(None, state, params, value_fn=DENSE.loss, batch=batch)
+        return jax.tree.map(lambda x: x[None], updates)
+
+    mapped = jax.shard_map(
+        step, mesh=mesh, in_specs=(P(), P("data")), out_specs=P("data")
+    )
+    actual = jax.jit(mapped)(DENSE.params, batch)
+    second = jax.tree.map(lambda x: x[2:], batch)
+    expected = jax.tree.map(lambda x: x[0], jax.jit(step)(DENSE.params, second))
+    assert_close(jax.tree.map(lambda x: x[1], actual), expected, rtol=1e-7)
 
 
 def test_the_aux_of_every_example_is_in_the_state():
@@ -336,6 +406,8 @@ def test_bad_arguments_are_refused():
         )
     with pytest.raises(TypeError, match="solver must be a Solver"):
         fomoh_jax.fomoh_ap(solver=solvers.self_tuning)
+    with pytest.raises(TypeError, match="direction must be a GradientTransformation"):
+        fomoh_jax.fomoh_ap(direction=optax.scale_by_adam)
     plane = fomoh_jax.scale_by_hyperplane(directions.gaussian(2), per_example=True)
     state = plane.init(DENSE.params)
     with pytest.raises(ValueError, match="must all lead with the examples"):
@@ -365,7 +437,7 @@ def test_a_step_takes_so_many_forward_passes():
 
     key = jax.eval_shape(jax.random.key, 0)
     estimate = fomoh_jax.forward_value_and_grad(loss, blocks=2)
-    exact, _ = exact_leaves(loss, layers, batch, 2, False)
+    kinds, _ = kinds_of_leaves(loss, layers, batch, 2, False)
 
     def model(groups):
         along = grouped(directions.incoming(), lambda p: groups, lambda p: 2)
@@ -376,7 +448,8 @@ def test_a_step_takes_so_many_forward_passes():
             (along.sample(None, params, params),),
         )
 
-    assert exact == [False, False, True, True, True]
+    assert kinds == ["estimated"] * 2 + ["exact"] * 3
+    exact = [kind == "exact" for kind in kinds]
     assert passes(estimate, batch, key) < 4.1
     assert passes(model([0 if e else 1 for e in exact]), batch) < 5.2
     assert passes(model([0 if e else None for e in exact]), batch) < 2.1
