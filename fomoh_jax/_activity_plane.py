@@ -177,7 +177,9 @@ def fomoh_ap(
                 value_fn=lambda parts, example: of_one(merged(parts, leaves), example),
                 batch=batch,
             )
-            # It is zero where the loss or its derivatives are not finite.
+            value = estimated.value.astype(links[0].value.dtype)
+            estimated = estimated._replace(value=value)
+            # The gradient is zero where the loss or its derivatives are not finite.
             usable = jnp.array([jnp.any(x != 0) for x in gradient]).any()
             gradient = merged(gradient, map(jnp.zeros_like, leaves))
             along, averaged = direction.update(gradient, before, params)

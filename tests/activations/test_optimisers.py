@@ -299,6 +299,15 @@ def test_parameters_that_the_loss_does_not_know_stay():
     assert np.all(after["unused"] == 1) and effort.worth[-1] > 0.05
 
 
+def test_the_two_parts_may_be_of_two_precisions():
+    params = DENSE.params | {"out": DENSE.params["out"].astype(jnp.float32)}
+    _, (estimates, *_) = trained(
+        fomoh_jax.fomoh_ap(None), 8, DENSE._replace(params=params)
+    )
+    assert estimates.value.dtype == jnp.float64
+    assert estimates.value[-1] < estimates.value[0]
+
+
 def test_half_precision_is_averaged_in_float32():
     params = jax.tree.map(lambda x: x.astype(jnp.float16), DENSE.params)
     params["out"] = jnp.zeros_like(params["out"])
