@@ -66,6 +66,10 @@ def fomoh_ap(
     so many fewer of the models, but at least for one of 16, and otherwise stay as they
     are. A batch whose loss is not finite moves nothing.
 
+    It is made for batches that are drawn anew. On one that stays the same, directions
+    hardly change from step to step, and those between two models may overshoot: the
+    loss can jump before it falls again.
+
     Memory is that of the largest block, and of one more copy of the parameters. In
     forward passes, of a network of five equal layers: the estimate takes 4.0 and the
     model 5.1, and 2.0 in steps of the last block.

@@ -222,7 +222,8 @@ def test_it_learns_what_the_last_block_alone_cannot(blocks):
     tail = case._replace(loss=frozen, params=params[-1])
     _, (last, *_) = trained(fomoh_jax.fomoh_ap(1), 300, tail)
     assert np.isfinite(first.value).all()
-    assert first.value[-1] < 0.6 * last.value[-1]
+    # The batch stays the same, on which a step may overshoot for a moment.
+    assert np.median(first.value[-100:]) < 0.6 * last.value[-1]
 
 
 def test_the_worth_of_a_part_is_how_much_further_the_model_falls_with_it():
