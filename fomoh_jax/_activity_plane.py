@@ -174,13 +174,14 @@ def fomoh_ap(
                     [other if group is None else next(parts) for group, other in pairs]
                 )
 
-            gradient, estimated = estimate(blocks).update(
+            found: Any = estimate(blocks).update(
                 updates,
                 estimated,
                 [x for x, group in zip(leaves, groups) if group is not None],
                 value_fn=lambda parts, example: of_one(merged(parts, leaves), example),
                 batch=batch,
             )
+            gradient, estimated = found
             value = estimated.value.astype(links[0].value.dtype)
             estimated = estimated._replace(value=value)
             # The gradient is zero where the loss or its derivatives are not finite.
@@ -224,8 +225,9 @@ def _where_moved(params: PyTree, groups: Groups, after: Any, before: Any) -> Any
 
     def choose(path, new, old):
         tails = (path[i:] for i in range(len(path) + 1))
-        owner = next((tail for tail in tails if tail in moves), None)
-        return new if moves.get(owner, all(moves.values())) else old
+        of_owner = next((moves[tail] for tail in tails if tail in moves), None)
+        moved = all(moves.values()) if of_owner is None else of_owner
+        return new if moved else old
 
     return jax.tree_util.tree_map_with_path(choose, after, before)
 
