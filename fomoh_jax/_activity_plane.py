@@ -76,9 +76,9 @@ def fomoh_ap(
 
     Args:
       blocks: how many blocks at most, memory against noise: the gradient of the last
-        of them is exact, by a reverse pass of that block alone. ``None`` takes as many as the model has, and 1 is
-        backpropagation, which is also what is left of a model that has one block. See
-        :func:`fomoh_jax.blocks_of`.
+        of them is exact, by a reverse pass of that block alone. ``None`` takes as many
+        as the model has, and 1 is backpropagation, which is also what is left of a
+        model that has one block. See :func:`fomoh_jax.blocks_of`.
       probes: perturbations of each example.
       every: steps to a model of the loss.
       direction: what makes a direction of the estimate, an optax transformation; by
