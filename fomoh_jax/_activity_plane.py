@@ -287,16 +287,22 @@ def normalised_average() -> optax.GradientTransformation:
     )
 
     def update(updates, state, params=None):
-        along, state = inner.update(_widened(updates), state, _widened(params))
+        # As always, also where JAX is told to promote nothing that it is not asked to.
+        with jax.numpy_dtype_promotion("standard"):
+            along, state = inner.update(_widened(updates), state, _widened(params))
         narrowed = jax.tree.map(lambda x, u: x.astype(u.dtype), along, updates)
         return narrowed, state
 
     # In half precision, the squares of gradients underflow.
-    init = lambda params: inner.init(_widened(params))
+    init = lambda params: inner.init(jax.eval_shape(_widened, params))
     return optax.GradientTransformation(init, update)
 
 
 def _widened(tree: PyTree) -> PyTree:
     """The tree with its leaves in float32, or in their precision if that is higher."""
-    widen = lambda x: jnp.promote_types(x.dtype, jnp.float32)
-    return jax.tree.map(lambda x: x.astype(widen(x)), tree)
+
+    def widened(x):
+        with jax.numpy_dtype_promotion("standard"):
+            return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+    return jax.tree.map(widened, tree)
