@@ -1,4 +1,4 @@
-"""Train a classifier of handwritten digits, or of small images, with no backward pass.
+"""Train a classifier of handwritten digits, or of small images.
 
     python -m experiments.digits                               # the paper's CNN
     python -m experiments.digits --model softmax --seeds 5     # softmax regression
@@ -37,9 +37,9 @@ from experiments.output import Output, Record, restore
 from experiments.training import Standing, Trainer
 
 # Of each model, the batch size and the steps.
-SIZES = {"softmax": (1024, 2000), "cnn": (256, 150), "vgg": (256, 150)}
+SIZES = {"softmax": (1024, 2000), "cnn": (256, 90), "vgg": (256, 90)}
 # How a run is run, which may change when it goes on; the other options are what it is.
-HOW = {"processes", "coordinator", "process_id"}
+HOW = {"processes", "coordinator", "process_id", "beside"}
 # These may differ between its processes.
 WHERE = {"out", "data_dir", "resume"}
 
@@ -53,11 +53,13 @@ class Config:
     ] = "fomoh_ap"
     """The optimiser; the last three backpropagate."""
     blocks: int | None = 2
-    """Blocks into which fomoh_ap cuts the model, or None for all."""
+    """Blocks into which fomoh_ap cuts the model, or None for all. (Softmax regression
+    is one block, whose gradient is that of backpropagation.)"""
     k: int = 10
     """Directions of fomoh_kd."""
     beside: bool = True
-    """After fomoh_ap, also train by fomoh_kd for as long, to compare."""
+    """After fomoh_ap, also train by fomoh_kd for as long, to compare; not if there are
+    several processes."""
     model: Literal["softmax", "cnn", "vgg"] = "cnn"
     """7,850 or 431,080 parameters on digits; vgg has 814,570 on CIFAR-10."""
     learning_rate: Annotated[float | None, tyro.conf.arg(aliases=["--lr"])] = None
@@ -68,7 +70,7 @@ class Config:
     batch_size: int | None = None
     """By default 1024 for softmax, and 256."""
     steps: int | None = None
-    """Rounded up to whole epochs; by default 2000 for softmax, and 150."""
+    """Rounded up to whole epochs; by default 2000 for softmax, and 90."""
     evaluate_every: int = 50
     """Steps between evaluations on the test images, rounded to whole epochs."""
     seeds: int = 1
@@ -136,7 +138,8 @@ def main(config: Config) -> None:
             rows = [closing_row(config, frame)]
             if config.method == "fomoh_ap" and config.beside and config.processes == 1:
                 seconds = frame.groupby("seed").seconds.max().mean()
-                rows.append(train_beside(config, data, seconds))
+                with contextlib.suppress(KeyboardInterrupt):
+                    rows.append(train_beside(config, data, seconds))
             print(f"{study.table(rows)}\n\nmetrics and curves: {folder}")
     if signals:
         raise SystemExit(128 + signals[0])  # as a shell reports it
@@ -343,13 +346,14 @@ def train_beside(config: Config, data: Dataset, seconds: float) -> dict[str, Any
     Those of its first epoch, which contain its compilation, do not count.
     """
     rival = dataclasses.replace(config, method="fomoh_kd", seeds=1)
-    trainer, spent = make_trainer(rival, data), 0.0
+    trainer, spent, nonfinite = make_trainer(rival, data), 0.0, 0
     last = time.perf_counter()
     with tqdm(
         total=round(seconds), unit="s", desc=f"beside, {full_name(rival)}"
     ) as bar:
         for standing in trainer.train(sys.maxsize, trainer.begin(0)):
             losses = np.asarray(standing.losses)  # waits for the device
+            nonfinite += int(np.sum(~np.isfinite(losses)))
             now, last = time.perf_counter() - last, time.perf_counter()
             spent += now if standing.epoch > 1 else 0
             bar.update(min(round(spent), bar.total) - bar.n)
@@ -359,7 +363,7 @@ def train_beside(config: Config, data: Dataset, seconds: float) -> dict[str, Any
     ends = trainer.evaluate(standing.params, "test")
     ends |= trainer.evaluate(standing.params, "train")
     record = {"seed": 0, "step": standing.epoch * trainer.steps, "seconds": spent}
-    record["nonfinite_losses"] = 0
+    record["nonfinite_losses"] = nonfinite
     return closing_row(rival, pd.DataFrame([record | ends]))
 
 

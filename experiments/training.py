@@ -58,8 +58,8 @@ def make_epoch(
 
     It shuffles, cuts off what does not fill a batch, and scans over the batches, so
     that an epoch is one dispatch; where convolutions are transposed it is one a batch.
-    A minibatch whose loss is not finite changes nothing: forward methods see to that
-    themselves; with backpropagation the step is undone.
+    A minibatch whose loss is not finite changes nothing: methods along random
+    directions see to that themselves; with a gradient the step is undone.
 
     On a mesh each device has its share of every minibatch. What goes in and comes out
     is local, and the same in each process.
@@ -82,6 +82,7 @@ def make_epoch(
         after = optax.apply_updates(params, updates), state
         if loss is None:  # the forward pass has left it in the state
             (_, loss), *_ = optax.tree.get_all_with_path(state, "value")
+        if not (method.backpropagates or method.per_example):
             return after, loss
         keep = lambda new, old: jnp.where(jnp.isfinite(loss), new, old)
         return jax.tree.map(keep, after, carry), loss

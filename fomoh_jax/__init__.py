@@ -21,7 +21,7 @@ from fomoh_jax._activations import (  # noqa: E402
     cut,
     forward_value_and_grad,
 )
-from fomoh_jax._activity_plane import fomoh_ap  # noqa: E402
+from fomoh_jax._activity_plane import EffortState, fomoh_ap  # noqa: E402
 from fomoh_jax._aliases import fgd, fomoh, fomoh_bp, fomoh_kd  # noqa: E402
 from fomoh_jax._hyperdual import (  # noqa: E402
     Deferred,
@@ -49,6 +49,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Deferred",
     "DirectionalCurvature",
+    "EffortState",
     "QuadraticModel",
     "ScaleByActivityGradientState",
     "ScaleByForwardGradientState",

@@ -1,8 +1,7 @@
 """FoMoH along perturbed activations."""
 
 import functools
-import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import chex
@@ -13,9 +12,14 @@ from jaxtyping import Array, Bool, Float, PyTree
 
 from fomoh_jax import directions, solvers
 from fomoh_jax._activations.partition import Blocks
-from fomoh_jax._activations.table import exact_leaves
+from fomoh_jax._activations.table import kinds_of_leaves
 from fomoh_jax._hyperdual import QuadraticModel
-from fomoh_jax._transforms import scale_by_activity_gradient, scale_by_hyperplane
+from fomoh_jax._hyperdual.mesh_axes import in_shard_map, varying_alike
+from fomoh_jax._transforms import (
+    check_kind,
+    scale_by_activity_gradient,
+    scale_by_hyperplane,
+)
 from fomoh_jax._value_fn import loss_of_one, solve_dtype
 from fomoh_jax.directions._structured import grouped
 
@@ -26,8 +30,9 @@ _RARELY = 16
 # The worth is an average over so many models.
 _MEMORY = 3
 
-# The direction along which each leaf moves, if it does.
+# The number of the direction along which each leaf moves; ``None`` if it stays.
 Groups = Sequence[int | None]
+GROUPS = {"exact": 0, "estimated": 1, "unused": None}
 
 
 def fomoh_ap(
@@ -41,7 +46,7 @@ def fomoh_ap(
     has_aux: bool = False,
     aux_struct: PyTree = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""FoMoH along activity perturbations: no backward pass, and no learning rate.
+    r"""FoMoH along perturbed activations, without a learning rate.
 
     .. math:: \theta \leftarrow \theta - \kappa_1 v_{\text{exact}}
       - \kappa_2 v_{\text{estimated}}, \qquad
@@ -57,19 +62,23 @@ def fomoh_ap(
 
     Estimates are noise where blocks are large and the batch is small. The model says
     what they are worth: how much further it falls along both directions than along the
-    exact one. Where that is less than a twentieth, the estimated blocks are taken in
-    so many fewer of the steps, at least in one of 16, and otherwise stay as they are;
-    a step of the last block alone takes little more than a forward pass.
+    exact one. Where that is less than a twentieth, the estimated blocks are moved for
+    so many fewer of the models, but at least for one of 16, and otherwise stay as they
+    are. A batch whose loss is not finite moves nothing.
 
-    Memory is that of the largest block, and of one more copy of the parameters. A step
-    takes the two passes of the estimate. The model takes two tangents and three
-    second-order terms through the last block, and one of each through the others.
+    It is made for batches that are drawn anew. On one that stays the same, directions
+    hardly change from step to step, and those between two models may overshoot: the
+    loss can jump before it falls again.
+
+    Memory is that of the largest block, and of one more copy of the parameters. In
+    forward passes, of a network of five equal layers: the estimate takes 4.0 and the
+    model 5.1, and 2.0 in steps of the last block.
 
     Args:
       blocks: how many blocks at most, memory against noise: the gradient of the last
-        of them is exact. ``None`` takes as many as the model has, and 1 is
-        backpropagation, which is also what is left of a model that has one block. See
-        :func:`fomoh_jax.blocks_of`.
+        of them is exact, by a reverse pass of that block alone. ``None`` takes as many
+        as the model has, and 1 is backpropagation, which is also what is left of a
+        model that has one block. See :func:`fomoh_jax.blocks_of`.
       probes: perturbations of each example.
       every: steps to a model of the loss.
       direction: what makes a direction of the estimate, an optax transformation; by
@@ -119,6 +128,8 @@ def fomoh_ap(
       arXiv:2408.10419, section 3 (FoMoH-KD).
     """
     direction = normalised_average() if direction is None else direction
+    such_as = "optax.scale_by_adam()"
+    check_kind("direction", direction, optax.GradientTransformation, such_as)
     solver = solvers.self_tuning() if solver is None else solver
 
     def estimate(blocks: Blocks) -> optax.GradientTransformationExtraArgs:
@@ -146,7 +157,10 @@ def fomoh_ap(
     ):
         of_one = loss_of_one(params, value_fn, batch, extra_args)
         alone = (lambda *args: of_one(*args)[0]) if has_aux else of_one
-        exact, known = exact_leaves(of_one, params, batch, blocks, has_aux)
+        params = jax.tree.map(jnp.asarray, params)
+        if in_shard_map():  # both branches of a cond must vary alike
+            state, params, batch = varying_alike((state, params, batch))
+        kinds, count = kinds_of_leaves(of_one, params, batch, blocks, has_aux)
         leaves, structure = jax.tree.flatten(params)
 
         def step(groups: Groups, blocks: Blocks, links: tuple) -> tuple[PyTree, tuple]:
@@ -160,50 +174,62 @@ def fomoh_ap(
                     [other if group is None else next(parts) for group, other in pairs]
                 )
 
-            gradient, estimated = estimate(blocks).update(
+            found: Any = estimate(blocks).update(
                 updates,
                 estimated,
                 [x for x, group in zip(leaves, groups) if group is not None],
                 value_fn=lambda parts, example: of_one(merged(parts, leaves), example),
                 batch=batch,
             )
+            gradient, estimated = found
+            value = estimated.value.astype(links[0].value.dtype)
+            estimated = estimated._replace(value=value)
+            # The gradient is zero where the loss or its derivatives are not finite.
+            usable = jnp.array([jnp.any(x != 0) for x in gradient]).any()
             gradient = merged(gradient, map(jnp.zeros_like, leaves))
             along, averaged = direction.update(gradient, before, params)
-            averaged = _where_moved(direction, merged, averaged, before)
-            taken, planned = plane(groups).update(
+            taken, after = plane(groups).update(
                 along, planned, params, value_fn=alone, batch=batch
             )
-            return taken, (estimated, averaged, planned)
+            averaged = _where_moved(params, groups, averaged, before)
+            keep = lambda new, old: jnp.where(usable, new, old)
+            averaged, after = jax.tree.map(keep, (averaged, after), (before, planned))
+            taken = jax.tree.map(lambda x: jnp.where(usable, x, 0), taken)
+            return taken, (estimated, averaged, after)
 
         *links, effort = state
-        both = functools.partial(step, [0 if e else 1 for e in exact], known)
-        if all(exact) or not any(exact):
-            taken, links = both(tuple(links))
-        else:
-            last = functools.partial(step, [0 if e else None for e in exact], 1)
-            takes_both = effort.due >= 1
+        both = functools.partial(step, [GROUPS[kind] for kind in kinds], count)
+        if {"exact", "estimated"}.issubset(kinds):
+            exact = [0 if kind == "exact" else None for kind in kinds]
+            last = functools.partial(step, exact, 1)
+            takes_both, done = effort.due >= 1, links[-1].steps
             taken, links = jax.lax.cond(takes_both, both, last, tuple(links))
             *_, planned = links
-            ended = planned.steps % every == 0
+            ended = (planned.steps > done) & (planned.steps % every == 0)
             effort = reconsidered(effort, takes_both, planned.model, ended)
+        else:
+            taken, links = both(tuple(links))
         return jax.tree.map(jnp.negative, taken), (*links, effort)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
-def _where_moved(
-    direction: optax.GradientTransformation, merged: Callable, after: Any, before: Any
-) -> Any:
-    """The state of a direction, as it was for the parameters that have not moved."""
-    moved = optax.tree.map_params(
-        direction,
-        lambda _, moves: moves,
-        before,
-        merged(itertools.repeat(True), itertools.repeat(False)),
-        transform_non_params=lambda _: True,
-    )
-    choose = lambda moves, new, old: new if moves else old
-    return jax.tree.map(choose, moved, after, before)
+def _where_moved(params: PyTree, groups: Groups, after: Any, before: Any) -> Any:
+    """The state of a direction, in which leaves without a group stay as they were.
+
+    What belongs to no leaf, such as a count of steps, stays if any leaf does: it is
+    right for the leaves that move least often.
+    """
+    paths = (path for path, _ in jax.tree_util.tree_leaves_with_path(params))
+    moves = {path: group is not None for path, group in zip(paths, groups)}
+
+    def choose(path, new, old):
+        tails = (path[i:] for i in range(len(path) + 1))
+        of_owner = next((moves[tail] for tail in tails if tail in moves), None)
+        moved = all(moves.values()) if of_owner is None else of_owner
+        return new if moved else old
+
+    return jax.tree_util.tree_map_with_path(choose, after, before)
 
 
 class EffortState(NamedTuple):
@@ -225,14 +251,15 @@ def reconsidered(
     model: QuadraticModel,
     ended: Bool[Array, ""],
 ) -> EffortState:
-    """After a step; what is next is decided when the last step with a model is made."""
+    """After a step; what is next is decided after the last step with a model."""
     slope, curvature = model.slope, jnp.abs(model.curvature)
     positive = lambda x: jnp.where(x > 0, x, 1)
     across = model.curvature[0, 1] / positive(curvature[0, 0])
     alone = slope[0] ** 2 / positive(curvature[0, 0])
     remaining = jnp.abs(model.curvature[1, 1] - across * model.curvature[0, 1])
     further = (slope[1] - across * slope[0]) ** 2 / positive(remaining)
-    worth = jnp.clip(further / positive(alone), 0, 1)
+    worth = jnp.where(alone > 0, further / positive(alone), further > 0)
+    worth = jnp.clip(worth, 0, 1)
     known = takes_all & ended & jnp.isfinite(worth)
     average = effort.worth + jnp.where(known, worth - effort.worth, 0) / _MEMORY
     often = jnp.clip(average / _WORTHWHILE, 1 / _RARELY, 1)
@@ -249,12 +276,33 @@ def normalised_average() -> optax.GradientTransformation:
     """
 
     def without_bias(step, decay):
-        step = jnp.asarray(step, float)
+        step = jnp.asarray(step, jnp.float32)
         return decay * (1 - decay**step) / (1 - decay ** (step + 1))
 
-    return optax.chain(
+    inner = optax.chain(
         optax.scale_by_factored_rms(
             decay_rate=0.99, min_dim_size_to_factor=2, decay_rate_fn=without_bias
         ),
         optax.ema(0.9),
     )
+
+    def update(updates, state, params=None):
+        # As always, also where JAX is told to promote nothing that it is not asked to.
+        with jax.numpy_dtype_promotion("standard"):
+            along, state = inner.update(_widened(updates), state, _widened(params))
+        narrowed = jax.tree.map(lambda x, u: x.astype(u.dtype), along, updates)
+        return narrowed, state
+
+    # In half precision, the squares of gradients underflow.
+    init = lambda params: inner.init(jax.eval_shape(_widened, params))
+    return optax.GradientTransformation(init, update)
+
+
+def _widened(tree: PyTree) -> PyTree:
+    """The tree with its leaves in float32, or in their precision if that is higher."""
+
+    def widened(x):
+        with jax.numpy_dtype_promotion("standard"):
+            return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+    return jax.tree.map(widened, tree)

@@ -10,12 +10,12 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import PyTree
+from jaxtyping import ArrayLike, PyTree
 
 from fomoh_jax._hyperdual.arguments import check_key
 
 
-def key_source(key: chex.PRNGKey | int | None) -> Callable[[PyTree], chex.PRNGKey]:
+def key_source(key: ArrayLike | None) -> Callable[[PyTree], chex.PRNGKey]:
     """A function of the parameters that makes the first key of a state."""
     return _OwnKey() if key is None else lambda params: _as_key(key)
 
@@ -71,7 +71,7 @@ def split(key: chex.PRNGKey | None) -> tuple[Any, Any]:
     return following, this
 
 
-def _as_key(key: chex.PRNGKey | int) -> chex.PRNGKey:
+def _as_key(key: ArrayLike) -> chex.PRNGKey:
     """A copy of a typed or a legacy key, or the typed key of a seed.
 
     A copy, because a training loop may donate the state, and with it the user's key.

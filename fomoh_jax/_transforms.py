@@ -18,6 +18,7 @@ from fomoh_jax._hyperdual import (
     quadratic_model,
 )
 from fomoh_jax._hyperdual.arguments import check_size
+from fomoh_jax._hyperdual.mesh_axes import in_shard_map, varying_alike
 from fomoh_jax._hyperdual.plans.auto import chosen
 from fomoh_jax._hyperplane import combination, gram
 from fomoh_jax._keys import key_source, split
@@ -161,7 +162,7 @@ def scale_by_forward_gradient(
       Baydin et al., *Gradients without Backpropagation*, 2022, arXiv:2202.08587.
     """
 
-    _check_kind("directions", directions, Directions, "directions.gaussian(1)")
+    check_kind("directions", directions, Directions, "directions.gaussian(1)")
     first_key = key_source(key) if directions.is_random else lambda params: None
 
     def init_fn(params):
@@ -225,7 +226,8 @@ def scale_by_activity_gradient(
       A gradient transformation whose ``update`` takes the loss of one example,
       ``value_fn(params, example)``, and the examples as ``batch``, whose leaves are
       ``[B, ...]``; further arguments of ``value_fn``, the same for all examples, by
-      keyword. The updates handed in may be ``None``. What is not finite gives zero.
+      keyword. The updates handed in may be ``None``. If anything is not finite, the
+      gradient is zero.
 
     Raises:
       ValueError, TypeError: if ``blocks`` or ``probes`` is out of range; from ``init``
@@ -322,7 +324,8 @@ def scale_by_hyperplane(
       every: a model is computed at every so many steps. Those in between go along the
         directions of their own with the coefficients of the last model, for directions
         that mean the same at each step, such as ``directions.incoming()`` behind
-        ``optax.scale_by_adam()``. (Under ``jax.vmap`` nothing is saved.)
+        ``optax.scale_by_adam()``. They do not look at the loss, and after a model that
+        is not finite they are zero as well. (Under ``jax.vmap`` nothing is saved.)
       has_aux: whether ``value_fn`` returns ``(value, aux)``. The aux of the evaluated
         point, stacked if it is of each example, is then in the state.
       aux_struct: with ``has_aux``, the structure, shapes and dtypes of the aux (arrays
@@ -361,8 +364,8 @@ def scale_by_hyperplane(
       Cobb et al., 2024, arXiv:2408.10419, section 3 (FoMoH-KD).
     """
     solver = newton() if solver is None else solver
-    _check_kind("directions", directions, Directions, "directions.gaussian(8)")
-    _check_kind("solver", solver, Solver, "solvers.newton()")
+    check_kind("directions", directions, Directions, "directions.gaussian(8)")
+    check_kind("solver", solver, Solver, "solvers.newton()")
     if curvature not in ("hessian", "gauss_newton"):
         raise ValueError(
             f'curvature must be "hessian" or "gauss_newton"; got {curvature!r}.'
@@ -466,6 +469,8 @@ def scale_by_hyperplane(
             if has_aux and state.aux is None:  # the first step is measured
                 _, after = jax.eval_shape(measured, state)
                 state = state._replace(aux=_zeros(after.aux))
+            if in_shard_map():  # both branches must vary alike
+                state, *_ = varying_alike((state, params, vectors, extra_args))
             due = state.steps % every == 0
             step, state = jax.lax.cond(due, measured, held, state)
         accepted = jnp.any(state.coefficients != 0)
@@ -479,7 +484,8 @@ def scale_by_hyperplane(
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
-def _check_kind(name: str, value: Any, kind: type, such_as: str) -> None:
+def check_kind(name: str, value: Any, kind: type, such_as: str) -> None:
+    """Refuse what is not of a kind, with a hint if it was not called."""
     if not isinstance(value, kind):
         hint = " Did you forget to call it?" if callable(value) else ""
         raise TypeError(

@@ -45,13 +45,13 @@ def forward_gradient_along_layers(*, key=None):
 
 
 def per_example(make):
-    """An optimiser of the mean loss of two examples, given one of them as target."""
+    """An optimiser of the mean loss of two examples, which are both the target."""
 
     def made(*, key=None):
         tx = make() if key is None else make(key=key)
 
         def update(updates, state, params, *, target, **others):
-            batch = jnp.stack([target, 2 * target])
+            batch = jnp.stack([target, target])
             return tx.update(updates, state, params, batch=batch, **others)
 
         return optax.GradientTransformationExtraArgs(tx.init, update)

@@ -83,7 +83,8 @@ def perturb(
 def write_report(results: Path = RESULTS) -> None:
     """Tables and figures of the runs that are kept; runs nothing."""
     report.main(results)
-    forward_report.main(results.parent / "forward")
+    if (folder := results.parent / "forward").exists():
+        forward_report.main(folder)
 
 
 def main(args: list[str] | None = None) -> None:

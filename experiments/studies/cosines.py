@@ -21,8 +21,10 @@ SETTINGS = [(2, 1), (3, 1), (5, 1), (5, 4), (5, 16)]
 
 
 def run_all(file: Path, steps: int) -> None:
-    """A line for each step that is looked at and each setting, if there are none."""
-    if not file.exists():
+    """A line for each step that is looked at and each setting, of a run so long."""
+    lines = file.read_text().splitlines() if file.exists() else []
+    last = max((json.loads(line)["step"] for line in lines), default=-1)
+    if last != steps // EVERY * EVERY:
         records = list(_records(steps))
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text("".join(json.dumps(record) + "\n" for record in records))

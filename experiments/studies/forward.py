@@ -102,9 +102,9 @@ def chosen(config: Config, kept: pd.DataFrame) -> list[Run]:
 
 
 def best_rate(kept: pd.DataFrame, kind: Run) -> float | None:
-    """That of the best validation accuracy, and of the least loss among equals.
+    """The rate of the best validation accuracy, and of the least loss among equals.
 
-    By the loss alone it would be that which fits the training digits least.
+    The loss alone would choose the rate that fits the training digits least.
     """
     if kind.method not in RATES:
         return None
@@ -112,6 +112,8 @@ def best_rate(kept: pd.DataFrame, kind: Run) -> float | None:
     tried = kept[(kept.data == "validation") & ~kept.diverged.astype(bool)]
     for name in same:
         tried = tried[tried[name] == getattr(kind, name)]
+    if tried.empty:
+        raise SystemExit(f"Every learning rate has diverged: {kind}.")
     tried = tried.astype({"test_accuracy": float, "test_loss": float})
     best = tried.sort_values(["test_accuracy", "test_loss"], ascending=[False, True])
     return float(best.learning_rate.iloc[0])
@@ -145,4 +147,5 @@ def _seeds(config: Config, kind: Run) -> int:
 
 
 def _problem(kind: Run) -> Problem:
-    return next(p for p in PROBLEMS.values() if p.model == kind.problem)
+    known = {(p.model, p.data): p for p in PROBLEMS.values()}
+    return known[kind.problem, kind.data]

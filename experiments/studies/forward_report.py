@@ -72,6 +72,7 @@ def _table(group: pd.DataFrame, kept: pd.DataFrame) -> str:
                 "method": label,
                 "learning rate": rate_name(run.learning_rate, tried),
                 "train loss": show(mine, "train_loss"),
+                "test loss": show(mine, "test_loss"),
                 "test accuracy": show(mine, "test_accuracy"),
                 "ms a step": f"{mine.milliseconds_per_step.median():.3g}",
                 "seeds": len(mine),
@@ -102,6 +103,7 @@ def _curves(group: pd.DataFrame, title: str) -> plt.Figure:
 def _language(frame: pd.DataFrame, folder: Path) -> list[str]:
     rows = []
     figure, axes = plt.subplots(figsize=(6.4, 4))
+    frame = frame[frame.seconds == frame.seconds.max()]
     before = frame.curve.iloc[0][0][1]
     for method, mine in frame.groupby("method", sort=False):
         rows.append(
@@ -123,9 +125,9 @@ def _language(frame: pd.DataFrame, folder: Path) -> list[str]:
         plotting.plot_seeds(axes, curves[0, :, 0], curves[:, :, 1], **label)
     plotting.dress(axes, xlabel="seconds", ylabel="validation loss")
     plotting.save(figure, folder / "language.png")
-    seconds = round(frame.curve.iloc[0][-1][0])
+    seconds = frame.seconds.max()
     return [
-        f"## A small language model, {seconds} seconds\n",
+        f"## A small language model, {seconds:g} seconds\n",
         f"From a validation loss of {before:.3f}, that of a model of Python's source "
         "on Python's headers in C.\n",
         study.table(rows) + "\n",
@@ -136,14 +138,14 @@ def _language(frame: pd.DataFrame, folder: Path) -> list[str]:
 def _cosines(frame: pd.DataFrame, folder: Path) -> list[str]:
     figure, axes = plt.subplots(figsize=(6.4, 4))
     for (blocks, probes), mine in frame.groupby(["blocks", "probes"]):
-        name = f"{blocks} blocks, {probes} probe{'s' * (probes > 1)}"
+        name = _setting(blocks, probes)
         axes.plot(mine.step, mine.cosine, "o-", ms=3, label=name)
     plotting.dress(axes, xlabel="step", ylabel="cosine with the gradient", ylim=(0, 1))
     plotting.save(figure, folder / "cosines.png")
     table = frame.pivot_table(
         index="step", columns=["blocks", "probes"], values="cosine"
     )
-    table.columns = [f"{b} blocks, {p} probes" for b, p in table.columns]
+    table.columns = [_setting(*column) for column in table.columns]
     shown = table.map("{:.2f}".format).reset_index()
     return [
         "## Cosines with the gradient\n",
@@ -151,3 +153,7 @@ def _cosines(frame: pd.DataFrame, folder: Path) -> list[str]:
         study.table(shown) + "\n",
         "![Cosine against steps](cosines.png)\n",
     ]
+
+
+def _setting(blocks: int, probes: int) -> str:
+    return f"{blocks} blocks, {probes} probe{'s' * (probes > 1)}"

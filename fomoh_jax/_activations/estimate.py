@@ -141,7 +141,7 @@ def forward_value_and_grad(
         batch, examples = read_batch(batch)
         # Inside a shard_map, the gradient is that of each device's own examples.
         params, batch, key = varying_alike((params, batch, key))
-        example = jax.tree.map(_of_one, batch)
+        example = jax.tree.map(of_one, batch)
         program = read_program(loss_of_one, params, example, has_aux, blocks)
         args = [*jax.tree.leaves(params), *jax.tree.leaves(batch)]
         keys = _keys(key, _numbers(batch, examples), probes)
@@ -307,7 +307,7 @@ def _bytes(leaves: list[Array]) -> int:
     return sum(x.size * x.dtype.itemsize for x in leaves)
 
 
-def _of_one(x: Array) -> jax.ShapeDtypeStruct:
+def of_one(x: Array) -> jax.ShapeDtypeStruct:
     """The shape and dtype of one example."""
     if in_shard_map():  # where the type says along what it varies
         return jax.eval_shape(lambda: x[0])

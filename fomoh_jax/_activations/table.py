@@ -7,7 +7,13 @@ import jax
 from jax.extend.core import Var
 from jaxtyping import PyTree
 
-from fomoh_jax._activations.estimate import check_blocks, read_params, read_program
+from fomoh_jax._activations.estimate import (
+    check_blocks,
+    of_one,
+    read_batch,
+    read_params,
+    read_program,
+)
 from fomoh_jax._activations.graph import type_of
 from fomoh_jax._activations.partition import Block, Blocks, Partition
 from fomoh_jax._hyperdual.environment import is_variable
@@ -106,27 +112,29 @@ def blocks_of(
     return BlocksOfModel(_rows(program.partition, names, 1))
 
 
-def exact_leaves(
+def kinds_of_leaves(
     loss_of_one: Callable, params: PyTree, batch: PyTree, blocks: Blocks, has_aux: bool
-) -> tuple[list[bool], Blocks]:
-    """Of each leaf of the parameters, whether the estimate of its gradient is exact.
+) -> tuple[list[str], Blocks]:
+    """How the gradient of each leaf of the parameters is found, and in how many blocks.
 
-    Also how many blocks that is for, if the model has fewer than ``blocks``.
+    Returns:
+      ``"exact"``, ``"estimated"`` or ``"unused"`` for each leaf; and ``blocks``, or the
+      number of blocks that the model has if it has fewer.
     """
-    example = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), batch)
+    example = jax.tree.map(of_one, read_batch(batch)[0])
     found = blocks_of(loss_of_one, params, example, has_aux=has_aux)
     if isinstance(blocks, int):
         blocks = min(blocks, sum(block.repeats for block in found))
     if blocks is not None:
         found = blocks_of(loss_of_one, params, example, blocks=blocks, has_aux=has_aux)
-    perturbed = {
-        name
-        for block in found
-        if block.perturbs != "nothing"
-        for name in block.parameters
-    }
+    kinds: dict[str, str] = {}
+    for block in found:
+        for name in block.parameters:
+            if block.perturbs != "nothing":
+                kinds[name] = "estimated"
+            kinds.setdefault(name, "exact")
     paths = (path for path, _ in jax.tree_util.tree_leaves_with_path(params))
-    return [_name(path) not in perturbed for path in paths], blocks
+    return [kinds.get(_name(path), "unused") for path in paths], blocks
 
 
 Names = dict[Var, tuple[str, ...]]

@@ -1,6 +1,7 @@
 """The optimisers along perturbed activations, step by step."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -12,10 +13,12 @@ from jax.sharding import PartitionSpec as P
 
 import fomoh_jax
 from fomoh_jax import directions, solvers
+from fomoh_jax._activations.table import kinds_of_leaves
 from fomoh_jax._activity_plane import EffortState, normalised_average, reconsidered
+from fomoh_jax.directions._structured import grouped
 from fomoh_jax.solvers._solver import Search
 from tests.activations.models import CASES, dense
-from tests.reference import assert_close, normal
+from tests.reference import assert_close, normal, slow
 
 DENSE = CASES["dense"]
 KEY = jax.random.key(5)
@@ -198,7 +201,7 @@ def test_a_model_of_one_block_is_trained_by_its_gradient():
     assert state[2].coefficients[0] != 0 == state[2].coefficients[1]
 
 
-@pytest.mark.parametrize("blocks", [None, 2, 1])
+@pytest.mark.parametrize("blocks", [slow(None), 2, slow(1)])
 def test_it_learns_what_the_last_block_alone_cannot(blocks):
     """The sign of a product, in float32."""
     x = np.asarray(normal(256, 2), np.float32)
@@ -219,7 +222,8 @@ def test_it_learns_what_the_last_block_alone_cannot(blocks):
     tail = case._replace(loss=frozen, params=params[-1])
     _, (last, *_) = trained(fomoh_jax.fomoh_ap(1), 300, tail)
     assert np.isfinite(first.value).all()
-    assert first.value[-1] < 0.6 * last.value[-1]
+    # The batch stays the same, on which a step may overshoot for a moment.
+    assert np.median(first.value[-100:]) < 0.6 * last.value[-1]
 
 
 def test_the_worth_of_a_part_is_how_much_further_the_model_falls_with_it():
@@ -259,11 +263,90 @@ def test_blocks_that_are_worth_nothing_are_seldom_taken():
 
 
 def test_a_loss_that_is_not_finite_moves_nothing():
-    loss = lambda p, example: dense(p, example) / 0.0
-    step, state = one_step(fomoh_jax.fomoh_ap(), value_fn=loss)
-    assert all(not np.any(x) for x in jax.tree.leaves(step))
-    rest = jax.tree.leaves((state[1], state[2].coefficients, state[2].solver_state))
-    assert all(np.isfinite(x).all() for x in rest)
+    """Neither at a step with a model nor between two of them."""
+    loss = lambda p, example, scale: dense(p, example) * scale
+    tx = fomoh_jax.fomoh_ap(every=2)
+    given = {"value_fn": loss, "batch": DENSE.batch}
+    update = jax.jit(
+        lambda state, scale: tx.update(None, state, DENSE.params, scale=scale, **given)
+    )
+    state = tx.init(DENSE.params)
+    for scale in (jnp.nan, 1.0, jnp.inf, 1.0, jnp.nan, 1.0):
+        step, after = update(state, jnp.asarray(scale))
+        moved = np.isfinite(scale)
+        assert moved == any(np.any(x) for x in jax.tree.leaves(step))
+        if not moved:
+            assert_close(after[1:], state[1:])
+        state = after
+    assert state[2].steps == state[2].accepted == 3
+
+
+def test_the_worth_does_not_depend_on_the_scale_of_the_loss():
+    """Where nothing is learned along the exact part, the other is worth everything."""
+    one = jnp.ones(())
+    for scale in (1.0, 1e-6):
+        model = fomoh_jax.QuadraticModel(
+            one, scale * jnp.array([0.0, 1.0]), scale * jnp.diag(jnp.array([0.0, 1.0]))
+        )
+        true = jnp.array(True)
+        assert reconsidered(EffortState(one, one), true, model, true).worth == 1
+
+
+def test_parameters_that_the_loss_does_not_know_stay():
+    params = {"in": DENSE.params, "unused": jnp.ones(3)}
+    loss = lambda p, example: dense(p["in"], example)
+    case = DENSE._replace(loss=loss, params=params)
+    after, (*_, effort) = trained(fomoh_jax.fomoh_ap(None), 8, case)
+    assert np.all(after["unused"] == 1) and effort.worth[-1] > 0.05
+
+
+def test_the_two_parts_may_be_of_two_precisions():
+    params = DENSE.params | {"out": DENSE.params["out"].astype(jnp.float32)}
+    _, (estimates, *_) = trained(
+        fomoh_jax.fomoh_ap(None), 8, DENSE._replace(params=params)
+    )
+    assert estimates.value.dtype == jnp.float64
+    assert estimates.value[-1] < estimates.value[0]
+
+
+def test_half_precision_is_averaged_in_float32():
+    params = jax.tree.map(lambda x: x.astype(jnp.float16), DENSE.params)
+    params["out"] = jnp.zeros_like(params["out"])
+    params, (estimates, averages, *_) = trained(
+        fomoh_jax.fomoh_ap(), 40, DENSE._replace(params=params)
+    )
+    assert estimates.value[-1] < 0.5 * estimates.value[0]
+    assert {x.dtype for x in jax.tree.leaves(params)} == {jnp.dtype("float16")}
+    assert {x.dtype for x in jax.tree.leaves(averages[1].ema)} == {jnp.dtype("float32")}
+
+
+@pytest.mark.parametrize(
+    "direction",
+    [optax.identity(), slow(optax.flatten(optax.trace(0.9))), optax.contrib.muon(1.0)],
+)
+def test_any_direction_of_optax_will_do(direction):
+    tx = fomoh_jax.fomoh_ap(direction=direction)
+    _, (estimates, *_) = trained(tx, 20)
+    assert estimates.value[-1] < 0.9 * estimates.value[0]
+
+
+def test_inside_a_shard_map_each_device_steps_by_its_own_examples():
+    mesh = jax.make_mesh((2,), ("data",), (jax.sharding.AxisType.Auto,))
+    batch = jax.tree.map(lambda x: x[:4], DENSE.batch)
+    tx = fomoh_jax.fomoh_ap()
+    state = tx.init(DENSE.params)
+
+    def step(params, batch):
+        updates, _ = tx.update(None, state, params, value_fn=DENSE.loss, batch=batch)
+        return jax.tree.map(lambda x: x[None], updates)
+
+    mapped = jax.shard_map(
+        step, mesh=mesh, in_specs=(P(), P("data")), out_specs=P("data")
+    )
+    actual = jax.jit(mapped)(DENSE.params, batch)
+    second = jax.tree.map(lambda x: x[2:], batch)
+    expected = jax.tree.map(lambda x: x[0], jax.jit(step)(DENSE.params, second))
+    assert_close(jax.tree.map(lambda x: x[1], actual), expected, rtol=1e-7)
 
 
 def test_the_aux_of_every_example_is_in_the_state():
@@ -286,6 +369,7 @@ def test_the_aux_of_every_example_is_in_the_state():
         assert_close(state.aux["label"], DENSE.batch[1])
 
 
+@pytest.mark.slow
 @pytest.mark.optimised
 def test_a_sharded_batch_takes_the_same_step():
     mesh = jax.make_mesh((4,), ("data",), (jax.sharding.AxisType.Auto,))
@@ -332,9 +416,50 @@ def test_bad_arguments_are_refused():
         )
     with pytest.raises(TypeError, match="solver must be a Solver"):
         fomoh_jax.fomoh_ap(solver=solvers.self_tuning)
+    with pytest.raises(TypeError, match="direction must be a GradientTransformation"):
+        fomoh_jax.fomoh_ap(direction=optax.scale_by_adam)
     plane = fomoh_jax.scale_by_hyperplane(directions.gaussian(2), per_example=True)
     state = plane.init(DENSE.params)
     with pytest.raises(ValueError, match="must all lead with the examples"):
         plane.update(
             None, state, DENSE.params, value_fn=DENSE.loss, batch=(x, label[1:])
         )
+
+
+@pytest.mark.optimised
+def test_a_step_takes_so_many_forward_passes():
+    widths = (256, 256, 256, 256, 256, 10)
+    layers = [jnp.zeros(s, jnp.float32) for s in itertools.pairwise(widths)]
+    batch = jnp.zeros((512, 256), jnp.float32), jnp.zeros(512, jnp.int32)
+
+    def loss(params, example):
+        x, label = example
+        for w in params[:-1]:
+            x = jax.nn.relu(x @ w)
+        return optax.softmax_cross_entropy_with_integer_labels(x @ params[-1], label)
+
+    def passes(function, *args):
+        compiled = [
+            jax.jit(f).lower(layers, *more).compile().cost_analysis()["flops"]
+            for f, more in ((function, args), (mean_of(loss), (batch,)))
+        ]
+        return compiled[0] / compiled[1]
+
+    key = jax.eval_shape(jax.random.key, 0)
+    estimate = fomoh_jax.forward_value_and_grad(loss, blocks=2)
+    kinds, _ = kinds_of_leaves(loss, layers, batch, 2, False)
+
+    def model(groups):
+        along = grouped(directions.incoming(), lambda p: groups, lambda p: 2)
+        mean = mean_of(loss)
+        return lambda params, batch: fomoh_jax.quadratic_model(
+            lambda params: mean(params, batch),
+            (params,),
+            (along.sample(None, params, params),),
+        )
+
+    assert kinds == ["estimated"] * 2 + ["exact"] * 3
+    exact = [kind == "exact" for kind in kinds]
+    assert passes(estimate, batch, key) < 4.1
+    assert passes(model([0 if e else 1 for e in exact]), batch) < 5.2
+    assert passes(model([0 if e else None for e in exact]), batch) < 2.1

@@ -61,6 +61,7 @@ def test_the_report_has_a_row_for_every_contender(tmp_path):
         {
             "method": method,
             "seed": seed,
+            "seconds": 1.0,
             "steps": 10 + seed,
             "curve": [[0.0, 2.5], [0.5, 2.0], [1.0, loss + seed / 10]],
         }
