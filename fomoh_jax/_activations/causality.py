@@ -92,7 +92,7 @@ def find_positions(partition: Partition) -> tuple[Partition, LossByPosition | No
     Returns:
       It, with the axes; and how the loss is a sum over positions, if that is of use.
     """
-    loss = _Loss(partition.graph)
+    loss = _Loss(partition)
     if not loss.sums:
         return partition, None
     reading = _Reading(partition)
@@ -168,12 +168,17 @@ class _Loss:
         that is not known yet.
     """
 
-    def __init__(self, graph: Graph):
-        self.graph = graph
+    def __init__(self, partition: Partition):
+        self.graph = partition.graph
         self.sums: dict[int, int | None] = {}
         self._linear: set[int] = set()
         self._rest: list[Var] = []
-        for v in graph.results:
+        # What is perturbed at a scalar is not in the sums that it is made of.
+        self._perturbed = {block.cut for block in partition.blocks}
+        for block in partition.blocks:
+            for use in block.uses if block.perturbs == "parameters" else ():
+                self._perturbed.update(self.graph.jaxpr.eqns[use.equation].outvars)
+        for v in self.graph.results:
             self._take_apart(v)
 
     def _take_apart(self, v: Var) -> None:
@@ -184,7 +189,9 @@ class _Loss:
         eqn, name = graph.jaxpr.eqns[i], graph.jaxpr.eqns[i].primitive.name
         operands = [x for x in eqn.invars if is_variable(x) and x in graph.dependent]
         scalars = all(type_of(x).shape == () for x in eqn.invars)
-        if name == "reduce_sum" and operands:  # of all axes, as the loss is a scalar
+        if v in self._perturbed:
+            self._rest.append(v)
+        elif name == "reduce_sum" and operands:  # of all axes, as the loss is a scalar
             self.sums.setdefault(i, None)
         elif i in self._linear:
             return

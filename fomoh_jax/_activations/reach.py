@@ -95,17 +95,20 @@ class Value:
 
 def constant(array: np.ndarray) -> Value:
     """A value that is known."""
-    few, shape = _thin(array), array.shape
-    numbers = jnp.issubdtype(array.dtype, jnp.number)
-    if few.size > _KNOWN or not (numbers or array.dtype == bool):
+    few, shape, dtype = _thin(array), array.shape, array.dtype
+    real = [jnp.issubdtype(dtype, kind) for kind in (jnp.integer, jnp.floating)]
+    if few.size > _KNOWN or not (any(real) or dtype == bool):
         return Value(shape)
+    low = _is_low(few)
+    if real[1] and dtype.itemsize < 4:  # a short type may not hold what is compared
+        few = few.astype(np.float32)
     small, below = np.asarray(np.abs(few) <= LARGEST), few <= LARGEST
     return Value(
         shape,
         known=array,
         ordinary=bool(np.all(small)),
         zero=triangular(np.asarray(few == 0), shape),
-        low=masked(_is_low(few), small, shape) if np.all(below) else NO_PAIRS,
+        low=masked(low, small, shape) if np.all(below) else NO_PAIRS,
     )
 
 
@@ -275,7 +278,8 @@ def _select(eqn: JaxprEqn, operands: Sequence[Value]) -> Value:
     known = [x.known for x in cases if x.known is not None]
     if len(known) == len(cases):
         conditions = [np.broadcast_to(some, shape) for some in taken]
-        return constant(np.asarray(np.select(conditions, known)))
+        dtype = type_of(eqn.outvars[0]).dtype  # of booleans, select makes integers
+        return constant(np.asarray(np.select(conditions, known)).astype(dtype))
     return Value(shape, reach, None, ordinary, zero, low)
 
 

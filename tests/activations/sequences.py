@@ -104,9 +104,24 @@ def data_masked(w, x):
     return jax.nn.softmax(jnp.where(TRIANGLE, seen, -1e9)) @ x
 
 
+def hidden(w, x):
+    """What is masked where a triangle that is computed here is not."""
+    scores = x @ w @ x.T
+    seen = jnp.tril(jnp.ones_like(scores, bool))
+    return jax.nn.softmax(jnp.where(~seen, -jnp.inf, scores)) @ x
+
+
+def short_floats(w, x):
+    """The first row sees nothing, and then sees everything."""
+    scores, seen = (x @ w @ x.T).astype("float16"), TRIANGLE.at[0].set(False)
+    masked = jnp.where(seen, scores, jnp.finfo("float16").min)
+    return jax.nn.softmax(masked).astype(x.dtype) @ x
+
+
 CAUSAL = {
     "attention": attention(TRIANGLE),
     "an added mask": added_mask,
+    "a mask that hides": hidden,
     "attention of jax": library_attention,
     "heads": multi_head,
     "linear attention": linear_attention,
@@ -129,6 +144,10 @@ MIXING = {
     "softmax over queries": attention(TRIANGLE, 0),
     "a row that sees nothing": attention(TRIANGLE.at[0].set(False)),
     "a row that may see nothing": data_masked,
+    "a row that sees nothing, of short floats": short_floats,
+    "a mask that hides, across": lambda w, x: (
+        jnp.where(~jnp.tril(jnp.ones((LENGTH,) * 2, bool)), 0, x @ w @ x.T).T @ x
+    ),
     "a weak mask": lambda w, x: (
         jax.nn.softmax(jnp.where(TRIANGLE, x @ w @ x.T, -1.0)) @ x
     ),

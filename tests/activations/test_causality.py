@@ -273,6 +273,34 @@ def test_the_estimate_is_that_of_the_formula():
     assert_close(actual, expected, rtol=1e-10, atol=1e-12)
 
 
+def scalar_that_is_cut(params, losses, last):
+    """Behind the mean is a model of its own, and a skip around it."""
+    del last
+    mean = jnp.mean(losses)
+    return mean + jnp.tanh(mean * params["first"]) @ params["second"] @ params["third"]
+
+
+def scalar_with_perturbed_parameters(params, losses, last):
+    """JAX has no reverse mode for the loop, so that all around it are perturbed."""
+    step = lambda i, h: jnp.tanh(h @ params["middle"])
+    last = jax.lax.fori_loop(0, jnp.argmax(last[0]) + 1, step, last)
+    return jnp.mean(losses) * params["scale"] + jnp.sum(last[0]) * params["scale"]
+
+
+@pytest.mark.parametrize("end", [scalar_that_is_cut, scalar_with_perturbed_parameters])
+def test_what_is_perturbed_behind_a_sum_over_positions_counts(end):
+    def loss(params, example):
+        x, y = example
+        x = jnp.tanh(x @ params["in"])
+        x = jnp.tanh((x + ATTENTION(params["layer"], x)) @ params["middle"])
+        return end(params, jnp.sum((x @ params["out"] - y) ** 2, -1), x)
+
+    more = {"first": jnp.ones(3) / 2, "second": jnp.eye(3), "third": jnp.arange(3.0)}
+    case = Case(loss, PARAMS | more | {"scale": jnp.array(0.7)}, BATCH)
+    _, samples = estimates(case, 1000)
+    assert_unbiased(samples, jax.jit(jax.jacfwd(mean_loss(case)))(case.params))
+
+
 @pytest.mark.parametrize("name", ALL)
 def test_one_block_is_backpropagation_and_has_no_positions(name):
     case = ALL[name]
