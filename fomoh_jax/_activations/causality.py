@@ -16,7 +16,7 @@ from jax.core import Atom, Tracer
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
 from jaxtyping import Array, Float
 
-from fomoh_jax._activations.graph import Graph, is_inexact, type_of
+from fomoh_jax._activations.graph import is_inexact, type_of
 from fomoh_jax._activations.partition import Block, Partition
 from fomoh_jax._activations.program import Values, bind, flat, read
 from fomoh_jax._activations.reach import (
@@ -92,18 +92,18 @@ def find_positions(partition: Partition) -> tuple[Partition, LossByPosition | No
     Returns:
       It, with the axes; and how the loss is a sum over positions, if that is of use.
     """
-    loss = _Loss(partition)
-    if not loss.sums:
+    loss, places = _Loss(partition), list(_places(partition))
+    if not loss.sums or not any(place.lengths for place in places):
         return partition, None
     reading = _Reading(partition)
-    for place in reversed(list(_places(partition))):
+    for place in reversed(places):
         reading.settle(place, loss)
     if not reading.settled:
         return partition, None
-    found = {id(place.block): reading.axis(place) for place in _places(partition)}
+    found = {id(place.block): reading.axis(place) for place in places}
     lengths = [
         place.lengths[axis]
-        for place in _places(partition)
+        for place in places
         if (axis := found[id(place.block)]) is not None
     ]
     return _with_axes(partition, found), loss.by_position(max(lengths))

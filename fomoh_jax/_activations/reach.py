@@ -22,6 +22,7 @@ import numpy as np
 from jax.extend.core import JaxprEqn
 
 from fomoh_jax._activations.graph import type_of
+from fomoh_jax._types import Aval
 
 # Axes, and loops as -1 for the outermost, -2 for one in that, and so on: "up to the
 # iteration that runs". None is every position.
@@ -94,13 +95,16 @@ class Value:
 
 
 def constant(array: np.ndarray) -> Value:
-    """A value that is known."""
+    """A value that is known. Of a mask of other types, see what numbers it becomes."""
     few, shape, dtype = _thin(array), array.shape, array.dtype
-    real = [jnp.issubdtype(dtype, kind) for kind in (jnp.integer, jnp.floating)]
-    if few.size > _KNOWN or not (any(real) or dtype == bool):
+    kinds = jnp.floating, jnp.integer, jnp.bool_
+    floating, *others = (jnp.issubdtype(dtype, kind) for kind in kinds)
+    if few.size > _KNOWN or not (floating or any(others)):
         return Value(shape)
+    if not floating:
+        return Value(shape, known=array)
     low = _is_low(few)
-    if real[1] and dtype.itemsize < 4:  # a short type may not hold what is compared
+    if dtype.itemsize < 4:  # a short type may not hold what is compared
         few = few.astype(np.float32)
     small, below = np.asarray(np.abs(few) <= LARGEST), few <= LARGEST
     return Value(
@@ -116,6 +120,18 @@ def _thin(array: np.ndarray) -> np.ndarray:
     """An array without what is repeated by broadcasting."""
     few = tuple(slice(None if stride else 1) for stride in array.strides)
     return np.asarray(array[few])
+
+
+def _computed(function: Callable, operands: Sequence[Value], out: Aval) -> Value | None:
+    """A function of what is known, of no more than what is not repeated."""
+    if any(x.known is None for x in operands):
+        return None
+    few = [_thin(np.asarray(x.known)) for x in operands]
+    if math.prod(np.broadcast_shapes(*(x.shape for x in few))) > _KNOWN:
+        return None
+    with np.errstate(all="ignore"):
+        array = np.asarray(function(*few)).astype(out.dtype)
+    return constant(np.broadcast_to(array, out.shape))
 
 
 def _is_low(array: np.ndarray) -> np.ndarray:
@@ -194,7 +210,8 @@ _ORDINARY = {
     *("add", "add_any", "sub", "mul", "div", "neg", "abs", "sign", "max", "min"),
     *("exp", "exp2", "expm1", "tanh", "logistic", "erf", "erfc", "sin", "cos", "sqrt"),
     *("rsqrt", "cbrt", "square", "integer_pow", "stop_gradient", "copy", "copy_p"),
-    *("convert_element_type", "reduce_precision", "pvary"),
+    *("convert_element_type", "reduce_precision", "pvary", "sharding_constraint"),
+    "name",
 }
 _ELEMENTWISE = _ORDINARY | {
     *("log", "log1p", "pow", "atan2", "rem", "tan", "sinh", "cosh", "asin", "acos"),
@@ -204,7 +221,7 @@ _ELEMENTWISE = _ORDINARY | {
 }
 _SAME = {
     *("stop_gradient", "copy", "copy_p", "convert_element_type", "reduce_precision"),
-    "pvary",
+    *("pvary", "sharding_constraint", "name"),
 }
 _NUMPY: dict[str, Callable] = {
     **{"add": np.add, "sub": np.subtract, "mul": np.multiply, "neg": np.negative},
@@ -219,10 +236,8 @@ _NUMPY: dict[str, Callable] = {
 @_rule(*sorted(_ELEMENTWISE))
 def _elementwise(eqn: JaxprEqn, operands: Sequence[Value]) -> Value:
     name, out = eqn.primitive.name, type_of(eqn.outvars[0])
-    known = [x.known for x in operands]
-    if name in _NUMPY and all(x is not None for x in known):
-        with np.errstate(all="ignore"):
-            return constant(np.asarray(_NUMPY[name](*known)).astype(out.dtype))
+    if name in _NUMPY and (known := _computed(_NUMPY[name], operands, out)):
+        return known
     operands = [x.expanded(out.shape) for x in operands]
     first, last = operands[0], operands[-1]
     reach = joined(*(x.reach for x in operands))
@@ -254,9 +269,16 @@ def _elementwise(eqn: JaxprEqn, operands: Sequence[Value]) -> Value:
     return Value(out.shape, reach, None, ordinary, zero, low)
 
 
+def _chosen(which: np.ndarray, *cases: np.ndarray) -> np.ndarray:
+    return np.select([which == k for k in range(len(cases))], cases)
+
+
 @_rule("select_n")
 def _select(eqn: JaxprEqn, operands: Sequence[Value]) -> Value:
-    shape = type_of(eqn.outvars[0]).shape
+    out = type_of(eqn.outvars[0])
+    if known := _computed(_chosen, operands, out):
+        return known
+    shape = out.shape
     which, *cases = (x.expanded(shape) for x in operands)
     ordinary = all(x.ordinary for x in cases)
     if which.known is None:
@@ -266,26 +288,25 @@ def _select(eqn: JaxprEqn, operands: Sequence[Value]) -> Value:
     chosen = _thin(which.known)
     taken = [np.asarray(chosen == k) for k in range(len(cases))]
     never = [triangular(np.asarray(~some), shape) for some in taken]
-    reach = joined(*(confined(x.reach, out) for x, out in zip(cases, never)))
+    reach = joined(*(confined(x.reach, not_it) for x, not_it in zip(cases, never)))
     zero = functools.reduce(
-        frozenset.intersection, (x.zero | out for x, out in zip(cases, never))
+        frozenset.intersection, (x.zero | not_it for x, not_it in zip(cases, never))
     )
     is_low = [x.is_low() for x in cases]
     low = NO_PAIRS
     if all(x.ordinary or yes for x, yes in zip(cases, is_low)):
-        hidden = np.asarray(np.isin(chosen.astype(int), np.flatnonzero(is_low)))
+        hidden = functools.reduce(
+            np.logical_or, (some & yes for some, yes in zip(taken, is_low))
+        )
         low = masked(hidden, np.asarray(~hidden), shape)
-    known = [x.known for x in cases if x.known is not None]
-    if len(known) == len(cases):
-        conditions = [np.broadcast_to(some, shape) for some in taken]
-        dtype = type_of(eqn.outvars[0]).dtype  # of booleans, select makes integers
-        return constant(np.asarray(np.select(conditions, known)).astype(dtype))
     return Value(shape, reach, None, ordinary, zero, low)
 
 
 @_rule("iota")
 def _iota(eqn: JaxprEqn, operands: Sequence[Value]) -> Value:
     shape, axis = eqn.params["shape"], eqn.params["dimension"]
+    if shape[axis] > _KNOWN:
+        return Value(shape)
     numbers = np.arange(shape[axis]).astype(eqn.params["dtype"])
     along = [1] * len(shape)
     along[axis] = shape[axis]
@@ -382,7 +403,17 @@ def _off(reach: Reach, axes: Iterable[int]) -> Reach:
     return None if reach is None or not reach.isdisjoint(map(int, axes)) else reach
 
 
-@_rule("concatenate", "pad")
+@_rule("stack", "unstack")
+def _stack(eqn: JaxprEqn, operands: Sequence[Value]) -> Value:
+    ndim, axis = len(operands[0].shape), int(eqn.params["axis"])
+    to = _without(ndim, {axis})
+    if eqn.primitive.name == "stack":
+        to = {a: a + (a >= axis) for a in range(ndim)}
+    reach = renumbered(joined(*(x.reach for x in operands)), to)
+    return Value((), reach, None, all(x.ordinary for x in operands))
+
+
+@_rule("concatenate", "pad", "tile")
 def _further_back(eqn: JaxprEqn, operands: Sequence[Value]) -> Value:
     """Elements keep their index along an axis, or get a larger one."""
     reach = joined(*(x.reach for x in operands))

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 
 from tests.activations.models import Case, layers
 from tests.reference import normal
@@ -118,6 +119,19 @@ def short_floats(w, x):
     return jax.nn.softmax(masked).astype(x.dtype) @ x
 
 
+def rotated(axis):
+    """Two halves are rotated, each by an angle of its own; one beside the other."""
+
+    def layer(w, x):
+        first, second = jnp.split(x @ w, 2, 1)
+        angle = jnp.arange(LENGTH)[:, None] / 2
+        parts = jnp.stack([jnp.sin(angle) * first, jnp.cos(angle) * second], axis)
+        one, other = jnp.unstack(parts, axis=axis)
+        return jnp.tile(one, (1, 2)) * other[:, :1] + parts.reshape(LENGTH, WIDTH)
+
+    return layer
+
+
 CAUSAL = {
     "attention": attention(TRIANGLE),
     "an added mask": added_mask,
@@ -134,6 +148,9 @@ CAUSAL = {
     "a triangular matrix": lambda w, x: jnp.tril(jnp.ones((LENGTH, LENGTH))) @ x @ w,
     "a normalisation": lambda w, x: jax.nn.standardize(x @ w),
     "a rule of its own": lambda w, x: jax.nn.relu(x @ w) + jax.nn.silu(x),
+    "rotations": rotated(2),
+    "rotations beside each other": rotated(1),
+    "a name": lambda w, x: checkpoint_name(x @ w, "hidden"),
     "a checkpoint": lambda w, x: jax.checkpoint(attention(TRIANGLE))(w, x),
     "a transposition": lambda w, x: jnp.tanh(w @ x.T).T,
 }
@@ -161,6 +178,8 @@ MIXING = {
     "a roll": lambda w, x: jnp.roll(x @ w, -1, 0),
     "a shift from later": lambda w, x: jnp.pad(x[1:], ((0, 1), (0, 0))) @ w,
     "a permutation": lambda w, x: (x @ w)[jnp.array([1, 0, 2, 4, 3])],
+    "parts one after the other": rotated(0),
+    "the last of several": lambda w, x: x + jnp.unstack(x @ w)[-1],
     "a sort": lambda w, x: jnp.sort(x @ w, 0),
     "a loop against time": over_time(True),
     "another reshaping": lambda w, x: (x @ w).reshape(WIDTH, LENGTH).T,

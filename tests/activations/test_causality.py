@@ -1,6 +1,7 @@
 """What a perturbation reaches of a loss that is a sum over positions."""
 
 import functools
+import warnings
 from unittest import mock
 
 import jax
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 import fomoh_jax
-from fomoh_jax._activations import estimate
+from fomoh_jax._activations import estimate, reach
 from fomoh_jax._activations.estimate import read_program
 from fomoh_jax._activations.perturbations import of_block, signs
 from fomoh_jax._activations.program import bind, read
@@ -81,6 +82,39 @@ def assert_nothing_flows_back(case):
 def test_causal_layers_are_seen(name):
     case = Case(stacked(CAUSAL[name]), PARAMS, BATCH)
     assert axes(program_of(case).partition)[0] == 0
+    assert_nothing_flows_back(case)
+
+
+@pytest.mark.parametrize(("known", "seen"), [(LENGTH**2, True), (LENGTH, False)])
+def test_a_mask_is_as_large_as_that_of_one_head(known, seen):
+    """What is repeated over heads is not computed for each, nor what is too large."""
+
+    def heads(w, x):
+        scores = jnp.stack([x @ w @ x.T, x @ w.T @ x.T])
+        triangle = jnp.tril(jnp.ones((LENGTH, LENGTH), bool))
+        hidden = ~jnp.broadcast_to(triangle, scores.shape)
+        return jnp.sum(jax.nn.softmax(jnp.where(hidden, -1e9, scores)) @ x, 0)
+
+    with mock.patch.object(reach, "_KNOWN", known):
+        case = Case(stacked(heads), PARAMS, BATCH)
+        assert (axes(program_of(case).partition)[0] == 0) is seen
+
+
+def test_constants_of_any_type_are_read():
+    """Without warnings, of which numpy has some where types are short."""
+
+    def layer(w, x):
+        y = x @ w
+        for dtype in ("bfloat16", "float16", "float8_e4m3fn", "int4", "uint8", "bool"):
+            few = jnp.where(jnp.arange(LENGTH) > 1, 1, 0).astype(dtype)
+            known = jnp.where(jnp.arange(LENGTH) > 2, few, few)
+            read = jnp.where(jnp.arange(LENGTH) > 2, y[:, 0].astype(dtype), known)
+            y = y * known.astype(x.dtype)[:, None] + read.astype(x.dtype)[:, None]
+        return y * jnp.exp(1j * jnp.arange(LENGTH)).real[:, None]
+
+    case = Case(stacked(layer), PARAMS, BATCH)
+    with warnings.catch_warnings(action="error"):
+        assert axes(program_of(case).partition)[0] == 0
     assert_nothing_flows_back(case)
 
 
