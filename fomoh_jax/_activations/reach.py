@@ -230,6 +230,7 @@ _NUMPY: dict[str, Callable] = {
     **{"gt": np.greater, "ge": np.greater_equal},
     **{"and": np.bitwise_and, "or": np.bitwise_or, "xor": np.bitwise_xor},
     **{"not": np.invert, "copy": np.asarray, "convert_element_type": np.asarray},
+    **{"pvary": np.asarray, "sharding_constraint": np.asarray},
 }
 
 

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
 
 import fomoh_jax
 from fomoh_jax._activations import estimate, reach
@@ -116,6 +118,16 @@ def test_constants_of_any_type_are_read():
     with warnings.catch_warnings(action="error"):
         assert axes(program_of(case).partition)[0] == 0
     assert_nothing_flows_back(case)
+
+
+def test_masks_are_read_inside_a_shard_map():
+    grad = fomoh_jax.forward_value_and_grad(stacked(ATTENTION))
+    specs = P(), P("data"), P()
+    mesh = jax.make_mesh((1,), ("data",), axis_types=(AxisType.Auto,))
+    mean = lambda *args: jax.lax.pmean(grad(*args), "data")
+    mapped = jax.shard_map(mean, mesh=mesh, in_specs=specs, out_specs=P())
+    args = PARAMS, BATCH, KEY
+    assert_close(jax.jit(mapped)(*args), jax.jit(grad)(*args), rtol=1e-10)
 
 
 @pytest.mark.parametrize("name", MIXING)
