@@ -66,10 +66,6 @@ def fomoh_ap(
     so many fewer of the models, but at least for one of 16, and otherwise stay as they
     are. A batch whose loss is not finite moves nothing.
 
-    It is made for batches that are drawn anew. On one that stays the same, directions
-    hardly change from step to step, and those between two models may overshoot: the
-    loss can jump before it falls again.
-
     Memory is that of the largest block, and of one more copy of the parameters. In
     forward passes, of a network of five equal layers: the estimate takes 4.0 and the
     model 5.1, and 2.0 in steps of the last block.
@@ -189,7 +185,7 @@ def fomoh_ap(
             gradient = merged(gradient, map(jnp.zeros_like, leaves))
             along, averaged = direction.update(gradient, before, params)
             taken, after = plane(groups).update(
-                along, planned, params, value_fn=alone, batch=batch
+                *(along, planned, params), value_fn=alone, batch=batch, grad=gradient
             )
             averaged = _where_moved(params, groups, averaged, before)
             keep = lambda new, old: jnp.where(usable, new, old)

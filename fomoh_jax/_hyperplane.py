@@ -69,6 +69,23 @@ def combination(
     return structure.unflatten([jnp.where(finite, leaf, 0) for leaf in step])
 
 
+def slopes(
+    gradient: PyTree[Array], vectors: PyTree[LeafDirections], dtype: DTypeLike
+) -> Float[Array, " k"]:
+    """``Vᵀg``, the slope along each vector."""
+
+    def of_leaf(vectors, g):
+        v = as_stack(vectors)
+        g = g.astype(v.array.dtype)
+        products = jnp.einsum("i...,...->i", v.array, g, preferred_element_type=dtype)
+        if len(v.indices) == v.k:
+            return products
+        return jnp.zeros(v.k, dtype).at[np.array(v.indices, int)].set(products)
+
+    each = jax.tree.map(of_leaf, vectors, gradient, is_leaf=is_channel)
+    return jnp.sum(jnp.stack(jax.tree.leaves(each)), axis=0)
+
+
 def mixed(
     matrix: Float[Array, "m k"], vectors: PyTree[LeafDirections]
 ) -> PyTree[Inexact[Array, "m ..."]]:

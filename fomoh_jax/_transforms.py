@@ -20,7 +20,7 @@ from fomoh_jax._hyperdual import (
 from fomoh_jax._hyperdual.arguments import check_size
 from fomoh_jax._hyperdual.mesh_axes import in_shard_map, varying_alike
 from fomoh_jax._hyperdual.plans.auto import chosen
-from fomoh_jax._hyperplane import combination, gram
+from fomoh_jax._hyperplane import combination, gram, slopes
 from fomoh_jax._keys import key_source, split
 from fomoh_jax._value_fn import (
     check_call,
@@ -77,8 +77,9 @@ class ScaleByHyperplaneState(NamedTuple):
       key: PRNG key of the next step's directions; ``None`` if they are not random.
       model: value, slope ``[k]`` and curvature ``[k, k]`` of the last step; zeros
         before the first.
-      coefficients: ``[k]``, the last step along each direction, before any learning
-        rate; zero if the search refused it.
+      coefficients: ``[k]``, the last step with a model along each direction, before
+        any learning rate; zero if the search refused it.
+      lengths: ``[k]``, those of the directions then.
       predicted_reduction: by how much the model falls on the last step, taken whole.
       actual_reduction: by how much the loss fell: on the last step and the same batch,
         where the search looks ahead; otherwise from the last model to this one, on the
@@ -97,6 +98,7 @@ class ScaleByHyperplaneState(NamedTuple):
     key: Any
     model: QuadraticModel
     coefficients: Float[Array, " k"]
+    lengths: Float[Array, " k"]
     predicted_reduction: Float[Array, ""]
     actual_reduction: Float[Array, ""]
     steps: Int[Array, ""]
@@ -324,8 +326,11 @@ def scale_by_hyperplane(
       every: a model is computed at every so many steps. Those in between go along the
         directions of their own with the coefficients of the last model, for directions
         that mean the same at each step, such as ``directions.incoming()`` behind
-        ``optax.scale_by_adam()``. They do not look at the loss, and after a model that
-        is not finite they are zero as well. (Under ``jax.vmap`` nothing is saved.)
+        ``optax.scale_by_adam()``; along none of them further than the step with the
+        model, and, if ``update`` gets the gradient or an estimate of it as ``grad``,
+        along those alone that this says lead downhill. They do not look at the loss,
+        and after a model that is not finite they are zero as well. (Under ``jax.vmap``
+        nothing is saved.)
       has_aux: whether ``value_fn`` returns ``(value, aux)``. The aux of the evaluated
         point, stacked if it is of each example, is then in the state.
       aux_struct: with ``has_aux``, the structure, shapes and dtypes of the aux (arrays
@@ -335,8 +340,8 @@ def scale_by_hyperplane(
 
     Returns:
       A gradient transformation whose ``update`` takes ``value_fn`` and, by keyword, its
-      further arguments. The updates handed in may be ``None``. A non-finite loss gives
-      a zero step.
+      further arguments, and with ``every`` also ``grad``, like the parameters. The
+      updates handed in may be ``None``. A non-finite loss gives a zero step.
 
     Raises:
       TypeError: if ``directions``, ``solver`` or ``plan`` is not what its name says.
@@ -393,6 +398,7 @@ def scale_by_hyperplane(
             key=first_key(params),
             model=QuadraticModel(zeros(), zeros(k), zeros(k, k)),
             coefficients=zeros(k),
+            lengths=zeros(k),
             predicted_reduction=zeros(),
             actual_reduction=zeros(),
             steps=jnp.zeros((), jnp.int32),
@@ -405,6 +411,13 @@ def scale_by_hyperplane(
     def update_fn(
         updates, state, params=None, *, value_fn=None, outputs_fn=None, **extra_args
     ):
+        grad = extra_args.pop("grad", None) if every > 1 else None
+        if grad is not None and not _alike(grad, params):
+            raise ValueError(
+                "grad must be like the parameters, "
+                f"{jax.tree.map(jnp.shape, params)}; got "
+                f"{jax.tree.map(jnp.shape, grad)}."
+            )
         functions = outputs_in_use(curvature, outputs_fn)
         if per_example:
             batch = extra_args.get("batch")
@@ -438,8 +451,9 @@ def scale_by_hyperplane(
                 expected = every * expected  # of all the steps since the last model
                 actual = jnp.where(state.steps > 0, state.model.value - model.value, 0)
             last = Outcome(state.model.value, expected, actual)
+            metric = gram(vectors, dtype, after=model.value)
             coefficients, solver_state = solver.solve(
-                model, gram(vectors, dtype, after=model.value), state.solver_state, last
+                model, metric, state.solver_state, last
             )
             predicted = predicted_reduction(model, coefficients)
             step = combination(coefficients, vectors, dtype)
@@ -453,6 +467,7 @@ def scale_by_hyperplane(
             return step, state._replace(
                 model=model,
                 coefficients=coefficients,
+                lengths=jnp.sqrt(jnp.diagonal(metric)),
                 predicted_reduction=predicted,
                 actual_reduction=actual,
                 solver_state=solver_state,
@@ -460,8 +475,15 @@ def scale_by_hyperplane(
             )
 
         def held(state):
-            """A step with the coefficients of the last model."""
-            return combination(state.coefficients, vectors, dtype), state
+            """A step with the coefficients of the last model, at most as long."""
+            lengths = jnp.sqrt(jnp.diagonal(gram(vectors, dtype)))
+            longer = lengths > state.lengths
+            shortened = jnp.where(longer, state.lengths / lengths, 1)
+            coefficients = shortened * state.coefficients
+            if grad is not None:
+                downhill = coefficients * slopes(grad, vectors, dtype) > 0
+                coefficients = jnp.where(downhill, coefficients, 0)
+            return combination(coefficients, vectors, dtype), state
 
         if every == 1:
             step, state = measured(state)
@@ -491,6 +513,11 @@ def check_kind(name: str, value: Any, kind: type, such_as: str) -> None:
         raise TypeError(
             f"{name} must be a {kind.__name__}, such as {such_as}; got {value!r}.{hint}"
         )
+
+
+def _alike(tree: PyTree, params: PyTree) -> bool:
+    kind = lambda t: (jax.tree.structure(t), [jnp.shape(x) for x in jax.tree.leaves(t)])
+    return kind(tree) == kind(params)
 
 
 def _zeros(struct: PyTree) -> PyTree:

@@ -156,6 +156,20 @@ def test_a_step_is_at_most_twice_as_long_as_those_before_it():
     np.testing.assert_allclose(jnp.abs(step), 1.7)
 
 
+def test_while_predictions_come_true_lengths_may_double_and_no_more():
+    solver = solvers.self_tuning(initial=0.85)
+    state, last, lengths = solver.init(), None, []
+    for i in range(9):
+        # As predicted each time; then a model that has hardly any curvature.
+        curvature = np.eye(1) if i < 6 else 1e-6 * np.eye(1)
+        here = model(1.0, np.ones(1), curvature)
+        step, state = solver.solve(here, jnp.eye(1), state, last)
+        predicted = step @ here.slope - step @ here.curvature @ step / 2
+        last = Outcome(here.value, predicted, predicted)
+        lengths.append(float(jnp.abs(step)[0]))
+    np.testing.assert_allclose(lengths[4:], [0.85, 1, 2, 4, 8])
+
+
 def test_a_loss_that_is_not_finite_leaves_the_state_as_it_was():
     solver = solvers.self_tuning()
     _, before = solver.solve(

@@ -125,7 +125,7 @@ def test_a_step_goes_to_the_minimum_in_the_plane_of_two_parts():
     assert_close(step, expected, rtol=1e-7, atol=1e-12)
 
 
-def test_steps_between_models_go_on_with_their_coefficients():
+def test_steps_between_models_go_on_with_their_coefficients_and_no_further():
     tx = optax.chain(
         fomoh_jax.scale_by_activity_gradient(key=KEY),
         fomoh_jax.scale_by_hyperplane(
@@ -144,22 +144,39 @@ def test_steps_between_models_go_on_with_their_coefficients():
     before = jax.tree.map(
         lambda x, y: jnp.concatenate([x[None], y]), DENSE.params, params
     )
-    key = KEY
+    key, longest, shortened = KEY, None, 0
     for i in range(7):
         at = jax.tree.map(lambda x: x[i], before)
         key, own = jax.random.split(key)
         estimate = jax.jit(fomoh_jax.forward_value_and_grad(DENSE.loss))
         _, gradient = estimate(at, DENSE.batch, own)
-        after = jax.tree.map(
-            lambda p, g: p - planes.coefficients[i, 0] * g, at, gradient
-        )
+        length = optax.tree.norm(gradient)
+        longest = length if i in {0, 3, 6} else longest
+        shortened += length > longest
+        step = planes.coefficients[i, 0] * min(1, longest / length)
+        after = jax.tree.map(lambda p, g: p - step * g, at, gradient)
         assert_close(jax.tree.map(lambda x: x[i], params), after, rtol=1e-9)
+    assert 0 < shortened < 4
     # What is expected of a model's steps is what they all were to bring.
     assert_close(
         planes.actual_reduction[3],
         planes.model.value[2] - planes.model.value[3],
         rtol=1e-9,
     )
+
+
+def test_steps_between_models_do_not_go_where_the_gradient_says_uphill():
+    x = jnp.array([1.0, 2.0, 3.0])
+    parts = grouped(directions.incoming(), lambda _: [0, None, 1], lambda _: 2)
+    tx = fomoh_jax.scale_by_hyperplane(parts, solvers.newton(), every=2)
+    params, updates = list(x), list(jnp.cosh(x))
+    case = {"value_fn": lambda x: jnp.sum(jnp.cosh(jnp.stack(x)))}
+    first, state = tx.update(updates, tx.init(params), params, **case, grad=None)
+    grad = [jnp.array(0.1), jnp.array(1.0), jnp.array(-0.1)]
+    held, _ = tx.update(updates, state, params, **case, grad=grad)
+    assert_close(held, [first[0], jnp.zeros(()), jnp.zeros(())], rtol=1e-12)
+    with pytest.raises(ValueError, match="grad must be like the parameters"):
+        tx.update(updates, state, params, **case, grad=grad[:2])
 
 
 def test_a_search_sees_the_reduction_of_all_steps_since_the_last_model():
@@ -221,9 +238,8 @@ def test_it_learns_what_the_last_block_alone_cannot(blocks):
     frozen = lambda tail, example: loss([*params[:-1], tail], example)
     tail = case._replace(loss=frozen, params=params[-1])
     _, (last, *_) = trained(fomoh_jax.fomoh_ap(1), 300, tail)
-    assert np.isfinite(first.value).all()
-    # The batch stays the same, on which a step may overshoot for a moment.
-    assert np.median(first.value[-100:]) < 0.6 * last.value[-1]
+    assert first.value.max() < 1.1 * first.value[0]  # no step goes astray
+    assert first.value[-20:].max() < 0.3 * last.value[-1]
 
 
 def test_the_worth_of_a_part_is_how_much_further_the_model_falls_with_it():

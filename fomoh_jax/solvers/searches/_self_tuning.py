@@ -26,7 +26,9 @@ _FURTHEST = 0.85
 _FALL = 0.02
 # Below that there is no telling noise from steps.
 _SMALLEST = 1e-3
-# No step is longer than this many times the root mean square of those before it.
+# No step is longer than this many times the root mean square of those before it. While
+# predictions come true, this is no less than the longest of them, so that lengths may
+# double; a single model whose curvature is nearly zero is not to be trusted.
 _LONGEST = 2.0
 # How close the actual reduction must be to the predicted for a streak, and how long a
 # streak is not left to chance.
@@ -79,9 +81,9 @@ def self_tuning(initial: float = 0.05, growth: float = 0.1) -> Search:
     :math:`\min(\eta^{\ast\, 3/5}, \tfrac54 \eta^\ast)`, but at most 0.85. (The second
     term makes the step size fall when steps bring no progress.)
 
-    A step is at most twice as long as those before it are on average, unless these have
-    come true. Steps have to be taken as they are: whatever scales them afterwards, such
-    as a learning rate, makes the predictions wrong.
+    A step is at most twice as long as those before it are on average; while predictions
+    come true, as the longest of them. Steps have to be taken as they are: whatever
+    scales them afterwards, such as a learning rate, makes the predictions wrong.
 
     Args:
       initial: what the first step size grows from, in (0, 1].
@@ -149,12 +151,14 @@ def self_tuning(initial: float = 0.05, growth: float = 0.1) -> Search:
         _, weight = _shares(state)
         length = step.length
         longest = _LONGEST * jnp.sqrt(state.mean_square)
-        trusted = state.streak >= _NO_ACCIDENT
-        bounded = (state.mean_square > 0) & (length > longest) & ~trusted
+        bounded = (state.mean_square > 0) & (length > longest)
         shorter = jnp.where(bounded, longest / jnp.where(length > 0, length, 1), 1)
         length = shorter * length
         weight = jnp.where(state.mean_square > 0, weight, 1)
         mean_square = state.mean_square + weight * (length**2 - state.mean_square)
+        trusted = state.streak >= _NO_ACCIDENT
+        least = jnp.where(trusted, length**2, 0)
+        mean_square = jnp.maximum(mean_square, least)
         return shorter, state._replace(
             mean_square=jnp.where(length > 0, mean_square, state.mean_square),
             steps=state.steps + 1,
