@@ -71,7 +71,8 @@ def forward_value_and_grad(
     mask of -5e8 or less (such as ``jnp.tril`` makes, or
     ``flax.linen.make_causal_mask``), ``scan`` over layers, and ``scan`` over time with
     a loss of each step. It assumes that scores are much smaller than the mask. Masks
-    that depend on the example, and losses that mix positions, are not taken for causal.
+    that depend on the example or have over 2²⁵ elements, and losses that mix positions,
+    are not taken for causal.
 
     A ``custom_vjp`` has its own rule inside a block. Blocks before it see the
     derivative of its function, so that a rule that is not that derivative, such as a

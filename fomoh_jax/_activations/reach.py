@@ -33,7 +33,8 @@ NO_PAIRS: Pairs = frozenset()
 
 # An ordinary number is no larger, and a masked one no higher.
 LARGEST, LOWEST = 1e5, -5e8
-_KNOWN = 2**25  # elements; larger masks are not looked at
+# Elements; larger masks, of 5,793 tokens and more, are not looked at.
+_KNOWN = 2**25
 
 
 def joined(*reaches: Reach) -> Reach:
@@ -137,6 +138,8 @@ def _computed(function: Callable, operands: Sequence[Value], out: Aval) -> Value
 def _is_low(array: np.ndarray) -> np.ndarray:
     if not jnp.issubdtype(array.dtype, jnp.floating):
         return np.zeros(array.shape, bool)
+    if array.dtype.itemsize < 2:  # what is ordinary in eight bits may be its least
+        return np.asarray(np.isneginf(array))
     # The least number of a short type masks as well.
     return np.asarray(array <= max(LOWEST, float(jnp.finfo(array.dtype).min)))
 
