@@ -44,9 +44,9 @@ def assert_unbiased(samples, truth):
         exact = np.asarray(dict(jax.tree_util.tree_leaves_with_path(truth))[path])
         sample = np.asarray(sample)
         error = sample.std(0) / len(sample) ** 0.5
-        size = np.abs(exact).max() + 1e-12
+        rounding = 1e-9 * np.abs(exact).max() + 1e-14
         off = np.abs(sample.mean(0) - exact)
-        assert np.all(off < 5 * error + 1e-9 * size), (
+        assert np.all(off < 5 * error + rounding), (
             path,
             np.max(off / (error + 1e-12)),
         )
