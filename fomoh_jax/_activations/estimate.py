@@ -11,6 +11,7 @@ from jax.sharding import AxisType
 from jaxtyping import Array, Int, PRNGKeyArray, PyTree, Shaped
 
 from fomoh_jax._activations.causality import LossByPosition, find_positions
+from fomoh_jax._activations.convolutions import CONVOLUTION, with_axes_in_order
 from fomoh_jax._activations.first_pass import perturbed_values
 from fomoh_jax._activations.graph import type_of
 from fomoh_jax._activations.partition import Blocks, Partition, partition
@@ -159,12 +160,16 @@ def forward_value_and_grad(
         if program.by_position is not None:
             later = lax.cumsum(slope / probes, 2, reverse=True)
             slopes = Slopes(keys, later[..., 0], weight, later)
-        _, gradients, noise = differentiate_blocks(
-            program.partition,
-            [*first, *second],
-            slopes,
-            _groups(examples) if return_noise else 1,
-        )
+
+        def second_pass():
+            groups = _groups(examples) if return_noise else 1
+            args = [*first, *second]
+            return differentiate_blocks(program.partition, args, slopes, groups)
+
+        convolves = CONVOLUTION in primitives_of(program.partition.jaxpr)
+        if convolves and jax.default_backend() == "cpu":
+            second_pass = with_axes_in_order(second_pass)
+        _, gradients, noise = second_pass()
         value = jnp.mean(losses)
         of_params = gradients[: len(jax.tree.leaves(params))]
         finite = jnp.array(True)

@@ -1,0 +1,67 @@
+"""Convolutions with their axes in the order in which XLA's CPU backend is fast.
+
+The gradient of a convolution by its kernel is a convolution whose axes are permuted:
+the examples are contracted, and the features are examples. XLA's CPU backend puts them
+in order only in a program's outermost computation. In a ``lax.scan`` over steps, or a
+``lax.cond``, it takes a loop over single elements instead, some twenty times as slow.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax import lax
+from jax.extend.core import JaxprEqn
+from jaxtyping import Array, PyTree
+
+from fomoh_jax._activations.program import bind, flattened, read
+
+CONVOLUTION = "conv_general_dilated"
+
+
+def with_axes_in_order(fun: Callable[..., PyTree]) -> Callable[..., PyTree]:
+    """The same function, with each of its convolutions from NHWC and HWIO to NHWC.
+
+    Those inside its own loops and branches stay as they are.
+    """
+
+    def ordered(*args: PyTree) -> PyTree:
+        program, shapes = flattened(fun, *args)
+        values = dict(zip(program.jaxpr.constvars, program.consts))
+        values |= dict(zip(program.jaxpr.invars, jax.tree.leaves(args)))
+        for eqn in program.jaxpr.eqns:
+            operands = read(values, eqn.invars)
+            if eqn.primitive.name == CONVOLUTION and not eqn.params["out_sharding"]:
+                outs = [_in_order(eqn, *operands)]
+            else:
+                outs = bind(eqn, operands)
+            values.update(zip(eqn.outvars, outs))
+        structure = jax.tree.structure(shapes)
+        return structure.unflatten(read(values, program.jaxpr.outvars))
+
+    return ordered
+
+
+def _in_order(eqn: JaxprEqn, inputs: Array, kernel: Array) -> Array:
+    params: dict[str, Any] = dict(eqn.params)
+    axes = params.pop("dimension_numbers")
+    examples, features, *space = axes.lhs_spec
+    out, into, *window = axes.rhs_spec
+    last = len(space) + 1
+    standard = lax.ConvDimensionNumbers(
+        _features_last(last), (last, last - 1, *range(last - 1)), _features_last(last)
+    )
+    result = lax.conv_general_dilated(
+        lax.transpose(inputs, (examples, *space, features)),
+        lax.transpose(kernel, (*window, into, out)),
+        dimension_numbers=standard,
+        **params,
+    )
+    examples, features, *space = axes.out_spec
+    return lax.transpose(result, np.argsort((examples, *space, features)))
+
+
+def _features_last(last: int) -> Sequence[int]:
+    """Where a specification finds examples, features and the axes of space."""
+    return (0, last, *range(1, last))
