@@ -37,7 +37,7 @@ from experiments.output import Output, Record, restore
 from experiments.training import Standing, Trainer
 
 # Of each model, the batch size and the steps.
-SIZES = {"softmax": (1024, 2000), "cnn": (256, 90), "vgg": (256, 90)}
+SIZES = {"softmax": (1024, 2000), "cnn": (256, 300), "vgg": (256, 90)}
 # How a run is run, which may change when it goes on; the other options are what it is.
 HOW = {"processes", "coordinator", "process_id", "beside"}
 # These may differ between its processes.
@@ -70,7 +70,7 @@ class Config:
     batch_size: int | None = None
     """By default 1024 for softmax, and 256."""
     steps: int | None = None
-    """Rounded up to whole epochs; by default 2000 for softmax, and 90."""
+    """Rounded up to whole epochs; by default 2000 for softmax, 300 for cnn, and 90."""
     evaluate_every: int = 50
     """Steps between evaluations on the test images, rounded to whole epochs."""
     seeds: int = 1

@@ -32,6 +32,8 @@ from tests.reference import assert_close, slow
 
 ALL = SEQUENCES | {"transformer": CASES["transformer"]}
 ATTENTION = CAUSAL["attention"]
+LONG = {"flax transformer", "scanned transformer"}
+MOSTLY_SLOW = [slow(name) if name in LONG else name for name in ALL]
 
 
 def program_of(case, blocks=None):
@@ -139,7 +141,7 @@ def test_layers_that_look_ahead_are_not_taken_for_causal(name):
     assert_nothing_flows_back(case)
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", [*range(6), *map(slow, range(6, 12))])
 def test_no_chain_of_layers_is_causal_that_looks_ahead(seed):
     draw = np.random.default_rng(seed)
     # Mixed ones among causal ones, and the flip that takes back a flip.
@@ -220,7 +222,7 @@ def samples_of(name, causal, **options):
     return make() if causal else without_causality(make)
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", MOSTLY_SLOW)
 def test_estimates_of_sequences_are_unbiased_and_less_noisy(name):
     gradient = jax.jit(jax.grad(mean_loss(ALL[name])))(ALL[name].params)
     total = []
@@ -345,7 +347,7 @@ def test_what_is_perturbed_behind_a_sum_over_positions_counts(end):
     assert_unbiased(samples, jax.jit(jax.jacfwd(mean_loss(case)))(case.params))
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", MOSTLY_SLOW)
 def test_one_block_is_backpropagation_and_has_no_positions(name):
     case = ALL[name]
     assert program_of(case, blocks=1).by_position is None
@@ -354,7 +356,7 @@ def test_one_block_is_backpropagation_and_has_no_positions(name):
     assert_close(jax.jit(grad)(case.params, case.batch, KEY), expected, rtol=1e-10)
 
 
-@pytest.mark.parametrize("name", ["scanned transformer", "recurrent language"])
+@pytest.mark.parametrize("name", [slow("scanned transformer"), "recurrent language"])
 def test_noise_is_the_spread_of_estimates_of_sequences(name):
     case, n = ALL[name], 500
     grad = fomoh_jax.forward_value_and_grad(case.loss, return_noise=True)
