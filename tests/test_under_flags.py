@@ -16,7 +16,7 @@ import fomoh_jax as fj
 from fomoh_jax import curvature, directions, solvers
 from fomoh_jax.curvature import Estimate
 from fomoh_jax.solvers import Solver, descents, searches
-from tests.reference import slow
+from tests.reference import partly_slow, slow
 from tests.test_training_loops import OPTIMISERS, made
 
 RUNS = {"eager": lambda f: f, "jit": jax.jit}
@@ -354,7 +354,7 @@ def assert_near(actual, expected, rtol):
 
 
 @every_flag
-@pytest.mark.parametrize("name", OPERATORS)
+@pytest.mark.parametrize("name", partly_slow(OPERATORS))
 def test_operators_give_the_same_numbers_under_every_flag(name, flags):
     function, expected = OPERATORS[name]
     expected = expected(known())
@@ -408,7 +408,9 @@ REPEATED = (
 
 
 @every_flag
-@pytest.mark.parametrize("name", [name for name in OPTIMISERS if name not in REPEATED])
+@pytest.mark.parametrize(
+    "name", partly_slow(name for name in OPTIMISERS if name not in REPEATED)
+)
 def test_optimisers_take_the_same_steps_under_every_flag(name, flags):
     _, expected, _ = without_flags(name)
     with under(flags) as run:

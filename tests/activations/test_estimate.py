@@ -368,7 +368,7 @@ def test_errors_say_what_came_and_what_to_do(change, error, message):
 
 
 @pytest.mark.optimised
-@pytest.mark.parametrize("form", ["written out", "scan"])
+@pytest.mark.parametrize("form", [slow("written out"), "scan"])
 def test_memory_is_flat_in_depth(form):
     width, batch = 64, (normal(256, 64), jnp.zeros(256))
 

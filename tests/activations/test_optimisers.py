@@ -338,7 +338,11 @@ def test_half_precision_is_averaged_in_float32():
 
 @pytest.mark.parametrize(
     "direction",
-    [optax.identity(), slow(optax.flatten(optax.trace(0.9))), optax.contrib.muon(1.0)],
+    [
+        optax.identity(),
+        slow(optax.flatten(optax.trace(0.9))),
+        slow(optax.contrib.muon(1.0)),
+    ],
 )
 def test_any_direction_of_optax_will_do(direction):
     tx = fomoh_jax.fomoh_ap(direction=direction)

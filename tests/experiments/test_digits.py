@@ -83,6 +83,7 @@ def test_bad_options_are_explained(tmp_path, capsys):
         run(tmp_path, capsys, method="fomoh_ap", learning_rate=0.1)
 
 
+@pytest.mark.slow
 def test_fomoh_kd_has_as_much_time_as_fomoh_ap(tmp_path, capsys):
     _, records, printed = run(tmp_path, capsys, method="fomoh_ap", k=2, steps=30)
     assert records[-1]["train_loss"] < records[0]["batch_loss"]

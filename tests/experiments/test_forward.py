@@ -20,6 +20,7 @@ from experiments.studies.runs import load_all, save
 from experiments.training import make_losses
 from tests.experiments.test_studies import a_result
 from tests.experiments.test_training import blobs
+from tests.reference import slow
 
 IMAGES = jnp.zeros((1, 8, 8, 1))
 
@@ -169,7 +170,7 @@ def test_from_the_command_line(tmp_path, capsys):
     assert "tail only" in (tmp_path / "README.md").read_text()
 
 
-@pytest.mark.parametrize("method", ["fomoh_ap", "tail", "ap_adam"])
+@pytest.mark.parametrize("method", ["fomoh_ap", slow("tail"), slow("ap_adam")])
 def test_a_run_trains(tmp_path, method):
     run = forward.chosen(forward.Config(problems=("mlp",), seeds=1), _rates())
     run = next(r for r in run if r.method == method)

@@ -89,7 +89,9 @@ def test_a_random_subset_on_each_leaf_of_a_cnn_gives_the_dense_model():
     assert_zeros_change_nothing(loss, (params,), v)
 
 
-@pytest.mark.parametrize("kind", ["scan", "while", "cond", "remat", "shard_map"])
+@pytest.mark.parametrize(
+    "kind", partly_slow(["scan", "while", "cond", "remat", "shard_map"])
+)
 def test_control_flow_takes_partly_present_channels(kind):
     """Two leaves, each with directions of its own, into the same inner program."""
 

@@ -26,6 +26,7 @@ from experiments.benchmarks.measurement import (
     Row,
     measure,
 )
+from tests.reference import partly_slow
 
 pytestmark = pytest.mark.optimised
 
@@ -64,7 +65,7 @@ def run(table, rows, out):
     return path
 
 
-@pytest.mark.parametrize("table", TABLES)
+@pytest.mark.parametrize("table", partly_slow(TABLES))
 def test_a_table_is_written_and_reported(table, tmp_path, capsys):
     rows, contenders, columns = TABLES[table]
     path = run(table, rows, tmp_path)
