@@ -349,7 +349,8 @@ def scale_by_hyperplane(
         ``per_example``; if ``every`` is less than 1, or more and directions are random.
       ValueError, TypeError: from ``init`` and ``update``, for parameters that are not
         real floating-point numbers, a missing ``params`` or ``value_fn``, a loss that
-        is no real scalar, or keyword arguments that it does not take.
+        is no real scalar, a ``grad`` unlike the parameters, or keyword arguments that
+        it does not take.
 
     Example:
       >>> import jax.numpy as jnp, optax
