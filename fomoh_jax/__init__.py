@@ -34,7 +34,15 @@ from fomoh_jax._hyperdual import (  # noqa: E402
     quadratic_model,
     register_rule,
 )
-from fomoh_jax._operators import hessian, hessian_diagonal, laplacian  # noqa: E402
+from fomoh_jax._operators import (  # noqa: E402
+    ValueGradientHessian,
+    ValueGradientLaplacian,
+    hessian,
+    hessian_diagonal,
+    laplacian,
+    value_grad_and_hessian,
+    value_grad_and_laplacian,
+)
 from fomoh_jax._transforms import (  # noqa: E402
     ScaleByActivityGradientState,
     ScaleByForwardGradientState,
@@ -55,6 +63,8 @@ __all__ = [
     "ScaleByForwardGradientState",
     "ScaleByHyperplaneState",
     "Stack",
+    "ValueGradientHessian",
+    "ValueGradientLaplacian",
     "blocks_of",
     "curvature",
     "cut",
@@ -79,4 +89,6 @@ __all__ = [
     "scale_by_forward_gradient",
     "scale_by_hyperplane",
     "solvers",
+    "value_grad_and_hessian",
+    "value_grad_and_laplacian",
 ]

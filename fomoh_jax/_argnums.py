@@ -36,12 +36,28 @@ class Varied:
         """``D``, the number of elements."""
         return sum(map(jnp.size, self.leaves))
 
-    def pieces(self, rows: Shaped[Array, "*out {self.size}"]) -> PyTree[Array]:
-        """``[*out, D]`` to a tree of ``[*out, *a]``."""
+    def pieces(
+        self, rows: Shaped[Array, "*out {self.size}"], *, as_argument: bool = True
+    ) -> PyTree[Array]:
+        """``[*out, D]`` to a tree of ``[*out, *a]``.
+
+        A real number is brought to the dtype of its argument, as in ``jax.grad``, or
+        left in that of the output, as in ``jax.jacfwd``.
+        """
+        cast = _as_argument if as_argument else lambda x, a: x
         return self.structure.unflatten(
-            in_dtype(piece.reshape(*rows.shape[:-1], *jnp.shape(a)), jnp.result_type(a))
+            cast(piece.reshape(*rows.shape[:-1], *jnp.shape(a)), a)
             for a, piece in zip(self.leaves, self._split(rows, -1))
         )
+
+    def directions(
+        self, vectors: Shaped[Array, "n {self.size}"]
+    ) -> list[Shaped[Array, "n ..."]]:
+        """``[n, D]`` to ``[n, *leaf]`` for each leaf, in its dtype."""
+        return [
+            in_dtype(piece.reshape(-1, *jnp.shape(a)), jnp.result_type(a))
+            for a, piece in zip(self.leaves, self._split(vectors, -1))
+        ]
 
     def blocks(
         self, matrix: Shaped[Array, "*out {self.size} {self.size}"]
@@ -51,10 +67,7 @@ class Varied:
         return self.structure.unflatten(
             self.structure.unflatten(
                 # As of a gradient, the dtype of a block is that of its first argument.
-                in_dtype(
-                    block.reshape(*lead, *jnp.shape(a), *jnp.shape(b)),
-                    jnp.result_type(a),
-                )
+                _as_argument(block.reshape(*lead, *jnp.shape(a), *jnp.shape(b)), a)
                 for b, block in zip(leaves, self._split(rows, -1))
             )
             for a, rows in zip(leaves, self._split(matrix, -2))
@@ -64,6 +77,11 @@ class Varied:
         """An axis over all the elements, cut into one part for each leaf."""
         offsets = np.cumsum([jnp.size(leaf) for leaf in self.leaves])[:-1]
         return jnp.split(x, offsets, axis)
+
+
+def _as_argument(x: Array, argument: ArrayLike) -> Array:
+    """A real array in the dtype of an argument; a complex one as it is."""
+    return x if jnp.iscomplexobj(x) else in_dtype(x, jnp.result_type(argument))
 
 
 def restricted(
@@ -113,6 +131,12 @@ def _check_real(name: str, index: int, arg: PyTree) -> None:
     for path, leaf in jax.tree_util.tree_leaves_with_path(arg):
         where = f"argument {index}{jax.tree_util.keystr(path)}"
         dtype = dtype_of(where, leaf)
+        if jnp.issubdtype(dtype, jnp.complexfloating):
+            raise TypeError(
+                f"{name} needs real arguments; {where} has dtype {dtype}. "
+                "Differentiate with respect to its real and imaginary parts: "
+                "lambda re, im: fun(re + 1j * im), with argnums=(0, 1)."
+            )
         if not jnp.issubdtype(dtype, jnp.floating):
             raise TypeError(
                 f"{name} needs real floating-point arguments; {where} has dtype "

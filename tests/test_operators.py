@@ -1,4 +1,4 @@
-"""``hessian`` against JAX's own. (``laplacian`` is in hyperdual/test_trace_forms.)"""
+"""``hessian`` against JAX's own. (On every program: test_value_and_gradient.)"""
 
 import jax
 import jax.numpy as jnp
@@ -7,21 +7,13 @@ import pytest
 
 import fomoh_jax
 from fomoh_jax import curvature, plans
-from tests.programs import PROGRAMS, cnn, cnn_arguments, mlp, rosenbrock
+from tests.programs import cnn, cnn_arguments, mlp, rosenbrock
 from tests.reference import (
     assert_close,
     assert_symmetric,
     compilations,
     normal,
-    partly_slow,
 )
-
-
-@pytest.mark.parametrize("name", partly_slow(reversed(PROGRAMS)))
-def test_hessian_agrees_with_forward_over_forward(name):
-    fun, primals = PROGRAMS[name]
-    actual = jax.jit(fomoh_jax.hessian(fun))(*primals)
-    assert_close(actual, jax.jit(jax.jacfwd(jax.jacfwd(fun)))(*primals))
 
 
 @pytest.mark.slow

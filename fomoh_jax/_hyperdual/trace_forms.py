@@ -97,6 +97,27 @@ class WeightedTrace(_Sum):
         return Stack(mixed).moved(x.axis)
 
 
+@register_dataclass
+@dataclasses.dataclass(frozen=True)
+class DiagonalTrace(_Sum):
+    """``Σ_i c_i v_iᵀ H v_i``: the weights are of any sign, and enter the sums alone.
+
+    Attributes:
+      weights: ``c``, shape ``[k]``.
+    """
+
+    weights: Leaf
+
+    @property
+    def k(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return len(self.weights)
+
+    def weighted(self, x: Stack) -> Stack:
+        places = [n for n in range(x.array.ndim) if n != x.axis]
+        weights = lax.expand_dims(self.weights.astype(x.array.dtype), places)
+        return Stack(weights * x.array, x.axis)
+
+
 def _inner(a: Stack, b: Stack) -> Stack:
     """``Σ_i a_i b_i``, elementwise, as a stack of one; the stacks share an axis.
 
