@@ -167,25 +167,50 @@ def quadratic_model(
       Cobb et al., *Second-Order Forward-Mode Automatic Differentiation for
       Optimization*, 2024, arXiv:2408.10419, section 3.
     """
+    found, aux = _model(fun, primals, directions, chosen(plan), has_aux)
+    return (found, aux) if has_aux else found
+
+
+def basis_model(
+    fun: Callable,
+    primals: Sequence[PyTree],
+    basis: PyTree,
+    plan: Plan,
+    has_aux: bool,
+) -> tuple[QuadraticModel, PyTree]:
+    """The model along the standard basis of all the primals, and ``aux`` or ``None``.
+
+    Its curvature is the Hessian, which a plan may know a faster way to.
+    """
+    return _model(fun, primals, basis, plan, has_aux, along_basis=True)
+
+
+def _model(
+    fun: Callable,
+    primals: Sequence[PyTree],
+    directions: PyTree,
+    plan: Plan,
+    has_aux: bool,
+    along_basis: bool = False,
+) -> tuple[QuadraticModel, PyTree]:
     check_primals(fun, primals)
     k, _ = read_directions(primals, directions)
     # Along no direction there is nothing to compute, and nothing to split.
-    way = chosen(plan)
-    way = way if k else Forward()
+    way = plan if k else Forward()
+    curvatures = way.hessians if along_basis else way.curvatures
 
     def model(primals, directions):
         _, channels = read_directions(primals, directions)
         jaxpr, args, structure = to_jaxpr(fun, primals, channels, has_aux)
         of_out, _ = structure.children()
         # In the flattened pair the leaves of aux come last.
-        numbers, tables = way.curvatures(jaxpr, k, args, of_out.num_leaves)
+        numbers, tables = curvatures(jaxpr, k, args, of_out.num_leaves)
         out, aux = structure.unflatten(numbers)
         slope = coefficients_of(out, "tangents", k)
         found = QuadraticModel(primals_of(out), slope, of_out.unflatten(tables))
         return found, primals_of(aux)
 
-    found, aux = way.placed(model, k)(tuple(primals), tuple(directions))
-    return (found, aux) if has_aux else found
+    return way.placed(model, k)(tuple(primals), tuple(directions))
 
 
 def gauss_newton_model(

@@ -10,7 +10,7 @@ from jaxtyping import Array, PyTree
 
 from fomoh_jax._argnums import Varied, restricted
 from fomoh_jax._hyperdual.evaluation import coefficients_of
-from fomoh_jax._hyperdual.models import QuadraticModel, quadratic_model
+from fomoh_jax._hyperdual.models import QuadraticModel, basis_model
 from fomoh_jax._hyperdual.pair_forms import Diagonal
 from fomoh_jax._hyperdual.plans.auto import chosen
 from fomoh_jax._hyperdual.plans.plan import Plan
@@ -53,7 +53,9 @@ def hessian(
       fun: a function of pytrees of real arrays that returns a pytree of arrays, real or
         complex.
       argnums: which positional argument, or arguments, to differentiate.
-      plan: how it is computed, as in :func:`quadratic_model`.
+      plan: how it is computed, as in :func:`quadratic_model`; but ``"auto"``, for a
+        scalar function of five elements or more that reverse mode can take,
+        differentiates the gradient along each of them, as ``jax.hessian`` does.
       has_aux: whether ``fun`` returns ``(out, aux)``, where ``aux`` is not
         differentiated.
 
@@ -103,7 +105,9 @@ def value_grad_and_hessian(
     Args:
       fun: as in :func:`hessian`.
       argnums: which positional argument, or arguments, to differentiate.
-      plan: how it is computed, as in :func:`quadratic_model`.
+      plan: how it is computed, as in :func:`quadratic_model`; but ``"auto"``, for a
+        scalar function of five elements or more that reverse mode can take,
+        differentiates the gradient along each of them, as ``jax.hessian`` does.
       has_aux: whether ``fun`` returns ``(out, aux)``, where ``aux`` is not
         differentiated.
 
@@ -196,8 +200,7 @@ def _model(
 ) -> tuple[QuadraticModel, PyTree]:
     """The model along the standard basis, and what else ``fun`` returns."""
     basis = jax.tree.structure(varied.args).unflatten(standard_basis(varied))
-    found = quadratic_model(fun, varied.args, basis, plan=plan, has_aux=has_aux)
-    model, aux = found if has_aux else (found, None)
+    model, aux = basis_model(fun, varied.args, basis, plan, has_aux)
     check_outputs(name, model.value)
     return model, aux
 

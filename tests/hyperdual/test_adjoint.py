@@ -11,7 +11,7 @@ from jax import lax
 import fomoh_jax
 from fomoh_jax import plans
 from tests.hyperdual.rules.test_random_programs import SHAPES, programs, run
-from tests.programs import PROGRAMS, cnn, cnn_arguments, mlp
+from tests.programs import PROGRAMS, cnn, cnn_arguments, mlp, rosenbrock
 from tests.reference import (
     assert_close,
     assert_symmetric,
@@ -276,8 +276,9 @@ NOT_TAKEN = {
 @pytest.mark.parametrize("name", NOT_TAKEN)
 def test_what_is_not_taken_makes_nothing_infinite(name):
     fun, x = NOT_TAKEN[name], jnp.array([0.0, 1.0])
-    actual = jax.jit(fomoh_jax.hessian(fun, plan=plans.adjoint()))(x)
-    assert_close(actual, jax.jit(jax.jacfwd(jax.jacfwd(fun)))(x))
+    expected = jax.jit(jax.jacfwd(jax.jacfwd(fun)))(x)
+    for plan in ("auto", plans.adjoint()):
+        assert_close(jax.jit(fomoh_jax.hessian(fun, plan=plan))(x), expected)
 
 
 @pytest.mark.parametrize(
@@ -296,15 +297,26 @@ def test_what_the_forward_pass_does_not_know_is_not_made_up(fun):
 
 def test_what_is_infinite_stays_so():
     fun = lambda x: jnp.sqrt(x[0]) + x[1] ** 2
-    hessian = fomoh_jax.hessian(fun, plan=plans.adjoint())(jnp.array([0.0, 1.0]))
-    np.testing.assert_array_equal(hessian[0, 0], -jnp.inf)
+    for plan in ("auto", plans.adjoint()):
+        hessian = fomoh_jax.hessian(fun, plan=plan)(jnp.array([0.0, 1.0]))
+        np.testing.assert_array_equal(hessian[0, 0], -jnp.inf)
 
 
-def test_third_derivatives_where_a_tangent_is_zero():
+@pytest.mark.parametrize("plan", ["auto", plans.adjoint()], ids=["auto", "adjoint"])
+def test_third_derivatives_where_a_tangent_is_zero(plan):
     fun = lambda x: jnp.sum(jnp.exp(jnp.sin(x**2)))
-    third = jax.jacfwd(fomoh_jax.hessian(fun, plan=plans.adjoint()))
+    third = jax.jacfwd(fomoh_jax.hessian(fun, plan=plan))
     x = jnp.array([0.0, 0.7])
     assert_close(jax.jit(third)(x), jax.jit(jax.jacfwd(jax.hessian(fun)))(x))
+
+
+@pytest.mark.parametrize("plan", ["auto", plans.adjoint()], ids=["auto", "adjoint"])
+def test_derivatives_at_a_minimum_where_every_cotangent_is_zero(plan):
+    fun = lambda x: jnp.sqrt(1 + rosenbrock(x))
+    hessian, x = fomoh_jax.hessian(fun, plan=plan), jnp.ones(3)
+    assert_close(jax.jit(hessian)(x), jax.jit(jax.hessian(fun))(x))
+    third = jax.jit(jax.jacfwd(hessian))(x)
+    assert_close(third, jax.jit(jax.jacfwd(jax.hessian(fun)))(x))
 
 
 def test_a_while_loop_is_refused_with_its_line():

@@ -25,11 +25,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.extend.core import ClosedJaxpr, Literal, jaxpr_as_fun
+from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 from jax.tree_util import register_dataclass
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
-from fomoh_jax._compat import open_jaxpr, primitives_of, programs_in
 from fomoh_jax._hyperdual.channels import ZERO, Channel, Stack, stacks_of
 from fomoh_jax._hyperdual.form import Bilinear, Form
 from fomoh_jax._hyperdual.interpreter import interpret
@@ -41,6 +40,7 @@ from fomoh_jax._hyperdual.mesh_axes import (
 )
 from fomoh_jax._hyperdual.number import HyperDual, is_inexact
 from fomoh_jax._hyperdual.pair_forms import Pairs
+from fomoh_jax._hyperdual.plans.left_out import leaves_out, times_unless_left_out
 from fomoh_jax._hyperdual.plans.plan import Plan
 from fomoh_jax._types import Leaf
 
@@ -124,7 +124,7 @@ class Sources(Form):
     def scale_seconds(self, coefficient: ArrayLike, channel: Channel) -> Channel:
         if not self.selects:
             return channel.scaled(coefficient)
-        return channel.scaled(coefficient, _times_unless_zero)
+        return channel.scaled(coefficient, times_unless_left_out)
 
     def _reached(self, cotangent: jax.Array, stacked: jax.Array) -> jax.Array:
         """Arrays ``[n, *s]``, zero where the cotangent ``[*s]`` is."""
@@ -227,49 +227,6 @@ class Sources(Form):
             return block
         places = np.ix_(a.indices, b.indices)
         return jnp.zeros((self.k, self.k), block.dtype).at[places].set(block)
-
-
-@jax.custom_vjp
-def _times_unless_zero(coefficient: Leaf, x: jax.Array) -> jax.Array:
-    """``coefficient * x``; a cotangent that is zero stays so, whatever it meets."""
-    return coefficient * x
-
-
-_times_unless_zero.defvjp(
-    lambda coefficient, x: (coefficient * x, coefficient),
-    lambda coefficient, cotangent: (
-        None,
-        jnp.where(cotangent == 0, 0, coefficient * cotangent),
-    ),
-)
-
-
-# A cotangent of some of their elements is zero, whatever the others are.
-_LEAVE_OUT = {
-    *("select_n", "max", "min", "clamp", "sort", "top_k", "approx_top_k", "reduce_max"),
-    *("reduce_min", "reduce_window_max", "reduce_window_min", "select_and_gather_add"),
-    *("cummax", "cummin", "slice", "dynamic_slice", "gather", "pad", "argsort"),
-    *("dynamic_update_slice", "scatter", "scatter_min", "scatter_max", "split"),
-    *("reduce_window", "reduce_window_sum", "conv_general_dilated", "real", "imag"),
-    *("unstack", "reduce", "cond"),
-}
-
-
-def leaves_out(jaxpr: ClosedJaxpr) -> bool:
-    """Whether elements of a value may have no part in what a program returns.
-
-    Their derivatives may be infinite, and a reverse pass multiplies these by zero.
-    Those of what the program is given are finite.
-    """
-    program, _ = open_jaxpr(jaxpr)
-    given = set(map(id, (*program.invars, *program.constvars)))
-    for eqn in program.eqns:
-        inside = set().union(*map(primitives_of, programs_in(eqn.params)))
-        of_given = all(id(x) in given or isinstance(x, Literal) for x in eqn.invars)
-        own = set() if of_given else {eqn.primitive.name}
-        if not _LEAVE_OUT.isdisjoint(inside | own):
-            return True
-    return False
 
 
 def _gram(a: jax.Array, b: jax.Array) -> jax.Array:

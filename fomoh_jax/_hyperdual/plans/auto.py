@@ -13,8 +13,10 @@ from jaxtyping import Array, Float, PyTree
 from fomoh_jax._compat import open_jaxpr, programs_in
 from fomoh_jax._hyperdual.mesh_axes import exchanged_over, in_shard_map
 from fomoh_jax._hyperdual.number import HyperDual, is_inexact
-from fomoh_jax._hyperdual.plans.adjoint import Adjoint, leaves_out
+from fomoh_jax._hyperdual.plans.adjoint import Adjoint
 from fomoh_jax._hyperdual.plans.forward import Forward
+from fomoh_jax._hyperdual.plans.forward_over_reverse import hessian_by_gradient
+from fomoh_jax._hyperdual.plans.left_out import leaves_out
 from fomoh_jax._hyperdual.plans.plan import Plan
 from fomoh_jax._hyperdual.registry import is_known
 from fomoh_jax._types import Aval, Leaf, Program
@@ -65,6 +67,13 @@ class Auto(Plan):
         plan = _plan_of(jaxpr, k, wanted) if stored else Forward()
         return plan.curvatures(jaxpr, k, args, wanted)
 
+    def hessians(
+        self, jaxpr: ClosedJaxpr, k: int, args: Sequence[HyperDual], wanted: int
+    ) -> tuple[list[HyperDual], list[Leaf]]:
+        if _can_reverse(jaxpr, wanted):
+            return hessian_by_gradient(jaxpr, args)
+        return Forward().hessians(jaxpr, k, args, wanted)
+
     def products(
         self,
         columns: Callable,
@@ -81,14 +90,19 @@ class Auto(Plan):
 
 
 def _plan_of(jaxpr: ClosedJaxpr, k: int, wanted: int) -> Plan:
+    return Adjoint() if k >= _FEWEST and _can_reverse(jaxpr, wanted) else Forward()
+
+
+def _can_reverse(jaxpr: ClosedJaxpr, wanted: int) -> bool:
+    """Whether a reverse pass is sure to be able to take a program, of one number."""
     outputs = jaxpr.out_avals[:wanted]
     of_one = len(outputs) == 1 and outputs[0].shape == () and is_inexact(outputs[0])
-    if k < _FEWEST or not of_one or outputs[0].weak_type:
-        return Forward()
+    if not of_one or outputs[0].weak_type:
+        return False
     types = [*jaxpr.in_avals, *map(jax.typeof, open_jaxpr(jaxpr)[1]), *outputs]
     if _any_complex(types) or _any_mapped(types) or exchanged_over(jaxpr):
-        return Forward()
-    return Adjoint() if _reverses(jaxpr) else Forward()
+        return False
+    return _reverses(jaxpr)
 
 
 def _any_complex(types: Sequence[Aval]) -> bool:

@@ -36,6 +36,16 @@ class Plan(abc.ABC):
           integers.
         """
 
+    def hessians(
+        self, jaxpr: ClosedJaxpr, k: int, args: Sequence[HyperDual], wanted: int
+    ) -> tuple[list[HyperDual], list[Leaf]]:
+        """As :meth:`curvatures`, where the directions are the standard basis.
+
+        They are that of all the arguments together, so that the result is the Hessian;
+        it need not be symmetric to the last bit.
+        """
+        return self.curvatures(jaxpr, k, args, wanted)
+
     @abc.abstractmethod
     def products(
         self,
