@@ -43,6 +43,7 @@ class Row(NamedTuple):
         when the row's turn comes, so that only one row's arrays are alive.
       best_of: names for the faster of several contenders.
       timed: if not, contenders are compiled, counted and compared alone.
+      double: whether float64 is enabled, as its arrays need.
     """
 
     workload: str
@@ -50,6 +51,7 @@ class Row(NamedTuple):
     contenders: Callable[[], Contenders]
     best_of: Mapping[str, Sequence[str]] = MappingProxyType({})
     timed: bool = True
+    double: bool = False
 
     @property
     def name(self) -> str:
@@ -90,6 +92,11 @@ def measure(row: Row, limits: Limits) -> dict[str, Any]:
     Raises:
       DisagreementError: if a contender's numbers are not ours, or are not finite.
     """
+    with jax.enable_x64(row.double or jax.config.jax_enable_x64):
+        return _measure(row, limits)
+
+
+def _measure(row: Row, limits: Limits) -> dict[str, Any]:
     contenders = row.contenders()
     assert next(iter(contenders)) == OURS
     records: Records = {}
@@ -168,10 +175,10 @@ def check(row: str, name: str, result: Any, expected: Any, tolerance: float) -> 
 
     Each array is compared relative to its largest element.
     """
-    # In numpy, float64: an operation of jax would be compiled for every shape.
+    # In numpy, complex128: an operation of jax would be compiled for every shape.
     inexact = lambda x: jnp.issubdtype(x.dtype, jnp.inexact)
     arrays, others = (
-        [np.asarray(x, np.float64) for x in filter(inexact, jax.tree.leaves(tree))]
+        [np.asarray(x, np.complex128) for x in filter(inexact, jax.tree.leaves(tree))]
         for tree in (result, expected)
     )
     if not all(np.isfinite(x).all() for x in arrays):

@@ -25,6 +25,7 @@ NAMES = {title: name for name, title in depth.TITLES.items()} | {
     "adjoint": ADJOINT,
     "nested": "nested jvp",
     "reverse": "forward over reverse",
+    "loop": "jvp of grad, in a loop",
 }
 COUNTS = {
     "FLOPs": "flops",
@@ -41,6 +42,10 @@ GRADIENTS = (
     *("ours ms", "jax.grad ms", "2 blocks ms", "4 probes ms", "jax.grad ÷ ours"),
     *("ours, MB", "jax.grad, MB", "2 blocks, MB", "FLOPs, ours ÷ jax.grad"),
 )
+KINETIC = (
+    *("ours ms", "faster folx ÷ ours", "folx ÷ ours", "folx, sparsity 6 ÷ ours"),
+    *("jax.hessian ÷ ours", "loop ÷ ours", "temporaries, ours ÷ folx"),
+)
 DEPTHS = (*(f"{title}, MB" for title in depth.TITLES.values()), "FLOPs, ours ÷ nested")
 # The titles of each of a table's Markdown tables; those of width depend on its rows.
 TABLES = {
@@ -48,6 +53,7 @@ TABLES = {
     "operators": [TIMES + OTHERS, FRACTIONS],
     "step": [STEPS + STEP_COUNTS],
     "gradient": [GRADIENTS],
+    "kinetic": [KINETIC],
     "depth": [DEPTHS],
 }
 

@@ -16,6 +16,7 @@ from experiments.benchmarks import (
     environment,
     gradient,
     hyperplane,
+    kinetic,
     operators,
     step,
 )
@@ -25,6 +26,7 @@ TABLES: dict[str, Callable] = {
     "hyperplane": hyperplane.rows,
     "step": step.rows,
     "operators": operators.rows,
+    "kinetic": kinetic.rows,
     "gradient": gradient.rows,
     "depth": depth.rows,
     "width": hyperplane.chunked_rows,

@@ -43,6 +43,7 @@ TABLES = {
     "operators": ("", {"nested jvp", "jet"}, ("folx ÷ ours", COUNTS)),
     "gradient": ("", {"jax.grad", "2 blocks"}, ("jax.grad ÷ ours",)),
     "depth": ("unrolled layers=2", {"nested jvp", "gradient"}, ("ours, k=2, MB",)),
+    "kinetic": ("solid", {"faster folx", "jax.hessian"}, ("loop ÷ ours",)),
     "width": (
         "k=4",
         {"nested jvp", "fomoh_jax, chunks of 2"},

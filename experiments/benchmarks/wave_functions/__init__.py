@@ -1,0 +1,1 @@
+"""Neural wave functions as variational Monte Carlo has them, written in flax."""
