@@ -33,6 +33,16 @@ def open_jaxpr(jaxpr: Program) -> tuple[Jaxpr, Sequence[Leaf]]:
     return jaxpr, ()
 
 
+def is_slogdet(params: dict[str, Any]) -> bool:
+    """Whether a ``custom_jvp_call`` is that of ``jnp.linalg.slogdet``.
+
+    JAX has no primitive for it. What a program was traced from says which it is.
+    """
+    source = open_jaxpr(called_jaxpr(params))[0].debug_info.func_src_info or ""
+    name, _, place = source.partition(" at ")
+    return name == "_slogdet_lu" and "/jax/_src/numpy/linalg.py:" in place
+
+
 def programs_in(params: dict[str, Any]) -> Iterator[Program]:
     """The jaxprs among the parameters of an equation."""
     for value in params.values():

@@ -7,7 +7,6 @@ rules do to seconds they do to one array.
 
 import abc
 import dataclasses
-import math
 
 import jax.numpy as jnp
 from jax import lax
@@ -118,26 +117,26 @@ class DiagonalTrace(_Sum):
         return Stack(weights * x.array, x.axis)
 
 
+# XLA on the CPU sums more terms than these in windows, for which it stores them; a sum
+# of so many is one loop with the products that are its terms.
+_TERMS = 32
+
+
 def _inner(a: Stack, b: Stack) -> Stack:
     """``Σ_i a_i b_i``, elementwise, as a stack of one; the stacks share an axis.
 
-    Written out, as a sum over some √k slices and then over what is left: XLA makes that
-    one fused loop with the ``φ''`` that it is multiplied with, where on the CPU a
-    reduction stores the products (jax 0.10) or draws the matrix products around it into
-    one slow kernel, though one without temporaries (jax 0.12).
+    Parts of at most 32 products are added to each other, and then up.
     """
     axis, size = a.axis, a.array.shape[a.axis]
     dtype = jnp.result_type(a.array, b.array)
     # As jnp.sum does, half precision is summed in single.
     wide = jnp.float32 if jnp.finfo(dtype).bits < 32 else dtype
-    width = max(math.isqrt(size), 1)
-    slices, rest = divmod(size, width)
+    width = -(-size // -(-size // _TERMS)) if size else 0
+    count, rest = divmod(size, max(width, 1))
     cut = lambda stack: lax.split(
-        in_dtype(stack.array, wide), [width] * slices + [rest], axis
+        in_dtype(stack.array, wide), [width] * count + [rest], axis
     )
     *products, last = (x * y for x, y in zip(cut(a), cut(b)))
-    ones = lambda x: lax.split(x, [1] * x.shape[axis], axis)
-    terms = [*(ones(sum(products)) if products else ()), *ones(last)]
-    if not terms:
-        return Stack(jnp.sum(last, axis, keepdims=True), axis)
-    return Stack(in_dtype(sum(terms[1:], terms[0]), dtype), axis)
+    sums = [sum(products[1:], products[0])] if products else []
+    totals = [jnp.sum(x, axis, keepdims=True) for x in (*sums, last)]
+    return Stack(in_dtype(sum(totals[1:], totals[0]), dtype), axis)

@@ -14,12 +14,13 @@ from collections.abc import Sequence
 import jax
 from jax.extend.core import Literal
 
-from fomoh_jax._compat import open_jaxpr
+from fomoh_jax._compat import is_slogdet, open_jaxpr
 from fomoh_jax._hyperdual.channels import ZERO, Channel
 from fomoh_jax._hyperdual.form import Form
 from fomoh_jax._hyperdual.interpreter import interpret
 from fomoh_jax._hyperdual.number import HyperDual, is_inexact
 from fomoh_jax._hyperdual.registry import Operation, names_with_rule, operation_of, rule
+from fomoh_jax._hyperdual.rules.determinant import slogdet
 from fomoh_jax._hyperdual.rules.elementwise import elementwise, partial_derivative
 from fomoh_jax._hyperdual.rules.generic import forward, generic
 from fomoh_jax._types import Program
@@ -29,13 +30,15 @@ from fomoh_jax._types import Program
 def _custom_jvp(
     form: Form, op: Operation, args: Sequence[HyperDual]
 ) -> Sequence[HyperDual]:
+    if is_slogdet(op.params):
+        return slogdet(form, op, args)
     active = [i for i, arg in enumerate(args) if not arg.is_constant]
     # A rule that changes the dtype rounds its tangents on the way.
     kinds = {(x.shape, x.dtype) for x in (*(op.inputs[i] for i in active), *op.outputs)}
     if len(kinds) == 1 and is_inexact(op.outputs[0]):
         jaxpr = _derivatives(op, active, form.q > 0)
         if _is_elementwise(jaxpr, op.outputs[0].shape):
-            return _chain_rule(form, jaxpr, args, active, len(op.outputs))
+            return _chain_rule(form, op, jaxpr, args, active)
     return generic(form, op, args)
 
 
@@ -65,17 +68,22 @@ def _derivatives(op: Operation, active: Sequence[int], twice: bool) -> Program:
 
 def _chain_rule(
     form: Form,
+    op: Operation,
     jaxpr: Program,
     args: Sequence[HyperDual],
     places: Sequence[int],
-    outputs: int,
 ) -> list[HyperDual]:
     """The elementwise chain rule, with the derivatives that the jaxpr computes."""
-    constants, active = [HyperDual(x.primal) for x in args], [args[i] for i in places]
+    primals, active = [x.primal for x in args], [args[i] for i in places]
+    constants = list(map(HyperDual, primals))
     results = [out.primal for out in interpret(jaxpr, form, constants)]
+    outputs = len(op.outputs)
     rows = lambda flat: [flat[i : i + outputs] for i in range(0, len(flat), outputs)]
     n, zeros = len(active), rows(_zeros(jaxpr))
     values, *derivatives = rows(results)
+    if not open_jaxpr(jaxpr)[0].effects:
+        # Who differentiates the results again then asks the rule anew.
+        values = op(*primals)
 
     def curved_terms(a: int, out: int) -> Channel:
         """``Σ_b φ_ab x_a x_b``, in one product."""

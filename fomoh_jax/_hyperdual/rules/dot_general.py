@@ -49,11 +49,25 @@ def _product(form: Form, op: Operation, a: HyperDual, b: HyperDual) -> list[Hype
         form,
         op,
         [a, b],
-        axis=len(batch_a) + rows,
+        axis=_out_axis(op, a, b, len(batch_a) + rows),
         second_axis=second_axis,
         operations=2.0 * inner * out,
         contracted=partial(_contracted, op),
     )
+
+
+def _out_axis(op: Operation, a: HyperDual, b: HyperDual, between: int) -> int:
+    """Where the stacking axis of the result goes.
+
+    ``between`` the rows and the columns, if it may be the columns that vary. Where the
+    first operand varies alone, the directions stay where they are among its rows.
+    """
+    if not b.is_constant:
+        return between
+    (over, _), (batch, _) = op.params["dimension_numbers"]
+    free = set(range(a.primal.ndim)) - {*over, *batch}
+    axis = max(channel.axis for channel in a.channels)
+    return len(batch) + sum(dim < axis for dim in free)
 
 
 def _finished(number: HyperDual) -> HyperDual:

@@ -67,6 +67,8 @@ def _out_axis(op: Operation, channels: Sequence[Channel], ndim: int) -> int:
 
 def _follow_broadcast(axis: int, params: Params) -> int:
     places = params["broadcast_dimensions"]
+    if axis == 0:  # it stays in front, so that what meets the result need not move
+        return 0
     if axis < len(places):
         return int(places[axis])
     return int(places[-1]) + 1 if places else len(params["shape"])
