@@ -40,15 +40,18 @@ TABLES = {
         ("nested ÷ adjoint", COUNTS),
     ),
     "step": ("softmax", {"SGD", "Adam"}, ("Adam ÷ ours",)),
-    "operators": ("", {"nested jvp", "jet"}, ("folx ÷ ours", COUNTS)),
+    "operators": ("", {"nested jvp", "jet"}, ("folx ÷ ours", "FLOPs, ours ÷ nested")),
     "gradient": ("", {"jax.grad", "2 blocks"}, ("jax.grad ÷ ours",)),
     "depth": ("unrolled layers=2", {"nested jvp", "gradient"}, ("ours, k=2, MB",)),
     "kinetic": ("solid", {"faster folx", "jax.hessian"}, ("loop ÷ ours",)),
+    "pinn": ("gradient", {"jet", "folx"}, ("folx ÷ ours",)),
+    "hessian": ("", {"jax.hessian", ADJOINT}, ("forward plan ÷ ours",)),
     "width": (
         "k=4",
         {"nested jvp", "fomoh_jax, chunks of 2"},
         ("chunks of 2 ÷ whole", "chunks of 2, MB"),
     ),
+    "networks": ("", {"nested jvp"}, ("auto ÷ ours", "nested, compile s")),
 }
 
 
