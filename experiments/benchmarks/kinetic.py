@@ -29,8 +29,8 @@ SIZES = {
     ("solid", "float32"): ((8, 8), (12, 64)),
     ("solid", "float64"): ((12, 8),),
 }
-# Determinants of a random network are nearly singular. In float32 the kinetic energy of
-# 20 electrons is 5e-4 (ours) to 7e-3 (folx) away from that in float64.
+# Determinants of random networks are nearly singular. In float32 kinetic energies of 20
+# electrons are up to 9e-4 (ours) and 7e-3 (folx) of the largest away from float64.
 TOLERANCES = {"float32": 2e-2, "float64": 1e-8}
 QUICK = {("FermiNet", "float32"): [(4, 2)], ("solid", "float64"): [(4, 2)]}
 SMALL = {"width": 8, "layers": 1, "determinants": 2}
