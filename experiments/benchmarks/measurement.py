@@ -44,6 +44,7 @@ class Row(NamedTuple):
       best_of: names for the faster of several contenders.
       timed: if not, contenders are compiled, counted and compared alone.
       double: whether float64 is enabled, as its arrays need.
+      tolerance: instead of that of the limits.
     """
 
     workload: str
@@ -52,6 +53,7 @@ class Row(NamedTuple):
     best_of: Mapping[str, Sequence[str]] = MappingProxyType({})
     timed: bool = True
     double: bool = False
+    tolerance: float | None = None
 
     @property
     def name(self) -> str:
@@ -116,7 +118,7 @@ def _measure(row: Row, limits: Limits) -> dict[str, Any]:
             records.setdefault(name, {})["error"] = _first_line(error)
             continue
         like = expected if contender.agrees else None
-        check(row.name, name, result, like, limits.tolerance)
+        check(row.name, name, result, like, row.tolerance or limits.tolerance)
         expected = result if name == OURS else expected
         running[name] = functools.partial(compiled, *contender.args)
     if row.timed:

@@ -13,49 +13,11 @@ from typing import Any
 import pandas as pd
 
 from experiments import study
-from experiments.benchmarks import depth
+from experiments.benchmarks.columns import COUNTS, NAMES, TABLES
 from experiments.benchmarks.measurement import ADJOINT, OURS
 
 Row = dict[str, Any]
 Places = dict[tuple[str, ...], list[Row]]
-
-# What titles call contenders that have longer names.
-NAMES = {title: name for name, title in depth.TITLES.items()} | {
-    **dict.fromkeys(("ours", "forward", "whole"), OURS),
-    "adjoint": ADJOINT,
-    "nested": "nested jvp",
-    "reverse": "forward over reverse",
-    "loop": "jvp of grad, in a loop",
-}
-COUNTS = {
-    "FLOPs": "flops",
-    "temporaries": "temporary_bytes",
-    "compile time": "compile_seconds",
-}
-TIMES = ("ours ms", "adjoint ms", "nested ms", "nested ÷ ours", "nested ÷ adjoint")
-FRACTIONS = [f"{c}, {way} ÷ nested" for c in COUNTS for way in ("forward", "adjoint")]
-REVERSE = ("reverse ÷ ours", "reverse ÷ adjoint", "jet ÷ ours")
-OTHERS = ("jax.hessian ÷ ours", "jax.hessian ÷ adjoint", "jet ÷ ours", "folx ÷ ours")
-STEPS = ("ours ms", "SGD ms", "Adam ms", "SGD ÷ ours", "Adam ÷ ours")
-STEP_COUNTS = ("FLOPs, ours ÷ Adam", "temporaries, ours ÷ Adam")
-GRADIENTS = (
-    *("ours ms", "jax.grad ms", "2 blocks ms", "4 probes ms", "jax.grad ÷ ours"),
-    *("ours, MB", "jax.grad, MB", "2 blocks, MB", "FLOPs, ours ÷ jax.grad"),
-)
-KINETIC = (
-    *("ours ms", "faster folx ÷ ours", "folx ÷ ours", "folx, sparsity 6 ÷ ours"),
-    *("jax.hessian ÷ ours", "loop ÷ ours", "temporaries, ours ÷ folx"),
-)
-DEPTHS = (*(f"{title}, MB" for title in depth.TITLES.values()), "FLOPs, ours ÷ nested")
-# The titles of each of a table's Markdown tables; those of width depend on its rows.
-TABLES = {
-    "hyperplane": [TIMES + REVERSE, FRACTIONS],
-    "operators": [TIMES + OTHERS, FRACTIONS],
-    "step": [STEPS + STEP_COUNTS],
-    "gradient": [GRADIENTS],
-    "kinetic": [KINETIC],
-    "depth": [DEPTHS],
-}
 
 
 def at(row: Row, name: str, *path: str) -> Any:
@@ -93,13 +55,16 @@ def times(row: Row, name: str, to: str = OURS) -> str | None:
 
 
 def cell(row: Row, title: str) -> str | None:
-    """What a row says under a title, such as "A ms", "A, MB", "A ÷ B" or, of a count,
-    "FLOPs, A ÷ B"."""
+    """What a row says under a title, such as "A ms", "A, MB", "A, compile s", "A ÷ B"
+    or, of a count, "FLOPs, A ÷ B"."""
     full = lambda name: NAMES.get(name, name.replace("chunks of", f"{OURS}, chunks of"))
     if title.endswith(" ms"):
         return milliseconds(row, full(title.removesuffix(" ms")))
     if title.endswith(", MB"):
         return megabytes(row, full(title.removesuffix(", MB")))
+    if title.endswith(", compile s"):
+        name = full(title.removesuffix(", compile s"))
+        return _digits(1, at(row, name, "compile_seconds"))
     first, second = title.split(" ÷ ")
     count, _, ours = first.partition(", ")
     if count not in COUNTS:

@@ -23,7 +23,13 @@ from jax import lax
 
 import fomoh_jax
 from experiments import study
-from experiments.benchmarks import environment, hyperplane, operators, workloads
+from experiments.benchmarks import (
+    environment,
+    hessian,
+    hyperplane,
+    operators,
+    workloads,
+)
 from experiments.benchmarks.measurement import Limits, time_interleaved
 from experiments.benchmarks.tables import RESULTS
 from experiments.benchmarks.ways import TRACES
@@ -139,11 +145,12 @@ def rows() -> dict[str, Callable[[], Program]]:
         table[f"quadratic model, {name}, k={k}"] = model
         table[f"jax.grad, {name}"] = functools.partial(gradient, make)
     laplacians = operators.laplacians, 10, 64
-    hessians = operators.hessians, 100, 64
+    hessians = hessian.contenders, "tanh network", 100
     for name in ("fomoh_jax", "nested jvp"):
         title = f"of a tanh network, D=10, {name}"
         table[f"Laplacian {title}"] = contender(name, *laplacians)
-        table[f"Hessian {title.replace('10', '100')}"] = contender(name, *hessians)
+        way = hessian.FORWARD if name == "fomoh_jax" else name
+        table[f"Hessian {title.replace('10', '100')}"] = contender(way, *hessians)
     table["jax.hessian of a tanh network, D=100"] = contender("jax.hessian", *hessians)
     for name in ("fomoh_jax", "jax.hessian"):
         title = f"Laplacian of a FermiNet-like wave function, D=24, {name}"

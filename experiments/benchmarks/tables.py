@@ -15,9 +15,12 @@ from experiments.benchmarks import (
     depth,
     environment,
     gradient,
+    hessian,
     hyperplane,
     kinetic,
+    networks,
     operators,
+    residual,
     step,
 )
 from experiments.benchmarks.measurement import Limits, measure
@@ -26,7 +29,10 @@ TABLES: dict[str, Callable] = {
     "hyperplane": hyperplane.rows,
     "step": step.rows,
     "operators": operators.rows,
+    "hessian": hessian.rows,
     "kinetic": kinetic.rows,
+    "pinn": residual.rows,
+    "networks": networks.rows,
     "gradient": gradient.rows,
     "depth": depth.rows,
     "width": hyperplane.chunked_rows,

@@ -94,13 +94,13 @@ def mlp(
     def loss(params, inputs, labels):
         return cross_entropy(apply_dense(params, inputs, activation), labels)
 
-    data = _examples((batch, widths[0]), (batch,), widths[-1])
+    data = examples((batch, widths[0]), (batch,), widths[-1])
     return Workload(loss, *cast((dense_layers(widths), data), dtype))
 
 
 def digits(model: str, batch: int, dtype: Any = jnp.float32) -> Workload:
     """Cross-entropy of a model of ``experiments.models`` on 28×28 images."""
-    return _flax(MODELS[model], _examples((batch, 28, 28, 1), (batch,), 10), dtype)
+    return of_flax(MODELS[model], examples((batch, 28, 28, 1), (batch,), 10), dtype)
 
 
 def transformer(
@@ -109,8 +109,8 @@ def transformer(
     """Cross-entropy of the tokens of sequences of embeddings."""
     blocks = [Block(width) for _ in range(layers)]
     model = nn.Sequential([*blocks, nn.LayerNorm(), nn.Dense(32)])
-    data = _examples((batch, length, width), (batch, length), 32)
-    return _flax(model, data, dtype)
+    data = examples((batch, length, width), (batch, length), 32)
+    return of_flax(model, data, dtype)
 
 
 def deep(layers: int, width: int, batch: int, scanned: bool, wrap=None) -> Workload:
@@ -136,12 +136,15 @@ def deep(layers: int, width: int, batch: int, scanned: bool, wrap=None) -> Workl
     return Workload(loss, *jax.device_put((weights, data)))
 
 
-def _examples(inputs: tuple, labels: tuple, classes: int) -> tuple:
+def examples(inputs: tuple, labels: tuple, classes: int) -> tuple:
+    """Normal inputs and uniform labels, of these shapes."""
     drawn = np.random.default_rng(51).integers(classes, size=labels, dtype=np.int32)
     return normal(50, *inputs), drawn
 
 
-def _flax(model: nn.Module, data: tuple, dtype: jnp.dtype) -> Workload:
+def of_flax(model: nn.Module, data: tuple, dtype: Any = jnp.float32) -> Workload:
+    """Cross-entropy of a model's logits."""
+
     def loss(params, inputs, labels):
         return cross_entropy(model.apply(params, inputs), labels)
 

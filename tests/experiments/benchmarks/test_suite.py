@@ -1,5 +1,6 @@
 """The benchmark suite, in its quick form and on programs made to fail."""
 
+import functools
 import json
 import re
 
@@ -40,15 +41,18 @@ TABLES = {
         ("nested ÷ adjoint", COUNTS),
     ),
     "step": ("softmax", {"SGD", "Adam"}, ("Adam ÷ ours",)),
-    "operators": ("", {"nested jvp", "jet"}, ("folx ÷ ours", COUNTS)),
+    "operators": ("", {"nested jvp", "jet"}, ("folx ÷ ours", "FLOPs, ours ÷ nested")),
     "gradient": ("", {"jax.grad", "2 blocks"}, ("jax.grad ÷ ours",)),
     "depth": ("unrolled layers=2", {"nested jvp", "gradient"}, ("ours, k=2, MB",)),
     "kinetic": ("solid", {"faster folx", "jax.hessian"}, ("loop ÷ ours",)),
+    "pinn": ("gradient", {"jet", "folx"}, ("folx ÷ ours",)),
+    "hessian": ("", {"jax.hessian", ADJOINT}, ("forward plan ÷ ours",)),
     "width": (
         "k=4",
         {"nested jvp", "fomoh_jax, chunks of 2"},
         ("chunks of 2 ÷ whole", "chunks of 2, MB"),
     ),
+    "networks": ("", {"nested jvp"}, ("auto ÷ ours", "nested, compile s")),
 }
 
 
@@ -232,12 +236,31 @@ def one_row(rival, **options):
 
 @pytest.mark.parametrize(
     "rival",
-    [lambda x: x**2 + 0.1, lambda x: x**2 * jnp.nan, lambda x: x[:2] ** 2],
-    ids=["other numbers", "not finite", "another shape"],
+    [
+        lambda x: x**2 + 0.1,
+        lambda x: x**2 + 0.1j,
+        lambda x: x**2 * jnp.nan,
+        lambda x: x[:2] ** 2,
+    ],
+    ids=["other numbers", "an imaginary part", "not finite", "another shape"],
 )
 def test_disagreeing_numbers_are_refused(rival):
     with pytest.raises(measurement.DisagreementError, match=r"square k=4: .*rival"):
         measure(one_row(rival), Limits(repeats=1))
+
+
+def test_a_row_has_a_precision_and_a_tolerance_of_its_own():
+    def contenders():
+        args = (jnp.ones(2, "float64"),)
+        assert args[0].dtype == "float64"
+        nudged = Contender(lambda x: x**2 + 1e-5, args)
+        return {OURS: Contender(jnp.square, args), "nudged": nudged}
+
+    row = functools.partial(Row, "square", {"k": 2}, contenders, double=True)
+    with jax.enable_x64(False):
+        measure(row(), Limits(repeats=1))
+        with pytest.raises(measurement.DisagreementError, match="nudged"):
+            measure(row(tolerance=1e-6), Limits(repeats=1))
 
 
 def test_numbers_that_are_not_compared_must_be_finite_too():

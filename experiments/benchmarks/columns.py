@@ -1,0 +1,65 @@
+"""The titles of a report's columns, and what they call the contenders."""
+
+from experiments.benchmarks import depth, hessian, networks
+from experiments.benchmarks.measurement import ADJOINT, OURS
+
+# What titles call contenders that have longer names.
+NAMES = {title: name for name, title in depth.TITLES.items()} | {
+    **dict.fromkeys(("ours", "forward", "whole"), OURS),
+    "adjoint": ADJOINT,
+    "nested": "nested jvp",
+    "reverse": "forward over reverse",
+    "loop": "jvp of grad, in a loop",
+    "forward plan": hessian.FORWARD,
+    "auto": networks.AUTO,
+}
+COUNTS = {
+    "FLOPs": "flops",
+    "temporaries": "temporary_bytes",
+    "compile time": "compile_seconds",
+}
+TIMES = ("ours ms", "adjoint ms", "nested ms", "nested ÷ ours", "nested ÷ adjoint")
+FRACTIONS = [f"{c}, {way} ÷ nested" for c in COUNTS for way in ("forward", "adjoint")]
+REVERSE = ("reverse ÷ ours", "reverse ÷ adjoint", "jet ÷ ours")
+LAPLACIANS = ("ours ms", "nested ms", "nested ÷ ours", "jet ÷ ours", "folx ÷ ours")
+LAPLACIAN_COUNTS = [f"{count}, ours ÷ nested" for count in COUNTS]
+HESSIANS = (
+    *("ours ms", "forward plan ÷ ours", "adjoint ÷ ours"),
+    *("jax.hessian ÷ ours", "nested ÷ ours"),
+    *("temporaries, ours ÷ jax.hessian", "compile time, ours ÷ jax.hessian"),
+)
+STEPS = ("ours ms", "SGD ms", "Adam ms", "SGD ÷ ours", "Adam ÷ ours")
+STEP_COUNTS = ("FLOPs, ours ÷ Adam", "temporaries, ours ÷ Adam")
+GRADIENTS = (
+    *("ours ms", "jax.grad ms", "2 blocks ms", "4 probes ms", "jax.grad ÷ ours"),
+    *("ours, MB", "jax.grad, MB", "2 blocks, MB", "FLOPs, ours ÷ jax.grad"),
+)
+KINETIC = (
+    *("ours ms", "faster folx ÷ ours", "folx ÷ ours", "folx, sparsity 6 ÷ ours"),
+    *("jax.hessian ÷ ours", "loop ÷ ours", "temporaries, ours ÷ folx"),
+)
+RESIDUALS = (
+    *("ours ms", "nested ÷ ours", "jax.hessian ÷ ours", "jet ÷ ours", "folx ÷ ours"),
+    *("temporaries, ours ÷ nested", "temporaries, ours ÷ folx"),
+)
+NETWORKS = (
+    *("ours ms", "nested ÷ ours", "nested ÷ adjoint", "auto ÷ ours"),
+    *("reverse ÷ ours", "reverse ÷ adjoint"),
+)
+COMPILATION = (
+    *("ours, compile s", "adjoint, compile s", "nested, compile s"),
+    *("compile time, ours ÷ nested", "compile time, adjoint ÷ nested"),
+)
+DEPTHS = (*(f"{title}, MB" for title in depth.TITLES.values()), "FLOPs, ours ÷ nested")
+# The titles of each of a table's Markdown tables; those of width depend on its rows.
+TABLES = {
+    "hyperplane": [TIMES + REVERSE, FRACTIONS],
+    "operators": [LAPLACIANS, LAPLACIAN_COUNTS],
+    "step": [STEPS + STEP_COUNTS],
+    "gradient": [GRADIENTS],
+    "hessian": [HESSIANS],
+    "kinetic": [KINETIC],
+    "pinn": [RESIDUALS],
+    "networks": [NETWORKS, COMPILATION],
+    "depth": [DEPTHS],
+}
