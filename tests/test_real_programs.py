@@ -178,47 +178,24 @@ def test_numpyro_log_density():
     assert_agrees_with_nested_jvp(density, values, k=2)
 
 
-def log_psi_network(is_complex):
-    """A flax network whose output is real, or has a phase, times a Gaussian."""
-    nn = pytest.importorskip("flax.linen", reason="flax is not installed")
-
-    class LogPsi(nn.Module):
-        @nn.compact
-        def __call__(self, x):
-            hidden = jnp.tanh(nn.Dense(8, param_dtype=float)(x))
-            out = nn.Dense(2, param_dtype=float)(hidden)
-            real = out[..., 0] - 0.5 * jnp.sum(x**2, axis=-1)
-            return real + 1j * out[..., 1] if is_complex else real
-
-    return LogPsi()
-
-
 def netket_kinetic_energies(dimensions):
     """Three particles with different masses: NetKet's operator, and by one pass."""
     nk = pytest.importorskip("netket", reason="netket is not installed")
-    experimental = pytest.importorskip("netket.experimental")
+    from experiments.vmc import netket_times
 
-    class ForwardKineticEnergy(nk.operator.KineticEnergy):
-        def _expect_kernel_single(self, logpsi, params, x):
-            weights = jnp.broadcast_to(1 / self.mass, x.shape)
-            operator = fomoh_jax.value_grad_and_laplacian(
-                lambda x: logpsi(params, x), weights=weights
-            )
-            _, gradient, laplacian = operator(x)
-            return -0.5 * (laplacian + jnp.sum(weights * gradient**2))
-
-    space = experimental.geometry.FreeSpace(d=dimensions)
-    particles = experimental.hilbert.Particle(N=3, geometry=space)
+    space = netket_times.FreeSpace(d=dimensions)
+    particles = netket_times.Particle(N=3, geometry=space)
     mass = np.repeat([1.0, 2.0, 5.0], dimensions)
     theirs = nk.operator.KineticEnergy(particles, mass)
-    return nk, particles, theirs, ForwardKineticEnergy(particles, mass)
+    ours = netket_times.ForwardKineticEnergy(particles, mass)
+    return netket_times, particles, theirs, ours
 
 
 @pytest.mark.parametrize("name", ["gaussian", "real network", "complex network"])
 def test_netket_local_kinetic_energies(name):
-    nk, particles, theirs, ours = netket_kinetic_energies(dimensions=3)
-    network = log_psi_network(is_complex="complex" in name)
-    model = nk.models.Gaussian() if name == "gaussian" else network
+    times, particles, theirs, ours = netket_kinetic_energies(dimensions=3)
+    network = times.LogPsi((8,), is_complex="complex" in name)
+    model = times.nk.models.Gaussian() if name == "gaussian" else network
     x = normal(5, particles.size)
     variables = model.init(jax.random.key(0), x)
     local = jax.jit(lambda op: op._expect_kernel(model.apply, variables, x))
@@ -226,14 +203,25 @@ def test_netket_local_kinetic_energies(name):
 
 
 def test_netket_energy_from_a_sampler():
-    nk, particles, theirs, ours = netket_kinetic_energies(dimensions=2)
+    times, particles, theirs, ours = netket_kinetic_energies(dimensions=2)
+    nk, model = times.nk, times.LogPsi((8,), is_complex=True)
     well = nk.operator.PotentialEnergy(particles, lambda x: 0.5 * jnp.sum(x**2))
     # The chains are split over the eight devices of tests/conftest.py.
     sampler = nk.sampler.MetropolisGaussian(particles, sigma=0.3, n_chains=8)
-    model, seeds = log_psi_network(is_complex=True), {"seed": 0, "sampler_seed": 1}
+    seeds = {"seed": 0, "sampler_seed": 1}
     state = nk.vqs.MCState(sampler, model, n_samples=16, **seeds)
     energy, expected = (state.expect(kinetic + well) for kinetic in (ours, theirs))
     assert_close((energy.mean, energy.variance), (expected.mean, expected.variance))
+
+
+def test_netket_s_times_are_a_table(tmp_path, monkeypatch):
+    times, *_ = netket_kinetic_energies(dimensions=3)
+    row = times.rows(samples=4)[3]
+    monkeypatch.setattr(times, "rows", lambda samples: [row])
+    times.main(times.Config(samples=4, repeats=1, out=tmp_path))
+    text = (tmp_path / "vmc" / "netket.md").read_text()
+    assert "| complex, float32 |" in text
+    assert " error |" not in text
 
 
 # It warns of a missing boundary condition, and equinox of how it keeps its layers.
