@@ -4,6 +4,8 @@ The packages are the optional extra ``ecosystem``. A test is skipped where its p
 is absent; CI has them all.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -174,3 +176,91 @@ def test_numpyro_log_density():
     ours = jax.jit(lambda v: fomoh_jax.quadratic_model(density, (values,), v))
     assert np.all(np.isfinite(ours(directions).curvature))
     assert_agrees_with_nested_jvp(density, values, k=2)
+
+
+def netket_kinetic_energies(dimensions):
+    """Three particles with different masses: NetKet's operator, and by one pass."""
+    nk = pytest.importorskip("netket", reason="netket is not installed")
+    from experiments.vmc import netket_times
+
+    space = netket_times.FreeSpace(d=dimensions)
+    particles = netket_times.Particle(N=3, geometry=space)
+    mass = np.repeat([1.0, 2.0, 5.0], dimensions)
+    theirs = nk.operator.KineticEnergy(particles, mass)
+    ours = netket_times.ForwardKineticEnergy(particles, mass)
+    return netket_times, particles, theirs, ours
+
+
+@pytest.mark.parametrize("name", ["gaussian", "real network", "complex network"])
+def test_netket_local_kinetic_energies(name):
+    times, particles, theirs, ours = netket_kinetic_energies(dimensions=3)
+    network = times.LogPsi((8,), is_complex="complex" in name)
+    model = times.nk.models.Gaussian() if name == "gaussian" else network
+    x = normal(5, particles.size)
+    variables = model.init(jax.random.key(0), x)
+    local = jax.jit(lambda op: op._expect_kernel(model.apply, variables, x))
+    assert_close(local(ours), local(theirs), rtol=1e-13)
+
+
+def test_netket_energy_from_a_sampler():
+    times, particles, theirs, ours = netket_kinetic_energies(dimensions=2)
+    nk, model = times.nk, times.LogPsi((8,), is_complex=True)
+    well = nk.operator.PotentialEnergy(particles, lambda x: 0.5 * jnp.sum(x**2))
+    # The chains are split over the eight devices of tests/conftest.py.
+    sampler = nk.sampler.MetropolisGaussian(particles, sigma=0.3, n_chains=8)
+    seeds = {"seed": 0, "sampler_seed": 1}
+    state = nk.vqs.MCState(sampler, model, n_samples=16, **seeds)
+    energy, expected = (state.expect(kinetic + well) for kinetic in (ours, theirs))
+    assert_close((energy.mean, energy.variance), (expected.mean, expected.variance))
+
+
+def test_netket_s_times_are_a_table(tmp_path, monkeypatch):
+    times, *_ = netket_kinetic_energies(dimensions=3)
+    row = times.rows(samples=4)[3]
+    monkeypatch.setattr(times, "rows", lambda samples: [row])
+    times.main(times.Config(samples=4, repeats=1, out=tmp_path))
+    text = (tmp_path / "vmc" / "netket.md").read_text()
+    assert "| complex, float32 |" in text
+    assert " error |" not in text
+
+
+# It warns of a missing boundary condition, and equinox of how it keeps its layers.
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_jinns_loss_of_a_reaction_and_diffusion():
+    jinns = pytest.importorskip("jinns", reason="jinns is not installed")
+    eqx = pytest.importorskip("equinox")
+
+    class Reaction(jinns.loss.PDEStatio):
+        operator: Callable = eqx.field(kw_only=True, static=True)
+
+        def equation(self, x, u, params):
+            known = params.eq_params
+            diffusion = known.diffusion * self.operator(x, u, params)
+            return diffusion + u(x, params) * (known.rate - u(x, params))
+
+    def by_one_pass(x, u, params):
+        return fomoh_jax.laplacian(lambda x: u(x, params)[0])(x)
+
+    layers = ((eqx.nn.Linear, 3, 8), (jnp.tanh,), (eqx.nn.Linear, 8, 1))
+    u, network = jinns.nn.PINN_MLP.create(
+        key=jax.random.key(0), eqx_list=layers, eq_type="PDEStatio"
+    )
+    known = {"diffusion": jnp.array(0.7), "rate": jnp.array(1.5)}
+    params = jinns.parameters.Params(nn_params=as_double(network), eq_params=known)
+    weights, points = jinns.loss.LossWeightsPDEStatio(dyn_loss=1.0), normal(5, 3)
+    batch = jinns.data.PDEStatioBatch(domain_batch=points, border_batch=None)
+
+    def residuals_and_gradient(operator):
+        equation = Reaction(operator=operator)
+        loss = jinns.loss.LossPDEStatio(
+            u=u, dynamic_loss=equation, loss_weights=weights, params=params
+        )
+
+        def both(params):
+            residuals = jax.vmap(lambda x: equation.equation(x, u, params))(points)
+            return residuals, jax.grad(lambda p: loss.evaluate(p, batch)[0])(params)
+
+        return jax.jit(both)(params)
+
+    ours = residuals_and_gradient(by_one_pass)
+    assert_close(ours, residuals_and_gradient(jinns.loss.laplacian_rev), rtol=1e-12)

@@ -1,0 +1,1 @@
+"""Variational Monte Carlo of two electrons, with a neural Jastrow factor."""
