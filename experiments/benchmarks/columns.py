@@ -42,6 +42,10 @@ RESIDUALS = (
     *("ours ms", "nested ÷ ours", "jax.hessian ÷ ours", "jet ÷ ours", "folx ÷ ours"),
     *("temporaries, ours ÷ nested", "temporaries, ours ÷ folx"),
 )
+COORDINATES = (
+    *("ours ms", "jet ms", "jet ÷ ours", "ours, MB", "jet, MB"),
+    "FLOPs, ours ÷ jet",
+)
 NETWORKS = (
     *("ours ms", "nested ÷ ours", "nested ÷ adjoint", "auto ÷ ours"),
     *("reverse ÷ ours", "reverse ÷ adjoint"),
@@ -60,6 +64,7 @@ TABLES = {
     "hessian": [HESSIANS],
     "kinetic": [KINETIC],
     "pinn": [RESIDUALS],
+    "stde": [COORDINATES],
     "networks": [NETWORKS, COMPILATION],
     "depth": [DEPTHS],
 }

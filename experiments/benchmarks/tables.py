@@ -21,6 +21,7 @@ from experiments.benchmarks import (
     networks,
     operators,
     residual,
+    stde,
     step,
 )
 from experiments.benchmarks.measurement import Limits, measure
@@ -32,6 +33,7 @@ TABLES: dict[str, Callable] = {
     "hessian": hessian.rows,
     "kinetic": kinetic.rows,
     "pinn": residual.rows,
+    "stde": stde.rows,
     "networks": networks.rows,
     "gradient": gradient.rows,
     "depth": depth.rows,

@@ -15,7 +15,7 @@ import abc
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -26,9 +26,27 @@ from jax.tree_util import register_dataclass, register_pytree_node_class
 from jaxtyping import Array, ArrayLike, DTypeLike, Inexact, PyTree
 
 from fomoh_jax._hyperdual.delay import again, delayed
-from fomoh_jax._types import Leaf
+from fomoh_jax._types import Aval, Leaf
 
 Indices = np.ndarray | jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Linear:
+    """A linear function of one array, and a faster way for arrays of one element.
+
+    Attributes:
+      function: of an array.
+      columns: ``columns(index)``, what the function makes of arrays that are 1 at one
+        place and 0 elsewhere, stacked along a leading axis; ``index`` are their places
+        if the array were flat.
+    """
+
+    function: Callable[[Array], Array]
+    columns: Callable[[Indices], Array] | None = None
+
+    def __call__(self, x: Array) -> Array:
+        return self.function(x)
 
 
 class Channel(abc.ABC):
@@ -78,13 +96,37 @@ class Channel(abc.ABC):
 
     def scaled(
         self, coefficient: ArrayLike, multiply: Callable = jnp.multiply
-    ) -> "Zero | Stack":
+    ) -> "Channel":
         """``coefficient * x`` for each ``x`` of the channel, elementwise."""
         return self.stored().scaled(coefficient, multiply)
 
     def mapped(self, function: Callable, axis: int) -> "Channel":
         """A linear function of one array, of each; the results stacked at ``axis``."""
         return apply_linear(lambda x: [function(x)], [self], [axis])[0]
+
+    def met(self, other: "Channel") -> "Channel | None":
+        """``a_i b_i`` where these are all products ``a_i b_j`` that are not zero.
+
+        None if that is not known, as of channels that have more than one element.
+        """
+        del other
+        return None
+
+    def summed(self, weights: ArrayLike = 1) -> "Stack":
+        """``Σ_i weights_i x_i``, as a stack of one."""
+        array = self.stored().moved(0).operand()
+        weights = jnp.broadcast_to(jnp.asarray(weights, array.dtype), array.shape[:1])
+        return Stack(jnp.tensordot(weights, array, 1)[None])
+
+    def after(
+        self, name: str, params: dict[str, Any], inputs: Sequence[Aval], place: int
+    ) -> "Channel | None":
+        """The channel after a linear operation that it knows a better way through.
+
+        The only operand that varies is at ``place`` among the inputs.
+        """
+        del name, params, inputs, place
+        return None
 
     def whole(self, n: int) -> "Stack":
         """All ``n`` coefficients, stored along a leading axis."""

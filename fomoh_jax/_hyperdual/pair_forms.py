@@ -35,6 +35,10 @@ class Diagonal(IndexPairs):
 
     k: int
 
+    def product(self, a: Channel, b: Channel) -> Channel:
+        met = a.met(b)
+        return super().product(a, b) if met is None else met
+
     @property
     def pairs(self) -> tuple[Indices, Indices]:
         each = np.arange(self.k)

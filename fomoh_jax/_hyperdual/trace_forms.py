@@ -29,6 +29,19 @@ class _Sum(Form):
     def weighted(self, x: Stack) -> Stack:
         """``Σ_j C_ij x_j``: summed over one index here, over the other in products."""
 
+    def product(self, a: Channel, b: Channel) -> Channel:
+        met = a.met(b)
+        total = None if met is None else self._total(met)
+        return super().product(a, b) if total is None else total
+
+    def _total(self, products: Channel) -> Channel | None:
+        """``Σ_i C_ii x_i`` of what :meth:`Channel.met` returns, if that is all.
+
+        By default it is not: ``C`` may have other entries.
+        """
+        del products
+        return None
+
     def cross(self, a: Channel, b: Channel) -> Channel:
         return 2 * self.product(a, b)
 
@@ -68,6 +81,9 @@ class Trace(_Sum):
 
     def weighted(self, x: Stack) -> Stack:
         return x
+
+    def _total(self, products: Channel) -> Channel | None:
+        return products.summed()
 
 
 @register_dataclass
@@ -115,6 +131,9 @@ class DiagonalTrace(_Sum):
         places = [n for n in range(x.array.ndim) if n != x.axis]
         weights = lax.expand_dims(self.weights.astype(x.array.dtype), places)
         return Stack(weights * x.array, x.axis)
+
+    def _total(self, products: Channel) -> Channel | None:
+        return products.summed(self.weights)
 
 
 # XLA on the CPU sums more terms than these in windows, for which it stores them; a sum

@@ -4,8 +4,7 @@ from collections.abc import Callable, Sequence
 from functools import wraps
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, PyTree, Real
+from jaxtyping import ArrayLike, PyTree
 
 from fomoh_jax._argnums import restricted
 from fomoh_jax._hyperdual.evaluation import coefficients_of, primals_of
@@ -17,6 +16,7 @@ from fomoh_jax._operators.basis import (
     gradient_in,
     trace_in,
 )
+from fomoh_jax._weights import check_not_both, read_factor, read_weights
 
 
 class ValueGradientLaplacian(NamedTuple):
@@ -100,11 +100,7 @@ def laplacian(
       Li et al., *A computational framework for neural network-based variational Monte
       Carlo with Forward Laplacian*, 2024, arXiv:2307.08214.
     """
-    if weights is not None and factor is not None:
-        raise ValueError(
-            "laplacian takes weights or their factor, weights = factor @ factor.T, and "
-            "not both."
-        )
+    check_not_both("laplacian", weights, factor)
 
     @wraps(fun)
     def laplacian_fun(*args, **kwargs):
@@ -114,7 +110,7 @@ def laplacian(
             form = _form(weights, varied.size)
             out, aux = along_basis(name, function, form, varied, has_aux)
         else:
-            columns = _columns(factor, varied.size)
+            columns = read_factor(factor, varied.size).T
             form, directions = Trace(len(columns)), varied.directions(columns)
             out, aux = along_directions(
                 name, function, form, varied, directions, has_aux
@@ -188,34 +184,5 @@ def _form(weights: ArrayLike | None, size: int) -> Form:
     """The trace with weights for the ``size`` elements that vary."""
     if weights is None:
         return Trace(size)
-    weights = _real("weights", weights)
-    if weights.shape == (size,):
-        return DiagonalTrace(weights)
-    if weights.shape == (size, size):
-        return WeightedTrace((weights + weights.T) / 2)
-    raise ValueError(
-        f"weights must have shape {[size]}, an entry for each element of the "
-        f"differentiated arguments, or {[size, size]}, a row and a column for each; "
-        f"got shape {list(weights.shape)}."
-    )
-
-
-def _columns(factor: ArrayLike, size: int) -> Real[Array, "r {size}"]:
-    """The columns of a factor ``[D, r]``, one after the other."""
-    factor = _real("factor", factor)
-    if factor.ndim != 2 or len(factor) != size:
-        raise ValueError(
-            f"factor must have shape [{size}, r], a row for each element of the "
-            "differentiated arguments and a column for each direction; got shape "
-            f"{list(factor.shape)}."
-        )
-    return factor.T
-
-
-def _real(name: str, x: ArrayLike) -> Real[Array, "..."]:
-    array = jnp.asarray(x)
-    if jnp.iscomplexobj(array) or array.dtype == bool:
-        raise TypeError(
-            f"{name} must be an array of real numbers; got dtype {array.dtype}."
-        )
-    return array
+    weights = read_weights(weights, size)
+    return DiagonalTrace(weights) if weights.ndim == 1 else WeightedTrace(weights)

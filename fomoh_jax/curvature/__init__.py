@@ -16,6 +16,7 @@ from fomoh_jax.curvature._hutchinson import hutchinson_diagonal, hutchinson_trac
 from fomoh_jax.curvature._newton import newton_step
 from fomoh_jax.curvature._products import hvp
 from fomoh_jax.curvature._sampled import sampled_diagonal, sampled_hessian
+from fomoh_jax.curvature._sampled_trace import sampled_trace
 
 __all__ = [
     "ConjugateGradients",
@@ -28,5 +29,6 @@ __all__ = [
     "newton_step",
     "sampled_diagonal",
     "sampled_hessian",
+    "sampled_trace",
     "top_eigenvalues",
 ]

@@ -29,8 +29,8 @@ class Estimate(NamedTuple):
     standard_error: PyTree[Array]
 
 
-def check_sizes(probes: int, chunk_size: int | None) -> int:
-    """A number of probes whose spread gives a standard error.
+def check_sizes(probes: int, chunk_size: int | None, name: str = "probes") -> int:
+    """A number of probes, or as ``name`` says, whose spread gives a standard error.
 
     Raises:
       TypeError: if it or the size of a chunk is no Python integer.
@@ -38,11 +38,11 @@ def check_sizes(probes: int, chunk_size: int | None) -> int:
     """
     if chunk_size is not None:
         check_size("chunk_size", chunk_size)
-    probes = check_size("probes", probes)
+    probes = check_size(name, probes)
     if probes < 2:
         raise ValueError(
-            "probes must be at least 2, because their spread gives the standard error; "
-            f"got {probes}."
+            f"{name} must be at least 2, because their spread gives the standard "
+            f"error; got {probes}."
         )
     return probes
 
@@ -58,16 +58,17 @@ def rademacher(keys: Keys, size: int, dtype: DTypeLike) -> Float[Array, "n {size
 
 
 def stacked(
-    function: Callable[[Array], Float[Array, "n ..."]],
+    function: Callable[[Array], PyTree[Shaped[Array, "n ..."]]],
     xs: Shaped[Array, "n ..."],
     chunk_size: int | None,
-) -> Float[Array, "n ..."]:
+) -> PyTree[Shaped[Array, "n ..."]]:
     """``function(xs)``, ``[n, …]``, at most ``chunk_size`` rows at a time."""
     chunks = _in_chunks(xs, chunk_size)
     if chunks is None:
         return function(xs)
     parts = map_slices(function, chunks[0])
-    return parts.reshape(-1, *parts.shape[2:])[: len(xs)]
+    joined = lambda part: part.reshape(-1, *part.shape[2:])[: len(xs)]
+    return jax.tree.map(joined, parts)
 
 
 def summed(

@@ -4,24 +4,33 @@ from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import PRNGKeyArray, PyTree
+import numpy as np
+from jax.core import Tracer
+from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray, PyTree
 
 from fomoh_jax._argnums import restricted
-from fomoh_jax._hyperdual import directional_curvature
 from fomoh_jax._hyperdual.arguments import check_key
+from fomoh_jax._hyperdual.channels import Stack
 from fomoh_jax._hyperdual.mesh_axes import (
     check_reverse_pass,
     varies_along,
     varying_alike,
 )
-from fomoh_jax.curvature._coordinates import check_scalar, coordinates_of
+from fomoh_jax._weights import check_not_both, read_factor, read_weights
+from fomoh_jax.curvature._coordinates import (
+    Coordinates,
+    check_scalar,
+    coordinates_of,
+)
 from fomoh_jax.curvature._estimates import (
     Estimate,
+    Keys,
     check_sizes,
     estimated,
     rademacher,
     stacked,
 )
+from fomoh_jax.curvature._traces import trace_estimate, trace_samples
 
 
 def hutchinson_trace(
@@ -29,6 +38,8 @@ def hutchinson_trace(
     argnums: int | Sequence[int] = 0,
     *,
     probes: int,
+    weights: ArrayLike | None = None,
+    factor: ArrayLike | None = None,
     chunk_size: int | None = None,
 ) -> Callable[..., Estimate]:
     r"""The trace of the Hessian from random directions, all in one forward pass.
@@ -38,25 +49,35 @@ def hutchinson_trace(
 
     It is unbiased, of variance :math:`2\, (\|H\|_F^2 - \sum_i H_{ii}^2) / n`: exact
     where the Hessian is diagonal. (:func:`fomoh_jax.laplacian` is exact always, for
-    ``D`` tangents.)
+    ``D`` tangents; :func:`sampled_trace` is better where the diagonal hardly varies.)
+
+    With a factor the directions are :math:`S v_s`, and the trace is that of
+    :math:`S S^\top H`. With weights it is that of :math:`C H`, from directions that are
+    scaled by the roots of their absolute values; where some may be negative, from one
+    for either sign.
 
     Args:
-      fun: a function of pytrees of arrays that returns one real number.
+      fun: a function of pytrees of real arrays that returns a pytree of arrays.
       argnums: which positional argument of ``fun``, or arguments, to differentiate: all
         their elements together.
       probes: number of directions ``n``, at least 2.
+      weights: real, shape ``[D]``, the diagonal of :math:`C`, of any sign.
+      factor: real, shape ``[D, r]``: :math:`S`, instead of ``weights``.
       chunk_size: bound on memory: that many probes at a time. By default all.
 
     Returns:
       A function of a PRNG key and the arguments of ``fun`` that returns an
-      :class:`Estimate` of scalars.
+      :class:`Estimate` of what ``fun`` returns. Under ``jit``, a standard error that is
+      not used is not computed, and saves half of the pass (without ``chunk_size``).
 
     Raises:
       TypeError: if ``probes`` or ``chunk_size`` is no Python integer. At the call, if
         ``key`` is no PRNG key, if a differentiated argument is not of real
-        floating-point numbers, or if ``fun`` does not return one.
-      ValueError: if ``probes < 2`` or ``chunk_size < 1``. At the call, if ``argnums``
-        is out of range, or nothing varies.
+        floating-point numbers, an output not of floating-point numbers, or ``weights``
+        or ``factor`` not of real numbers.
+      ValueError: if ``probes < 2`` or ``chunk_size < 1``, or both ``weights`` and
+        ``factor`` are given. At the call, if ``argnums`` is out of range, a shape is
+        not as said, or nothing varies.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -67,26 +88,58 @@ def hutchinson_trace(
 
     References:
       Hutchinson, *A stochastic estimator of the trace of the influence matrix for
-      Laplacian smoothing splines*, 1990.
+      Laplacian smoothing splines*, 1990; Hu, Shi, Karniadakis and Kawaguchi,
+      *Hutchinson trace estimation for high-dimensional and high-order PINNs*, 2024,
+      arXiv:2312.14499.
     """
     name, n = "hutchinson_trace", check_sizes(probes, chunk_size)
+    check_not_both(name, weights, factor)
 
     def estimate(key: PRNGKeyArray, /, *args: PyTree, **kwargs: PyTree) -> Estimate:
         check_key(key)
         function, varied = restricted(name, fun, argnums, args, kwargs)
         coordinates = coordinates_of(name, varied)
+        scaled = _scaled(weights, factor, coordinates)
 
-        def curvature(keys):
-            vectors = rademacher(keys, coordinates.size, coordinates.dtype)
-            directions = coordinates.tree(vectors)
-            value, _, curved = directional_curvature(function, varied.args, directions)
-            check_scalar(name, value)
-            return curved.astype(coordinates.dtype)
+        def of_probes(keys):
+            vectors = scaled(keys)
+            channels = list(map(Stack, varied.directions(jnp.concatenate(vectors))))
+            signs = jnp.repeat(jnp.array([1.0, -1.0])[: len(vectors)], len(keys))
+            return name, function, varied, channels, signs, len(keys)
 
-        samples = stacked(curvature, jax.random.split(key, n), chunk_size)
-        return Estimate(*estimated(samples))
+        keys = jax.random.split(key, n)
+        if chunk_size is None or chunk_size >= n:
+            return trace_estimate(*of_probes(keys))
+        samples = stacked(
+            lambda keys: trace_samples(*of_probes(keys)), keys, chunk_size
+        )
+        estimates = [estimated(x) for x in jax.tree.leaves(samples)]
+        unflatten = jax.tree.structure(samples).unflatten
+        return Estimate(*map(unflatten, zip(*estimates)))
 
     return estimate
+
+
+def _scaled(
+    weights: ArrayLike | None, factor: ArrayLike | None, coordinates: Coordinates
+) -> Callable[[Keys], list[Float[Array, "n D"]]]:
+    """Directions from keys: what adds to a trace, and what is taken from it."""
+    size, dtype = coordinates.size, coordinates.dtype
+    if factor is not None:
+        s = read_factor(factor, size).astype(dtype)
+        return lambda keys: [rademacher(keys, s.shape[1], dtype) @ s.T]
+    if weights is None:
+        return lambda keys: [rademacher(keys, size, dtype)]
+    c = read_weights(weights, size, diagonal=True).astype(dtype)
+    roots = [jnp.sqrt(jnp.maximum(c, 0)), jnp.sqrt(jnp.maximum(-c, 0))]
+    if not isinstance(weights, Tracer) and np.all(np.asarray(weights) >= 0):
+        del roots[1]
+
+    def of_either_sign(keys):
+        signs = rademacher(keys, size, dtype)
+        return [signs * root for root in roots]
+
+    return of_either_sign
 
 
 def hutchinson_diagonal(

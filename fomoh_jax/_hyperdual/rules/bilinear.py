@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Inexact
 
-from fomoh_jax._hyperdual.channels import Channel
+from fomoh_jax._hyperdual.channels import Channel, Linear
 from fomoh_jax._hyperdual.form import Bilinear, Form
 from fomoh_jax._hyperdual.number import HyperDual, spread
 from fomoh_jax._hyperdual.registry import Operation, rule
@@ -43,6 +43,7 @@ def bilinear(
     operations: float = 0,
     paired: Callable | None = None,
     contracted: Callable | None = None,
+    columns: Callable[[int], Callable | None] | None = None,
 ) -> list[HyperDual]:
     """The product rule, twice.
 
@@ -59,6 +60,8 @@ def bilinear(
         more than its operands have elements by far.
       paired: ``paired(product, xs, ys)``, of stacks as in :class:`Bilinear`.
       contracted: the sum of the products of two stacks, as in :class:`Bilinear`.
+      columns: for either operand, 0 or 1, the columns of the product as a function of
+        it, as in :class:`Linear`; None for those that are no better than the product.
     """
     a, b, *rest = args
     fixed = [number.primal for number in rest]
@@ -68,8 +71,11 @@ def bilinear(
 
     primal = product(a.primal, b.primal)
 
-    left = lambda channel: channel.mapped(lambda x: product(x, b.primal), axis)
-    right = lambda channel: channel.mapped(lambda y: product(a.primal, y), axis)
+    of_columns = columns or (lambda place: None)
+    by_b = Linear(lambda x: product(x, b.primal), of_columns(0))
+    by_a = Linear(lambda y: product(a.primal, y), of_columns(1))
+    left = lambda channel: channel.mapped(by_b, axis)
+    right = lambda channel: channel.mapped(by_a, axis)
     along = b.tangents
     if not a.is_constant:
         along = _after(a.primal, along)

@@ -7,16 +7,17 @@ products are one matrix product each, with no transpose of the result.
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.extend.core import primitives
 from jaxtyping import Array
 
-from fomoh_jax._hyperdual.channels import Stack
+from fomoh_jax._hyperdual.channels import Indices, Stack
 from fomoh_jax._hyperdual.form import Form
 from fomoh_jax._hyperdual.number import HyperDual
 from fomoh_jax._hyperdual.registry import Operation, rule
@@ -53,6 +54,7 @@ def _product(form: Form, op: Operation, a: HyperDual, b: HyperDual) -> list[Hype
         second_axis=second_axis,
         operations=2.0 * inner * out,
         contracted=partial(_contracted, op),
+        columns=partial(_columns, op, (a.primal, b.primal)),
     )
 
 
@@ -126,6 +128,20 @@ def _contracted(op: Operation, a: Stack, b: Stack) -> Array:
     )
     params = {**op.params, "dimension_numbers": numbers}
     return dataclasses.replace(op, params=params)(a.array, b.array)[0]
+
+
+def _columns(op: Operation, factors: Sequence[Leaf], place: int) -> Callable | None:
+    """Rows of the other factor, for a vector that a product contracts whole."""
+    over, _ = op.params["dimension_numbers"]
+    if jnp.ndim(factors[place]) != 1 or len(over[0]) != 1:
+        return None
+    other, (dim,) = jnp.asarray(factors[1 - place]), over[1 - place]
+
+    def columns(index: Indices) -> Array:
+        rows = jnp.take(other, index, axis=dim, mode="clip")
+        return jnp.moveaxis(rows, dim, 0).astype(op.outputs[0].dtype)
+
+    return columns
 
 
 @rule("ragged_dot_general")

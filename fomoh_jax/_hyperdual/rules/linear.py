@@ -40,6 +40,14 @@ def linear(form: Form, op: Operation, args: Sequence[HyperDual]) -> list[HyperDu
         return [results[i] for i in carried]
 
     def mapped(channels: Sequence[Channel]) -> dict[int, Channel]:
+        moving = [n for n, channel in enumerate(channels) if not channel.is_zero]
+        if len(moving) == len(carried) == 1:
+            (only,) = moving
+            known = channels[only].after(
+                op.primitive.name, op.params, op.inputs, places[only]
+            )
+            if known is not None:
+                return {carried[0]: known}
         axes = [_out_axis(op, channels, outs[i].ndim) for i in carried]
         return dict(zip(carried, apply_linear(function, channels, axes)))
 

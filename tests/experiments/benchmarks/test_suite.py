@@ -46,6 +46,7 @@ TABLES = {
     "depth": ("unrolled layers=2", {"nested jvp", "gradient"}, ("ours, k=2, MB",)),
     "kinetic": ("solid", {"faster folx", "jax.hessian"}, ("loop ÷ ours",)),
     "pinn": ("gradient", {"jet", "folx"}, ("folx ÷ ours",)),
+    "stde": ("sine-Gordon, residual D", {"jet"}, ("jet ÷ ours", "jet, MB")),
     "hessian": ("", {"jax.hessian", ADJOINT}, ("forward plan ÷ ours",)),
     "width": (
         "k=4",

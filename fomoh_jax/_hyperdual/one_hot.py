@@ -1,0 +1,150 @@
+"""Directions along single elements that are not known while tracing.
+
+A random coordinate of a hundred thousand is a direction with one element that is not
+zero. Stored, ``n`` of them would be ``n`` arrays of the size of the argument, and a
+product with a matrix would multiply them all; known to be so, they are ``n`` of its
+rows.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+from jax.tree_util import register_dataclass
+from jaxtyping import Array, ArrayLike, Inexact, Int
+
+from fomoh_jax._hyperdual.channels import Channel, Linear, Stack
+from fomoh_jax._types import Aval
+
+
+@register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class OneHot(Channel):
+    """``v_i`` is ``entries[i]`` at place ``index[i]`` of a flat array, and zero else.
+
+    Elementwise operations, and those that move elements or add them all up, leave it
+    what it is; any other stores it.
+
+    Attributes:
+      entries: shape ``[n]``.
+      index: integers, shape ``[n]``: places in an array as if it were flat.
+      shape: of the array.
+    """
+
+    is_stored = False
+
+    entries: Inexact[Array, " n"]
+    index: Int[Array, " n"]
+    shape: tuple[int, ...] = dataclasses.field(metadata={"static": True})
+
+    def stored(self) -> Stack:
+        places = jnp.arange(math.prod(self.shape), dtype=self.index.dtype)
+        hot = self.index[:, None] == places
+        dense = jnp.where(hot, self.entries[:, None], 0)
+        return Stack(dense.reshape(-1, *self.shape))
+
+    def scaled(
+        self, coefficient: ArrayLike, multiply: Callable = jnp.multiply
+    ) -> "OneHot":
+        if jnp.ndim(coefficient):
+            flat = jnp.asarray(coefficient).reshape(-1)
+            coefficient = flat.at[self.index].get(mode="promise_in_bounds")
+        return self._with(multiply(coefficient, self.entries))
+
+    def __add__(self, other: object) -> Channel:
+        if isinstance(other, OneHot) and other.index is self.index:
+            return self._with(self.entries + other.entries)
+        return super().__add__(other)
+
+    def met(self, other: Channel) -> "OneHot | None":
+        if not isinstance(other, OneHot) or other.index is not self.index:
+            return None
+        return self._with(self.entries * other.entries)
+
+    def summed(self, weights: ArrayLike = 1) -> Stack:
+        zeros = jnp.zeros(math.prod(self.shape), self.entries.dtype)
+        entries = jnp.asarray(weights, self.entries.dtype) * self.entries
+        total = zeros.at[self.index].add(entries, mode="promise_in_bounds")
+        return Stack(total.reshape(1, *self.shape))
+
+    def mapped(self, function: Callable, axis: int) -> Channel:
+        columns = function.columns if isinstance(function, Linear) else None
+        if columns is None:
+            return super().mapped(function, axis)
+        arrays = columns(self.index)
+        entries = jnp.expand_dims(self.entries, range(1, arrays.ndim))
+        return Stack(entries * arrays).moved(axis)
+
+    def after(
+        self, name: str, params: dict[str, Any], inputs: Sequence[Aval], place: int
+    ) -> Channel | None:
+        follow = _FOLLOW.get(name)
+        return follow(self, params, inputs, place) if follow else None
+
+    def _with(self, entries: Array) -> "OneHot":
+        return dataclasses.replace(self, entries=entries)
+
+    def _reshaped(self, shape: Sequence[int]) -> "OneHot | None":
+        if math.prod(shape) != math.prod(self.shape):
+            return None
+        return dataclasses.replace(self, shape=tuple(shape))
+
+
+def _negated(x: OneHot, *_) -> Channel:
+    return -1 * x
+
+
+def _converted(x: OneHot, params, *_) -> Channel:
+    return x._with(x.entries.astype(params["new_dtype"]))
+
+
+def _reshaped(x: OneHot, params, *_) -> Channel | None:
+    return (
+        None if params["dimensions"] is not None else x._reshaped(params["new_sizes"])
+    )
+
+
+def _squeezed(x: OneHot, params, *_) -> Channel | None:
+    gone = params["dimensions"]
+    return x._reshaped([n for i, n in enumerate(x.shape) if i not in gone])
+
+
+def _expanded(x: OneHot, params, *_) -> Channel | None:
+    """A ``broadcast_in_dim`` that adds dimensions of size one alone."""
+    return x._reshaped(params["shape"])
+
+
+def _totalled(x: OneHot, params, *_) -> Channel | None:
+    return Stack(x.entries) if len(params["axes"]) == len(x.shape) else None
+
+
+def _concatenated(x: OneHot, params, inputs, place) -> Channel | None:
+    if len(x.shape) != 1:
+        return None
+    lengths = [aval.shape[0] for aval in inputs]
+    index = x.index + sum(lengths[:place])
+    return OneHot(x.entries, index, (sum(lengths),))
+
+
+def _sliced(x: OneHot, params, *_) -> Channel | None:
+    if len(x.shape) != 1 or params["strides"] not in (None, (1,)):
+        return None
+    (start,), (limit,) = params["start_indices"], params["limit_indices"]
+    index = x.index - start
+    inside = (index >= 0) & (index < limit - start)
+    entries = jnp.where(inside, x.entries, 0)
+    return OneHot(entries, jnp.where(inside, index, 0), (limit - start,))
+
+
+_FOLLOW: dict[str, Callable[..., Channel | None]] = {
+    "neg": _negated,
+    "convert_element_type": _converted,
+    "reshape": _reshaped,
+    "squeeze": _squeezed,
+    "broadcast_in_dim": _expanded,
+    "reduce_sum": _totalled,
+    "concatenate": _concatenated,
+    "slice": _sliced,
+}
