@@ -8,6 +8,7 @@ from jax import export
 
 from fomoh_jax._activity_plane import EffortState
 from fomoh_jax._hyperdual import DirectionalCurvature, QuadraticModel
+from fomoh_jax._operators import ValueGradientHessian, ValueGradientLaplacian
 from fomoh_jax._transforms import (
     ScaleByActivityGradientState,
     ScaleByForwardGradientState,
@@ -22,6 +23,8 @@ from fomoh_jax.solvers.searches import GainRatioState, SelfTuningState
 NAMED = (
     QuadraticModel,
     DirectionalCurvature,
+    ValueGradientHessian,
+    ValueGradientLaplacian,
     ScaleByActivityGradientState,
     ScaleByForwardGradientState,
     ScaleByHyperplaneState,

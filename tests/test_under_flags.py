@@ -246,6 +246,14 @@ OPERATORS = {
         lambda x: fj.hessian_diagonal(fun)(x),
         lambda at: at.diagonal,
     ),
+    "value_grad_and_hessian": (
+        lambda x: fj.value_grad_and_hessian(fun)(x).hessian,
+        lambda at: at.hessian,
+    ),
+    "value_grad_and_laplacian": (
+        lambda x: fj.value_grad_and_laplacian(fun)(x).laplacian,
+        lambda at: at.trace,
+    ),
     "laplacian": (lambda x: fj.laplacian(fun)(x), lambda at: at.trace),
     "laplacian with weights": (
         lambda x: fj.laplacian(fun, weights=like(x, WEIGHTS))(x),
@@ -266,6 +274,10 @@ OPERATORS = {
     "hutchinson_trace": (
         lambda x: curvature.hutchinson_trace(separable, probes=3)(key(), x).value,
         lambda at: np.sum(at.separable),
+    ),
+    "sampled_trace": (
+        lambda x: curvature.sampled_trace(fun, coordinates=x.size)(key(), x).value,
+        lambda at: at.trace,
     ),
     "hutchinson_diagonal": (
         lambda x: curvature.hutchinson_diagonal(separable, probes=3)(key(), x).value,
@@ -491,7 +503,8 @@ def test_every_public_function_is_here():
     }
     # Modules, what the others return, and what only fills a table.
     kept = ("QuadraticModel", "DirectionalCurvature", "register_rule", "Estimate")
-    kept += ("Eigenpairs", "blocks_of")
+    kept += ("Eigenpairs", "blocks_of", "ValueGradientHessian")
+    kept += ("ValueGradientLaplacian",)
     here = " ".join(OPERATORS) + inspect.getsource(inspect.getmodule(made))
     for name, value in public.items():
         returned = (

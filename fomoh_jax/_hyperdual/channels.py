@@ -33,17 +33,25 @@ Indices = np.ndarray | jax.Array
 
 @dataclasses.dataclass(frozen=True)
 class Linear:
-    """A linear function of one array, and a faster way for arrays of one element.
+    """A linear function of one array, and faster ways for some arrays.
 
     Attributes:
       function: of an array.
       columns: ``columns(index)``, what the function makes of arrays that are 1 at one
         place and 0 elsewhere, stacked along a leading axis; ``index`` are their places
         if the array were flat.
+      over: the dimension of the array that the function sums over, if it is the same
+        function of all that is left; ``None`` otherwise.
+      of_slice: ``of_slice(start, size)``, a part of the sum over that dimension, as a
+        function of so many elements of it.
+      shape: of the result.
     """
 
     function: Callable[[Array], Array]
     columns: Callable[[Indices], Array] | None = None
+    over: int | None = None
+    of_slice: Callable[[int, int], "Linear"] | None = None
+    shape: tuple[int, ...] = ()
 
     def __call__(self, x: Array) -> Array:
         return self.function(x)

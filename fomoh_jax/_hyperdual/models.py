@@ -167,6 +167,7 @@ def quadratic_model(
       Cobb et al., *Second-Order Forward-Mode Automatic Differentiation for
       Optimization*, 2024, arXiv:2408.10419, section 3.
     """
+    check_primals(fun, primals)
     found, aux = _model(fun, primals, directions, chosen(plan), has_aux)
     return (found, aux) if has_aux else found
 
@@ -193,7 +194,6 @@ def _model(
     has_aux: bool,
     along_basis: bool = False,
 ) -> tuple[QuadraticModel, PyTree]:
-    check_primals(fun, primals)
     k, _ = read_directions(primals, directions)
     # Along no direction there is nothing to compute, and nothing to split.
     way = plan if k else Forward()

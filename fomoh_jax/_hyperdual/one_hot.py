@@ -41,7 +41,7 @@ class OneHot(Channel):
 
     def stored(self) -> Stack:
         places = jnp.arange(math.prod(self.shape), dtype=self.index.dtype)
-        hot = self.index[:, None] == places
+        hot = self.index[:, None] == places[None]
         dense = jnp.where(hot, self.entries[:, None], 0)
         return Stack(dense.reshape(-1, *self.shape))
 

@@ -157,5 +157,7 @@ def _inner(a: Stack, b: Stack) -> Stack:
     )
     *products, last = (x * y for x, y in zip(cut(a), cut(b)))
     sums = [sum(products[1:], products[0])] if products else []
-    totals = [jnp.sum(x, axis, keepdims=True) for x in (*sums, last)]
+    # (jnp.sum would make a weak type strong.)
+    summed = lambda x: lax.expand_dims(lax.reduce_sum(x, [axis]), [axis])
+    totals = list(map(summed, (*sums, last)))
     return Stack(in_dtype(sum(totals[1:], totals[0]), dtype), axis)

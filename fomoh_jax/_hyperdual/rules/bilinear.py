@@ -43,7 +43,7 @@ def bilinear(
     operations: float = 0,
     paired: Callable | None = None,
     contracted: Callable | None = None,
-    columns: Callable[[int], Callable | None] | None = None,
+    linear: Callable[..., Linear] | None = None,
 ) -> list[HyperDual]:
     """The product rule, twice.
 
@@ -60,8 +60,8 @@ def bilinear(
         more than its operands have elements by far.
       paired: ``paired(product, xs, ys)``, of stacks as in :class:`Bilinear`.
       contracted: the sum of the products of two stacks, as in :class:`Bilinear`.
-      columns: for either operand, 0 or 1, the columns of the product as a function of
-        it, as in :class:`Linear`; None for those that are no better than the product.
+      linear: ``linear(product, place, other)``, the product as a function of either
+        operand, at ``place`` 0 or 1, with what is known of it.
     """
     a, b, *rest = args
     fixed = [number.primal for number in rest]
@@ -71,9 +71,9 @@ def bilinear(
 
     primal = product(a.primal, b.primal)
 
-    of_columns = columns or (lambda place: None)
-    by_b = Linear(lambda x: product(x, b.primal), of_columns(0))
-    by_a = Linear(lambda y: product(a.primal, y), of_columns(1))
+    linear = linear or (lambda product, place, other: Linear(product))
+    by_b = linear(lambda x: product(x, b.primal), 0, b.primal)
+    by_a = linear(lambda y: product(a.primal, y), 1, a.primal)
     left = lambda channel: channel.mapped(by_b, axis)
     right = lambda channel: channel.mapped(by_a, axis)
     along = b.tangents

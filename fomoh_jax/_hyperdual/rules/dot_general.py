@@ -17,7 +17,7 @@ from jax import lax
 from jax.extend.core import primitives
 from jaxtyping import Array
 
-from fomoh_jax._hyperdual.channels import Indices, Stack
+from fomoh_jax._hyperdual.channels import Indices, Linear, Stack
 from fomoh_jax._hyperdual.form import Form
 from fomoh_jax._hyperdual.number import HyperDual
 from fomoh_jax._hyperdual.registry import Operation, rule
@@ -54,7 +54,7 @@ def _product(form: Form, op: Operation, a: HyperDual, b: HyperDual) -> list[Hype
         second_axis=second_axis,
         operations=2.0 * inner * out,
         contracted=partial(_contracted, op),
-        columns=partial(_columns, op, (a.primal, b.primal)),
+        linear=partial(_linear, op, (a.primal.ndim, b.primal.ndim)),
     )
 
 
@@ -130,18 +130,27 @@ def _contracted(op: Operation, a: Stack, b: Stack) -> Array:
     return dataclasses.replace(op, params=params)(a.array, b.array)[0]
 
 
-def _columns(op: Operation, factors: Sequence[Leaf], place: int) -> Callable | None:
-    """Rows of the other factor, for a vector that a product contracts whole."""
-    over, _ = op.params["dimension_numbers"]
-    if jnp.ndim(factors[place]) != 1 or len(over[0]) != 1:
-        return None
-    other, (dim,) = jnp.asarray(factors[1 - place]), over[1 - place]
+def _linear(
+    op: Operation, ranks: tuple[int, int], product: Callable, place: int, other: Leaf
+) -> Linear:
+    """The product as a function of one of its factors."""
+    over, (batch, _) = op.params["dimension_numbers"]
+    if batch or len(over[0]) != 1 or op.params.get("out_sharding") is not None:
+        return Linear(product)
+    (dim,), (other_dim,) = over[place], over[1 - place]
+    out = op.outputs[0]
 
     def columns(index: Indices) -> Array:
-        rows = jnp.take(other, index, axis=dim, mode="clip")
-        return jnp.moveaxis(rows, dim, 0).astype(op.outputs[0].dtype)
+        rows = jnp.take(other, index, axis=other_dim, mode="clip")
+        return jnp.moveaxis(rows, other_dim, 0).astype(out.dtype)
 
-    return columns
+    def of_slice(start: int, size: int) -> Linear:
+        part = lax.slice_in_dim(other, start, start + size, axis=other_dim)
+        factors = lambda x: (x, part) if place == 0 else (part, x)
+        return _linear(op, ranks, lambda x: op(*factors(x))[0], place, part)
+
+    of_vector = columns if ranks[place] == 1 else None
+    return Linear(product, of_vector, dim, of_slice, out.shape)
 
 
 @rule("ragged_dot_general")

@@ -1,15 +1,17 @@
 """Linear primitives: map the primitive itself over the channels."""
 
+import math
 from collections.abc import Callable, Sequence
 
 from fomoh_jax._hyperdual.channels import ZERO, Channel, apply_linear
+from fomoh_jax._hyperdual.composite import joined, repeated
 from fomoh_jax._hyperdual.form import Form
 from fomoh_jax._hyperdual.number import HyperDual, is_inexact, spread
 from fomoh_jax._hyperdual.registry import Operation, Params, rule
 
 
 @rule(
-    *("add_jaxvals", "broadcast_in_dim", "complex", "concatenate", "conj"),
+    *("add_jaxvals", "complex", "conj"),
     *("convert_element_type", "copy", "copy_p", "cumsum", "device_put"),
     *("dynamic_slice", "dynamic_update_slice", "fft", "imag", "layout_constraint"),
     *("name", "neg", "optimization_barrier", "pad", "real", "reduce_precision"),
@@ -22,11 +24,20 @@ from fomoh_jax._hyperdual.registry import Operation, Params, rule
     *("reduce_scatter", "reduced_vary_cast", "reduced_vary_cast_p", "unreduced_psum"),
     *("unreduced_reduce_scatter", "vary_unreduced_cast", "vary_unreduced_cast_p"),
 )
-def linear(form: Form, op: Operation, args: Sequence[HyperDual]) -> list[HyperDual]:
+def linear(
+    form: Form,
+    op: Operation,
+    args: Sequence[HyperDual],
+    compose: Callable[[Sequence[Channel]], Channel | None] | None = None,
+) -> list[HyperDual]:
     """``y_t = L(x_t)`` and ``y_s = L(x_s)``, jointly in all the operands that vary.
 
     An operand that cannot vary (an index, a predicate) keeps its primal; one that could
     but does not contributes zero.
+
+    Args:
+      compose: makes a channel of the only result that is not put together yet, or
+        returns ``None``.
     """
     outs = op(*(arg.primal for arg in args))
     carried = [i for i, out in enumerate(outs) if is_inexact(out)]
@@ -40,6 +51,9 @@ def linear(form: Form, op: Operation, args: Sequence[HyperDual]) -> list[HyperDu
         return [results[i] for i in carried]
 
     def mapped(channels: Sequence[Channel]) -> dict[int, Channel]:
+        composite = compose and compose(channels)
+        if composite is not None:
+            return {carried[0]: composite}
         moving = [n for n, channel in enumerate(channels) if not channel.is_zero]
         if len(moving) == len(carried) == 1:
             (only,) = moving
@@ -57,6 +71,30 @@ def linear(form: Form, op: Operation, args: Sequence[HyperDual]) -> list[HyperDu
         HyperDual(out, tangents.get(i, ZERO), seconds.get(i, ZERO))
         for i, out in enumerate(outs)
     ]
+
+
+@rule("broadcast_in_dim")
+def _broadcast(form: Form, op: Operation, args: Sequence[HyperDual]):
+    """The broadcast is left to what needs it, where it repeats elements."""
+    inner, shape = op.inputs[0].shape, op.outputs[0].shape
+    dimensions = tuple(map(int, op.params["broadcast_dimensions"]))
+    repeats = math.prod(inner) < math.prod(shape)
+
+    def compose(channels: Sequence[Channel]) -> Channel | None:
+        (channel,) = channels
+        if not repeats or not inner or channel.is_zero:
+            return None
+        axis = _out_axis(op, channels, len(shape))
+        return repeated(channel, inner, shape, dimensions, axis)
+
+    return linear(form, op, args, compose)
+
+
+@rule("concatenate")
+def _concatenate(form: Form, op: Operation, args: Sequence[HyperDual]):
+    shapes = [x.shape for x in op.inputs]
+    compose = lambda channels: joined(channels, shapes, op.params["dimension"])
+    return linear(form, op, args, compose)
 
 
 @rule("add")
