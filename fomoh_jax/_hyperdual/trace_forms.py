@@ -7,6 +7,7 @@ rules do to seconds they do to one array.
 
 import abc
 import dataclasses
+import itertools
 
 import jax.numpy as jnp
 from jax import lax
@@ -142,22 +143,19 @@ _TERMS = 32
 
 
 def _inner(a: Stack, b: Stack) -> Stack:
-    """``Σ_i a_i b_i``, elementwise, as a stack of one; the stacks share an axis.
-
-    Parts of at most 32 products are added to each other, and then up.
-    """
+    """``Σ_i a_i b_i``, elementwise, as a stack of one; the stacks share an axis."""
     axis, size = a.axis, a.array.shape[a.axis]
     dtype = jnp.result_type(a.array, b.array)
     # As jnp.sum does, half precision is summed in single.
     wide = jnp.float32 if jnp.finfo(dtype).bits < 32 else dtype
-    width = -(-size // -(-size // _TERMS)) if size else 0
-    count, rest = divmod(size, max(width, 1))
-    cut = lambda stack: lax.split(
-        in_dtype(stack.array, wide), [width] * count + [rest], axis
-    )
-    *products, last = (x * y for x, y in zip(cut(a), cut(b)))
-    sums = [sum(products[1:], products[0])] if products else []
+    count = max(-(-size // _TERMS), 1)
+    ends = [size * n // count for n in range(count + 1)]
+    widths = [end - start for start, end in itertools.pairwise(ends)]
+    cut = lambda stack: lax.split(in_dtype(stack.array, wide), widths, axis)
     # (jnp.sum would make a weak type strong.)
     summed = lambda x: lax.expand_dims(lax.reduce_sum(x, [axis]), [axis])
-    totals = list(map(summed, (*sums, last)))
-    return Stack(in_dtype(sum(totals[1:], totals[0]), dtype), axis)
+    parts = [summed(x * y) for x, y in zip(cut(a), cut(b))]
+    if count > 1:
+        # All before anything else, so that nothing holds the factors for longer.
+        parts = lax.optimization_barrier(parts)
+    return Stack(in_dtype(sum(parts[1:], parts[0]), dtype), axis)
