@@ -79,10 +79,11 @@ def _broadcast(form: Form, op: Operation, args: Sequence[HyperDual]):
     inner, shape = op.inputs[0].shape, op.outputs[0].shape
     dimensions = tuple(map(int, op.params["broadcast_dimensions"]))
     repeats = math.prod(inner) < math.prod(shape)
+    placed = op.params.get("sharding") is not None  # said, and not to be found out
 
     def compose(channels: Sequence[Channel]) -> Channel | None:
         (channel,) = channels
-        if not repeats or not inner or channel.is_zero:
+        if not repeats or placed or not inner or channel.is_zero:
             return None
         axis = _out_axis(op, channels, len(shape))
         return repeated(channel, inner, shape, dimensions, axis)
