@@ -17,7 +17,7 @@ from fomoh_jax._hyperdual.pair_forms import Diagonal, Pairs
 from fomoh_jax._hyperdual.trace_forms import DiagonalTrace, Trace, WeightedTrace
 from fomoh_jax.curvature import hutchinson_trace, sampled_trace
 from fomoh_jax.curvature._sampled_trace import distinct
-from tests.reference import assert_close, normal
+from tests.reference import assert_close, normal, partly_slow
 
 D, N = 6, 3
 W = normal(D, 5)
@@ -115,7 +115,7 @@ PROGRAMS = {
 INDEX = jnp.array([4, 0, 3])
 
 
-@pytest.mark.parametrize("name", PROGRAMS)
+@pytest.mark.parametrize("name", partly_slow(PROGRAMS))
 def test_one_hot_directions_are_what_they_stand_for(name):
     x, entries = normal(D) / 2 + 1, normal(3, seed=5)
     hot = OneHot(entries, INDEX, (D,))

@@ -9,7 +9,12 @@ from jax import lax
 import fomoh_jax
 from fomoh_jax._hyperdual.channels import Linear, Stack
 from fomoh_jax._hyperdual.composite import Joined, Repeated, joined
-from tests.reference import assert_agrees_with_nested_jvp, assert_close, normal
+from tests.reference import (
+    assert_agrees_with_nested_jvp,
+    assert_close,
+    normal,
+    partly_slow,
+)
 
 N, WIDTH = 4, 3
 WIDE = normal(3 * WIDTH + 1, 5)
@@ -52,7 +57,7 @@ PROGRAMS = {
 }
 
 
-@pytest.mark.parametrize("name", PROGRAMS)
+@pytest.mark.parametrize("name", partly_slow(PROGRAMS))
 def test_agrees_with_nested_jvp(name):
     assert_agrees_with_nested_jvp(PROGRAMS[name], normal(N, WIDTH), k=2)
 

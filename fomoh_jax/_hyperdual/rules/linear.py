@@ -94,7 +94,7 @@ def _broadcast(form: Form, op: Operation, args: Sequence[HyperDual]):
 @rule("concatenate")
 def _concatenate(form: Form, op: Operation, args: Sequence[HyperDual]):
     shapes = [x.shape for x in op.inputs]
-    compose = lambda channels: joined(channels, shapes, op.params["dimension"])
+    compose = lambda channels: joined(channels, shapes, int(op.params["dimension"]))
     return linear(form, op, args, compose)
 
 
