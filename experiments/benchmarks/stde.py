@@ -71,7 +71,9 @@ def ours(u: Callable, x: jax.Array, key: jax.Array, n: int) -> jax.Array:
 def by_jet(u: Callable, x: jax.Array, key: jax.Array, n: int) -> jax.Array:
     """A Taylor polynomial of second order along each of the unit vectors."""
     index = jax.random.choice(key, x.size, (n,), replace=False)
-    along = lambda i: ways.curvature_by_jet(u, x, jax.nn.one_hot(i, x.size))
+    along = lambda i: ways.curvature_by_jet(
+        u, x, jax.nn.one_hot(i, x.size, dtype=x.dtype)
+    )
     return x.size * jnp.mean(jax.vmap(along)(index))
 
 

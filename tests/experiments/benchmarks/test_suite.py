@@ -46,7 +46,7 @@ TABLES = {
     "depth": ("unrolled layers=2", {"nested jvp", "gradient"}, ("ours, k=2, MB",)),
     "kinetic": ("solid", {"faster folx", "jax.hessian"}, ("loop ÷ ours",)),
     "pinn": ("gradient", {"jet", "folx"}, ("folx ÷ ours",)),
-    "stde": ("sine-Gordon, residual D", {"jet"}, ("jet ÷ ours", "jet, MB")),
+    "stde": ("sine-Gordon, residual D", {"jet"}, ("jet ÷ ours",)),
     "hessian": ("", {"jax.hessian", ADJOINT}, ("forward plan ÷ ours",)),
     "width": (
         "k=4",
