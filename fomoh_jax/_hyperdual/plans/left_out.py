@@ -7,11 +7,11 @@ and a reverse pass that multiplies the two makes NaN. Here zero wins.
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import ClosedJaxpr, Literal
+from jax.extend.core import ClosedJaxpr, JaxprEqn, Literal
 from jaxtyping import Array, Inexact
 
-from fomoh_jax._compat import open_jaxpr, primitives_of, programs_in
-from fomoh_jax._types import Leaf
+from fomoh_jax._compat import open_jaxpr, programs_in
+from fomoh_jax._types import Leaf, Program
 
 # A cotangent of some of their elements is zero, whatever the others are.
 _LEAVE_OUT = {
@@ -28,17 +28,32 @@ def leaves_out(jaxpr: ClosedJaxpr) -> bool:
     """Whether elements of a value may have no part in what a program returns.
 
     Their derivatives may be infinite, and a reverse pass multiplies these by zero.
-    Those of what the program is given are finite.
+    Those of what the program is given are finite. What a ``custom_jvp`` selects inside
+    is not looked at: it is its rule that is differentiated, by its slopes.
     """
     program, _ = open_jaxpr(jaxpr)
     given = set(map(id, (*program.invars, *program.constvars)))
     for eqn in program.eqns:
-        inside = set().union(*map(primitives_of, programs_in(eqn.params)))
         of_given = all(id(x) in given or isinstance(x, Literal) for x in eqn.invars)
-        own = set() if of_given else {eqn.primitive.name}
-        if not _LEAVE_OUT.isdisjoint(inside | own):
+        if not of_given and eqn.primitive.name in _LEAVE_OUT:
+            return True
+        if any(map(_selects, _differentiated_in(eqn))):
             return True
     return False
+
+
+def _selects(jaxpr: Program) -> bool:
+    """Whether a program leaves out anything, be it of what it is given."""
+    return any(
+        eqn.primitive.name in _LEAVE_OUT or any(map(_selects, _differentiated_in(eqn)))
+        for eqn in open_jaxpr(jaxpr)[0].eqns
+    )
+
+
+def _differentiated_in(eqn: JaxprEqn) -> list[Program]:
+    """The programs inside an equation through which a reverse pass leads."""
+    custom = eqn.primitive.name == "custom_jvp_call"
+    return [] if custom else list(programs_in(eqn.params))
 
 
 @jax.custom_vjp
