@@ -12,6 +12,8 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import fomoh_jax
 from fomoh_jax import directions, plans
+from fomoh_jax._compat import open_jaxpr, programs_in
+from fomoh_jax._hyperdual.plans.left_out import leaves_out
 from fomoh_jax.curvature import hvp
 from tests.reference import assert_close, normal, partly_slow
 
@@ -83,12 +85,16 @@ PLANS = ("auto", plans.forward())
 
 def carries(model, like, *args):
     """Whether the traced model is that of the plan, equation by equation."""
-    programs = (str(jax.make_jaxpr(x)(*args)) for x in (model, like))
-    names = [
-        [line.split(" = ")[1].split(" ")[0] for line in p.split("\n") if " = " in line]
-        for p in programs
+    ours, theirs = (primitives(jax.make_jaxpr(x)(*args)) for x in (model, like))
+    return ours == theirs
+
+
+def primitives(jaxpr):
+    """The names of a program's primitives, each with those of the programs in it."""
+    return [
+        (eqn.primitive.name, *map(primitives, programs_in(eqn.params)))
+        for eqn in open_jaxpr(jaxpr)[0].eqns
     ]
-    return names[0] == names[1]
 
 
 def model_by(plan, fun, k):
@@ -137,7 +143,8 @@ def test_products_take_it_too():
     product = lambda fun, plan: lambda x: hvp(fun, (x,), (v,), plan=plan)[0]
     for fun, taken in (
         (REVERSED["scan"], plans.adjoint()),
-        (REVERSED["network"], plans.forward()),  # relu leaves elements out
+        (REVERSED["network"], plans.adjoint()),
+        (LEFT_OUT["where"], plans.forward()),
         (FORWARD["a loop of unknown length"], plans.forward()),
     ):
         auto = product(fun, "auto")
@@ -234,3 +241,35 @@ def test_what_it_takes_is_decided_without_running_anything():
     np.testing.assert_array_equal(hessian(jnp.ones(D)), 6 * np.eye(D))
     jax.effects_barrier()
     assert len(seen) == 1
+
+
+SELECTS = {
+    "slices of what is given": (lambda x: jnp.sum(x[1:] * x[:-1] ** 2), False),
+    "a network": (lambda x: jnp.max(jnp.tanh(W @ jax.nn.relu(W @ x))[1:]), False),
+    "softplus": (lambda x: jnp.sum(jax.nn.softplus(W @ x)), False),
+    "log-sum-exp": (lambda x: jax.nn.logsumexp(W @ x), False),
+    "factors of one matrix": (
+        lambda x: jnp.sum(jnp.diag(jnp.linalg.cholesky(jnp.exp(W @ W.T * x)))),
+        False,
+    ),
+    "factors of several": (
+        lambda x: jnp.linalg.cholesky(jnp.exp(x)[:, None, None])[0, 0, 0],
+        True,
+    ),
+    "a slice of a root": (lambda x: jnp.sum(jnp.sqrt(x)[1:]), True),
+    "one in a function": (lambda x: jax.jit(lambda y: y[0])(1 / x), True),
+    "one in a loop": (
+        lambda x: jnp.sum(lax.scan(lambda c, y: (c, jnp.exp(c)[1:]), x, None, 2)[1]),
+        True,
+    ),
+    "a root in a branch": (
+        lambda x: lax.cond(x[0] > 0, lambda x: jnp.sqrt(x[1]), jnp.sum, x),
+        True,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SELECTS)
+def test_what_may_leave_out_an_infinite_derivative_is_known(name):
+    fun, selects = SELECTS[name]
+    assert leaves_out(jax.make_jaxpr(fun)(jnp.ones(D))) == selects

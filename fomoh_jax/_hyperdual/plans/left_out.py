@@ -5,12 +5,15 @@ In a branch that is not taken, as ``vmap`` of ``lax.cond`` has it, or on the sid
 and a reverse pass that multiplies the two makes NaN. Here zero wins.
 """
 
+from collections.abc import Collection, Sequence
+
 import jax
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, JaxprEqn, Literal
 from jaxtyping import Array, Inexact
 
-from fomoh_jax._compat import open_jaxpr, programs_in
+from fomoh_jax._compat import called_jaxpr, open_jaxpr, programs_in
+from fomoh_jax._hyperdual.number import is_inexact
 from fomoh_jax._types import Leaf, Program
 
 # A cotangent of some of their elements is zero, whatever the others are.
@@ -24,36 +27,81 @@ _LEAVE_OUT = {
 }
 
 
+# Functions whose values and derivatives are finite where their operands are.
+_FINITE = {
+    *("add", "add_any", "sub", "neg", "mul", "dot_general", "square", "tanh", "sin"),
+    *(
+        "cos",
+        "logistic",
+        "erf",
+        "abs",
+        "one_minus_square",
+        "stop_gradient",
+        "broadcast_in_dim",
+        "reshape",
+        "transpose",
+    ),
+    *("squeeze", "concatenate", "reduce_sum", "rev", "copy", "convert_element_type"),
+    *("conv_general_dilated", *_LEAVE_OUT),
+}
+# The factors of one matrix depend on all of it: whatever of them is left out, no
+# cotangent of its elements is zero for that.
+_MIX = {"cholesky", "lu"}
+
+
 def leaves_out(jaxpr: ClosedJaxpr) -> bool:
     """Whether elements of a value may have no part in what a program returns.
 
-    Their derivatives may be infinite, and a reverse pass multiplies these by zero.
-    Those of what the program is given are finite. What a ``custom_jvp`` selects inside
-    is not looked at: it is its rule that is differentiated, by its slopes.
+    Their derivatives may be infinite, and a reverse pass multiplies these by zero. What
+    the program is given is finite, and what follows from it without a root, a quotient,
+    a logarithm, an exponential and the like. What a ``custom_jvp`` selects inside
+    is left alone: it is its rule that is differentiated, by its slopes.
+    """
+    return _follow(jaxpr, set(range(len(jaxpr.in_avals)))) is None
+
+
+def _follow(jaxpr: Program, given: Collection[int]) -> Collection[int] | None:
+    """Which results are finite with their derivatives, or None if others are left out.
+
+    Args:
+      jaxpr: the program.
+      given: which of its inputs are finite with their derivatives.
     """
     program, _ = open_jaxpr(jaxpr)
-    given = set(map(id, (*program.invars, *program.constvars)))
-    for eqn in program.eqns:
-        of_given = all(id(x) in given or isinstance(x, Literal) for x in eqn.invars)
-        if not of_given and eqn.primitive.name in _LEAVE_OUT:
-            return True
-        if any(map(_selects, _differentiated_in(eqn))):
-            return True
-    return False
-
-
-def _selects(jaxpr: Program) -> bool:
-    """Whether a program leaves out anything, be it of what it is given."""
-    return any(
-        eqn.primitive.name in _LEAVE_OUT or any(map(_selects, _differentiated_in(eqn)))
-        for eqn in open_jaxpr(jaxpr)[0].eqns
+    finite = {id(x) for i, x in enumerate(program.invars) if i in given}
+    finite.update(map(id, program.constvars))
+    is_finite = lambda x: (
+        isinstance(x, Literal) or id(x) in finite or not is_inexact(x.aval)
     )
+    for eqn in program.eqns:
+        results = _results(eqn, list(map(is_finite, eqn.invars)))
+        if results is None:
+            return None
+        finite.update(id(eqn.outvars[i]) for i in results)
+    return [i for i, x in enumerate(program.outvars) if is_finite(x)]
 
 
-def _differentiated_in(eqn: JaxprEqn) -> list[Program]:
-    """The programs inside an equation through which a reverse pass leads."""
-    custom = eqn.primitive.name == "custom_jvp_call"
-    return [] if custom else list(programs_in(eqn.params))
+def _results(eqn: JaxprEqn, finite: Sequence[bool]) -> Collection[int] | None:
+    """As :func:`_follow`, of one equation and its operands."""
+    name, every = eqn.primitive.name, range(len(eqn.outvars))
+    places = lambda flags: [i for i, flag in enumerate(flags) if flag]
+    if name == "jit":
+        return _follow(eqn.params["jaxpr"], places(finite))
+    if name == "cond":  # under vmap, each branch leaves out what the others give
+        given = places(finite[1:])
+        branches = [_follow(x, given) or () for x in eqn.params["branches"]]
+        return every if all(len(x) == len(every) for x in branches) else None
+    if name == "custom_jvp_call":  # its rule is as finite as what it is the rule of
+        return _follow(called_jaxpr(eqn.params), places(finite)) or ()
+    if any(_follow(program, ()) is None for program in programs_in(eqn.params)):
+        return None
+    if name in _LEAVE_OUT and not all(finite):
+        return None
+    of_one = eqn.invars and len(getattr(eqn.invars[0].aval, "shape", ())) == 2
+    if name in _MIX and of_one:
+        return every
+    smooth = name in _FINITE or (name == "integer_pow" and eqn.params["y"] > 0)
+    return every if smooth and all(finite) else ()
 
 
 @jax.custom_vjp
