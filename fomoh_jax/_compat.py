@@ -38,9 +38,25 @@ def is_slogdet(params: dict[str, Any]) -> bool:
 
     JAX has no primitive for it. What a program was traced from says which it is.
     """
-    source = open_jaxpr(called_jaxpr(params))[0].debug_info.func_src_info or ""
-    name, _, place = source.partition(" at ")
-    return name == "_slogdet_lu" and "/jax/_src/numpy/linalg.py:" in place
+    program, _ = open_jaxpr(called_jaxpr(params))
+    name, _, place = (program.debug_info.func_src_info or "").partition(" at ")
+    if name != "_slogdet_lu" or "/jax/_src/numpy/linalg.py:" not in place:
+        return False
+    return _is_factored(program, program.invars[0])
+
+
+def _is_factored(program: Jaxpr, matrices: Any) -> bool:
+    """Whether an input is what ``lu`` takes, and not as ``vmap`` has moved its axes."""
+    for eqn in program.eqns:
+        if any(x is matrices for x in eqn.invars):
+            if eqn.primitive.name == "lu":
+                return True
+            place = next(i for i, x in enumerate(eqn.invars) if x is matrices)
+            for inner in programs_in(eqn.params):
+                opened, _ = open_jaxpr(inner)
+                if _is_factored(opened, opened.invars[place]):
+                    return True
+    return False
 
 
 def programs_in(params: dict[str, Any]) -> Iterator[Program]:

@@ -43,12 +43,12 @@ class OneHot(Channel):
         places = jnp.arange(math.prod(self.shape), dtype=self.index.dtype)
         hot = self.index[:, None] == places[None]
         dense = jnp.where(hot, self.entries[:, None], 0)
-        return Stack(dense.reshape(-1, *self.shape))
+        return Stack(dense.reshape(len(self.entries), *self.shape))
 
     def scaled(
         self, coefficient: ArrayLike, multiply: Callable = jnp.multiply
     ) -> "OneHot":
-        if jnp.ndim(coefficient):
+        if jnp.ndim(coefficient) and jnp.size(coefficient):
             flat = jnp.asarray(coefficient).reshape(-1)
             coefficient = flat.at[self.index].get(mode="promise_in_bounds")
         return self._with(multiply(coefficient, self.entries))
@@ -132,6 +132,8 @@ def _sliced(x: OneHot, params, *_) -> Channel | None:
     if len(x.shape) != 1 or params["strides"] not in (None, (1,)):
         return None
     (start,), (limit,) = params["start_indices"], params["limit_indices"]
+    if start == limit:
+        return None
     index = x.index - start
     inside = (index >= 0) & (index < limit - start)
     entries = jnp.where(inside, x.entries, 0)

@@ -54,8 +54,8 @@ def hessian(
         complex.
       argnums: which positional argument, or arguments, to differentiate.
       plan: how it is computed, as in :func:`quadratic_model`; but ``"auto"``, for a
-        scalar function of five elements or more that reverse mode can take,
-        differentiates the gradient along each of them, as ``jax.hessian`` does.
+        scalar function that reverse mode can take, differentiates the gradient along
+        each element, as ``jax.hessian`` does.
       has_aux: whether ``fun`` returns ``(out, aux)``, where ``aux`` is not
         differentiated.
 
@@ -106,8 +106,8 @@ def value_grad_and_hessian(
       fun: as in :func:`hessian`.
       argnums: which positional argument, or arguments, to differentiate.
       plan: how it is computed, as in :func:`quadratic_model`; but ``"auto"``, for a
-        scalar function of five elements or more that reverse mode can take,
-        differentiates the gradient along each of them, as ``jax.hessian`` does.
+        scalar function that reverse mode can take, differentiates the gradient along
+        each element, as ``jax.hessian`` does.
       has_aux: whether ``fun`` returns ``(out, aux)``, where ``aux`` is not
         differentiated.
 

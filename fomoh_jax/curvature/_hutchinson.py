@@ -1,10 +1,12 @@
 """Hutchinson's estimates, from probes of random signs."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray, PyTree
 
@@ -127,7 +129,8 @@ def _scaled(
     size, dtype = coordinates.size, coordinates.dtype
     if factor is not None:
         s = read_factor(factor, size).astype(dtype)
-        return lambda keys: [rademacher(keys, s.shape[1], dtype) @ s.T]
+        times = partial(jnp.matmul, precision=lax.Precision.HIGHEST)
+        return lambda keys: [times(rademacher(keys, s.shape[1], dtype), s.T)]
     if weights is None:
         return lambda keys: [rademacher(keys, size, dtype)]
     c = read_weights(weights, size, diagonal=True).astype(dtype)
@@ -137,7 +140,7 @@ def _scaled(
 
     def of_either_sign(keys):
         signs = rademacher(keys, size, dtype)
-        return [signs * root for root in roots]
+        return [signs * root[None] for root in roots]
 
     return of_either_sign
 

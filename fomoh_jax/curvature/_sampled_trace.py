@@ -9,7 +9,7 @@ from jaxtyping import Array, ArrayLike, Int, PRNGKeyArray, PyTree
 
 from fomoh_jax._argnums import Varied, restricted
 from fomoh_jax._hyperdual.arguments import check_key
-from fomoh_jax._hyperdual.channels import Channel, Stack
+from fomoh_jax._hyperdual.channels import ZERO, Channel, Stack
 from fomoh_jax._hyperdual.one_hot import OneHot
 from fomoh_jax._weights import check_not_both, read_factor, read_weights
 from fomoh_jax.curvature._coordinates import coordinates_of
@@ -96,7 +96,8 @@ def sampled_trace(
         index = distinct(key, n, total)
         scale = jnp.full(n, total, jnp.result_type(float))
         if weights is not None:
-            scale *= read_weights(weights, varied.size, diagonal=True)[index]
+            diagonal = read_weights(weights, varied.size, diagonal=True)
+            scale *= diagonal[index].astype(scale.dtype)
         if columns is None:
             channels = along_coordinates(index, varied)
         else:
@@ -114,6 +115,9 @@ def along_coordinates(index: Int[Array, " n"], varied: Varied) -> list[Channel]:
     channels, start = [], 0
     for leaf in varied.leaves:
         place, size = index - start, jnp.size(leaf)
+        if not size:
+            channels.append(ZERO)
+            continue
         inside = (place >= 0) & (place < size)
         entries = inside.astype(jnp.result_type(leaf))
         place = jnp.where(inside, place, 0)
@@ -137,4 +141,4 @@ def distinct(key: PRNGKeyArray, n: int, total: int) -> Int[Array, " n"]:
         taken = jnp.any(drawn == uniform[i])
         return drawn.at[i].set(jnp.where(taken, last, uniform[i]))
 
-    return lax.fori_loop(0, n, draw, jnp.full(n, -1, uniform.dtype))
+    return lax.fori_loop(0, n, draw, jnp.full_like(uniform, -1))

@@ -52,7 +52,8 @@ def trace_samples(
     check_outputs(name, primals_of(out))
 
     def summed(curved: Array) -> Array:
-        terms = weights.reshape(-1, *[1] * (curved.ndim - 1)) * curved
+        column = weights.reshape(-1, *[1] * (curved.ndim - 1))
+        terms = column.astype(curved.dtype) * curved
         terms = terms.reshape(-1, samples, *curved.shape[1:])
         return jnp.sum(terms, 0).astype(curved.dtype)
 

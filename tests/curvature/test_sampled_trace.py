@@ -108,6 +108,7 @@ PROGRAMS = {
     "reversed": lambda x: jnp.sum(x[::-1] * x**2) + jnp.sum(x[::2] ** 2),
     "a sum over an axis": lambda x: jnp.sum(x.reshape(2, 3) ** 2, 0) ** 2,
     "a batched product": lambda x: jnp.einsum("bi,bi->b", x.reshape(2, 3), W.T[:2, :3]),
+    "nothing": lambda x: jnp.sum(x[2:2] ** 2) + jnp.prod(jnp.cos(x)),
     "selected": lambda x: jnp.where(x > 0, x**2, x**3) @ W,
     "jitted": lambda x: jax.jit(lambda x: (x**2 / 2) @ W)(x),
     "a loop": lambda x: jax.lax.fori_loop(0, 2, lambda i, x: jnp.sin(x * x), x) @ W,

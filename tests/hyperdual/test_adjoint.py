@@ -326,3 +326,16 @@ def test_a_while_loop_is_refused_with_its_line():
 
     with pytest.raises(ValueError, match=r"test_adjoint\.py.*plans.forward"):
         jax.jit(fomoh_jax.hessian(fun, plan=plans.adjoint()))(normal(2))
+
+
+@pytest.mark.parametrize("plan", ["auto", plans.adjoint()], ids=["auto", "adjoint"])
+def test_derivatives_by_a_last_layer_of_zeros(plan):
+    inner, x = normal(4, 3), normal(3, seed=9)
+    slopes = lambda hessian: jax.grad(
+        lambda w: jnp.sum(
+            jnp.sin(1 + hessian(lambda x: jnp.sum(w * jnp.exp(inner @ x)[1:]))(x))
+        )
+    )
+    ours = slopes(lambda f: fomoh_jax.hessian(f, plan=plan))
+    w = jnp.zeros(3)
+    assert_close(jax.jit(ours)(w), jax.jit(slopes(jax.hessian))(w))

@@ -127,10 +127,11 @@ class Sources(Form):
         return channel.scaled(coefficient, times_unless_left_out)
 
     def _reached(self, cotangent: jax.Array, stacked: jax.Array) -> jax.Array:
-        """Arrays ``[n, *s]``, zero where the cotangent ``[*s]`` is."""
+        """Arrays ``[n, *s]``, zero where the cotangent ``[*s]`` leaves them out."""
         if not self.selects:
             return stacked
-        return jnp.where(cotangent[None] == 0, 0, stacked)
+        left_out = (cotangent[None] == 0) & ~jnp.isfinite(stacked)
+        return jnp.where(left_out, 0, stacked)
 
     def _met(self, cotangent: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
         """``⟨cotangent, a_i b_j⟩``."""

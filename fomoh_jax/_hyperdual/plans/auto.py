@@ -29,7 +29,7 @@ _FEWEST = 5
 # mutable arrays, what leaves the program, and maps over devices.
 _FORWARD_ONLY = {
     *("while", "ref", "new_ref", "get", "swap", "addupdate", "freeze"),
-    *("pure_callback", "io_callback", "pallas_call", "shard_map"),
+    *("pure_callback", "io_callback", "pallas_call", "shard_map", "reduce_window"),
 }
 
 

@@ -121,14 +121,13 @@ def _met(coefficient: Leaf, cotangent: Inexact[Array, "*s"]) -> Inexact[Array, "
 
 @_met.defjvp
 def _met_jvp(primals, tangents):
-    # Along k directions the tangents are k times as many: what is asked of each element
-    # is asked of the primals. A cotangent may be zero by chance, as at a minimum, and
-    # its tangent not: only an infinite coefficient tells that the element is left out.
+    # A cotangent may be zero by chance, as at a minimum, and its derivatives not: only
+    # with an infinite coefficient it tells that an element is left out.
     coefficient, cotangent = primals
     along_coefficient, along_cotangent = tangents
     zero = cotangent == 0
     met = jnp.where(zero & ~jnp.isfinite(coefficient), 0, coefficient)
-    changed = jnp.where(zero, 0, along_coefficient * cotangent)
+    changed = _met(along_coefficient, cotangent)
     return _met(coefficient, cotangent), changed + met * along_cotangent
 
 

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import jax
 from jax.extend.core import Literal
 
-from fomoh_jax._compat import is_slogdet, open_jaxpr
+from fomoh_jax._compat import called_jaxpr, is_slogdet, open_jaxpr
 from fomoh_jax._hyperdual.channels import ZERO, Channel
 from fomoh_jax._hyperdual.form import Form
 from fomoh_jax._hyperdual.interpreter import interpret
@@ -39,7 +39,20 @@ def _custom_jvp(
         jaxpr = _derivatives(op, active, form.q > 0)
         if _is_elementwise(jaxpr, op.outputs[0].shape):
             return _chain_rule(form, op, jaxpr, args, active)
-    return generic(form, op, args)
+    return _asked_anew(op, args, generic(form, op, args))
+
+
+def _asked_anew(
+    op: Operation, args: Sequence[HyperDual], outs: Sequence[HyperDual]
+) -> list[HyperDual]:
+    """The results with the values of a call, and not with those of its rule.
+
+    Whoever differentiates them again then asks the rule anew.
+    """
+    if open_jaxpr(called_jaxpr(op.params))[0].effects:
+        return list(outs)
+    values = op(*(arg.primal for arg in args))
+    return [HyperDual(value, *out.channels) for value, out in zip(values, outs)]
 
 
 def _derivatives(op: Operation, active: Sequence[int], twice: bool) -> Program:
@@ -81,9 +94,6 @@ def _chain_rule(
     rows = lambda flat: [flat[i : i + outputs] for i in range(0, len(flat), outputs)]
     n, zeros = len(active), rows(_zeros(jaxpr))
     values, *derivatives = rows(results)
-    if not open_jaxpr(jaxpr)[0].effects:
-        # Who differentiates the results again then asks the rule anew.
-        values = op(*primals)
 
     def curved_terms(a: int, out: int) -> Channel:
         """``Σ_b φ_ab x_a x_b``, in one product."""
@@ -110,7 +120,7 @@ def _chain_rule(
                 seconds.append(curved_terms(a, out))
         return HyperDual(values[out], sum(tangents, ZERO), sum(seconds, ZERO))
 
-    return list(map(number, range(outputs)))
+    return _asked_anew(op, args, list(map(number, range(outputs))))
 
 
 def _is_elementwise(jaxpr: Program, shape: tuple[int, ...]) -> bool:

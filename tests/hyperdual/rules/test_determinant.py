@@ -105,3 +105,14 @@ def equations_in(jaxpr):
         yield eqn
         for program in programs_in(eqn.params):
             yield from equations_in(program)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_a_vmap_that_moves_the_axes_of_matrices_is_not_mistaken(axis):
+    base, moves = normal(3, 3, 3), normal(2, 3, 3, 3, seed=1)
+
+    def fun(x):
+        matrices = base + jnp.tensordot(jnp.sin(x), moves, 1)
+        return jax.vmap(jnp.linalg.slogdet, in_axes=axis)(matrices)[1]
+
+    assert_agrees_with_nested_jvp(fun, normal(2))
