@@ -38,9 +38,9 @@ def hvp(
       vector: tuple like ``primals``; ``None`` for an argument, or a part of one, that
         is held fixed.
       plan: how it is computed, one of :mod:`fomoh_jax.plans`. ``"auto"`` takes
-        ``plans.adjoint()`` for a function that selects, slices and sorts nothing, such
-        as a tanh network: infinite derivatives of what is left out would make its
-        product NaN.
+        ``plans.adjoint()`` unless the function may select or slice values whose
+        derivatives may be infinite, as ``jnp.where(x > 0, jnp.sqrt(x), 0)`` does: these
+        would make its product NaN.
 
     Returns:
       A tuple like ``primals``, with ``None`` for what is held fixed.

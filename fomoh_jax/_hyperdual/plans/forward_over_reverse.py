@@ -31,7 +31,7 @@ from fomoh_jax._types import Leaf
 
 @register_static
 @dataclasses.dataclass(frozen=True)
-class Linear(Form):
+class FirstDerivative(Form):
     """One second-order coefficient, ``y_s = L x_s``, and no tangents to add to it.
 
     Attributes:
@@ -87,7 +87,7 @@ def hessian_by_gradient(
 
 def _gradient(jaxpr: ClosedJaxpr, xs: Sequence[Leaf]) -> tuple[list[Array], list[Leaf]]:
     """The gradient of the first output, and all the outputs."""
-    form = Linear(leaves_out(jaxpr))
+    form = FirstDerivative(leaves_out(jaxpr))
 
     def derivative(seconds: list[Array]) -> tuple[Array, list[Leaf]]:
         stacks = [Stack(lax.expand_dims(s, (0,))) for s in seconds]
