@@ -257,6 +257,12 @@ SELECTS = {
         True,
     ),
     "a slice of a root": (lambda x: jnp.sum(jnp.sqrt(x)[1:]), True),
+    "all parts of a root": (lambda x: jnp.prod(jnp.stack(jnp.split(x**0.5, D))), False),
+    "a part that is a constant": (
+        lambda x: jnp.prod(lax.stop_gradient(jnp.split(x**0.5, 1)[0])),
+        True,
+    ),
+    "a part of a root": (lambda x: jnp.sum(jnp.split(x**0.5, D)[1]), True),
     "one in a function": (lambda x: jax.jit(lambda y: y[0])(1 / x), True),
     "one in a loop": (
         lambda x: jnp.sum(lax.scan(lambda c, y: (c, jnp.exp(c)[1:]), x, None, 2)[1]),

@@ -6,10 +6,12 @@ and a reverse pass that multiplies the two makes NaN. Here zero wins.
 """
 
 from collections.abc import Collection, Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import ClosedJaxpr, JaxprEqn, Literal
+from jax.custom_derivatives import SymbolicZero
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 from jaxtyping import Array, Inexact
 
 from fomoh_jax._compat import called_jaxpr, open_jaxpr, programs_in
@@ -30,19 +32,9 @@ _LEAVE_OUT = {
 # Functions whose values and derivatives are finite where their operands are.
 _FINITE = {
     *("add", "add_any", "sub", "neg", "mul", "dot_general", "square", "tanh", "sin"),
-    *(
-        "cos",
-        "logistic",
-        "erf",
-        "abs",
-        "one_minus_square",
-        "stop_gradient",
-        "broadcast_in_dim",
-        "reshape",
-        "transpose",
-    ),
-    *("squeeze", "concatenate", "reduce_sum", "rev", "copy", "convert_element_type"),
-    *("conv_general_dilated", *_LEAVE_OUT),
+    *("cos", "logistic", "erf", "abs", "one_minus_square", "stop_gradient", "reshape"),
+    *("broadcast_in_dim", "transpose", "squeeze", "concatenate", "reduce_sum", "rev"),
+    *("copy", "convert_element_type", "conv_general_dilated", *_LEAVE_OUT),
 }
 # The factors of one matrix depend on all of it: whatever of them is left out, no
 # cotangent of its elements is zero for that.
@@ -73,12 +65,28 @@ def _follow(jaxpr: Program, given: Collection[int]) -> Collection[int] | None:
     is_finite = lambda x: (
         isinstance(x, Literal) or id(x) in finite or not is_inexact(x.aval)
     )
+    used = _used(program)
     for eqn in program.eqns:
-        results = _results(eqn, list(map(is_finite, eqn.invars)))
+        flags = list(map(is_finite, eqn.invars))
+        if eqn.primitive.name == "split" and used.issuperset(map(id, eqn.outvars)):
+            results = range(len(eqn.outvars)) if all(flags) else ()  # all parts count
+        else:
+            results = _results(eqn, flags)
         if results is None:
             return None
         finite.update(id(eqn.outvars[i]) for i in results)
     return [i for i, x in enumerate(program.outvars) if is_finite(x)]
+
+
+def _used(program: Jaxpr) -> set[int]:
+    """The variables on which the program's results depend differentiably."""
+    used = {id(x) for x in program.outvars if is_inexact(x.aval)}
+    for eqn in reversed(program.eqns):
+        if eqn.primitive.name != "stop_gradient" and used.intersection(
+            map(id, eqn.outvars)
+        ):
+            used.update(id(x) for x in eqn.invars if is_inexact(x.aval))
+    return used
 
 
 def _results(eqn: JaxprEqn, finite: Sequence[bool]) -> Collection[int] | None:
@@ -119,16 +127,21 @@ def _met(coefficient: Leaf, cotangent: Inexact[Array, "*s"]) -> Inexact[Array, "
     return jnp.where(cotangent == 0, 0, coefficient * cotangent)
 
 
-@_met.defjvp
+@partial(_met.defjvp, symbolic_zeros=True)
 def _met_jvp(primals, tangents):
     # A cotangent may be zero by chance, as at a minimum, and its derivatives not: only
     # with an infinite coefficient it tells that an element is left out.
     coefficient, cotangent = primals
     along_coefficient, along_cotangent = tangents
     zero = cotangent == 0
-    met = jnp.where(zero & ~jnp.isfinite(coefficient), 0, coefficient)
-    changed = _met(along_coefficient, cotangent)
-    return _met(coefficient, cotangent), changed + met * along_cotangent
+    parts = []
+    if not isinstance(along_coefficient, SymbolicZero):
+        parts.append(_met(along_coefficient, cotangent))
+    if not isinstance(along_cotangent, SymbolicZero):
+        met = jnp.where(zero & ~jnp.isfinite(coefficient), 0, coefficient)
+        parts.append(met * along_cotangent)
+    out = _met(coefficient, cotangent)
+    return out, sum(parts) if parts else jnp.zeros_like(out)
 
 
 times_unless_left_out.defvjp(

@@ -298,9 +298,12 @@ def test_a_failure_of_ours_is_not_hidden():
 
 
 def test_ratios_are_paired_within_a_round(monkeypatch):
-    clock = iter([1.0, 3.0, 40.0, 20.0, 5.0, 10.0])  # the order rotates
-    monkeypatch.setattr(measurement, "calls_per_sample", lambda call: 1)
-    monkeypatch.setattr(measurement, "sample", lambda call, calls: next(clock))
+    seconds = iter([1.0, 20.0, 5.0]), iter([3.0, 40.0, 10.0])
+    clocks: dict = {}  # of ours and of the rival, which are first counted in this order
+    count = lambda call: clocks.setdefault(call, seconds[len(clocks)]) and 1
+    monkeypatch.setattr(measurement, "calls_per_sample", count)
+    sample = lambda call, calls: next(clocks[call])
+    monkeypatch.setattr(measurement, "sample", sample)
     record = measure(one_row(jnp.square), Limits(repeats=3))["contenders"]["rival"]
     assert record["ratio"]["seconds"]["median"] == np.median([3, 2, 2])
     assert record["ratio"]["seconds"]["upper_quartile"] == 2.5
