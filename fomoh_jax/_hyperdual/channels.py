@@ -136,9 +136,9 @@ class Channel(abc.ABC):
         del name, params, inputs, place
         return None
 
-    def whole(self, n: int) -> "Stack":
-        """All ``n`` coefficients, stored along a leading axis."""
-        return self.stored().whole(n)
+    def whole(self, n: int, axis: int = 0) -> "Stack":
+        """All ``n`` coefficients, stored along ``axis``."""
+        return self.stored().whole(n, axis)
 
     def coefficient(self, index: int) -> Array:
         """One of the coefficients."""
@@ -230,9 +230,9 @@ class Zero(Channel):
         del present, n
         return self
 
-    def whole(self, n: int) -> "Stack":
+    def whole(self, n: int, axis: int = 0) -> "Stack":
         # Made from the primal, the zeros have its sharding and its manual axes.
-        return Stack(lax.broadcast(self.coefficient(0), (n,)))
+        return Stack(lax.broadcast(self.coefficient(0), (n,))).moved(axis)
 
     def coefficient(self, index: int) -> Array:
         del index
@@ -379,8 +379,8 @@ class Stack(Channel):
             coefficient = jnp.expand_dims(coefficient, self.axis)
         return dataclasses.replace(self, array=multiply(coefficient, self.array))
 
-    def whole(self, n: int) -> "Stack":
-        return self.padded(None, n).moved(0)
+    def whole(self, n: int, axis: int = 0) -> "Stack":
+        return self.padded(None, n).moved(axis)
 
     def coefficient(self, index: int) -> Array:
         if index not in self.indices:

@@ -43,12 +43,15 @@ class Bilinear:
         the sum of the products.
       polarise: whether one product costs so much more than the sum of its operands that
         fewer products of sums are faster.
+      looped: whether products of sums are computed one after the other in a loop, which
+        makes the sums on its way and is one product to compile.
     """
 
     function: Callable
     paired: Callable[[Array, Array], Array] | None = None
     contracted: Callable[[Stack, Stack], Array] | None = None
     polarise: bool = False
+    looped: bool = False
 
     def __call__(self, x: Array, y: Array) -> Array:
         return self.function(x, y)
@@ -95,7 +98,11 @@ class Form(abc.ABC):
         """``a_i b_j + a_j b_i``, elementwise."""
         if a is b:
             return 2 * self.product(a, a)
-        return self.product(a, b) + self.product(b, a)
+        stacks = stacks_of(a, b)
+        if not self.q or stacks is None:
+            return self.product(a, b)
+        axis = max(stack.axis for stack in stacks)
+        return self._cross(*(stack.moved(axis) for stack in stacks))
 
     def bilinear(self, product: Callable, a: Channel, b: Channel, axis: int) -> Channel:
         """``product(a_i, b_j) + product(a_j, b_i)``, stacked along ``axis``.
@@ -127,6 +134,9 @@ class Form(abc.ABC):
 
     @abc.abstractmethod
     def _product(self, a: Stack, b: Stack) -> Channel: ...
+
+    def _cross(self, a: Stack, b: Stack) -> Channel:
+        return self._product(a, b) + self._product(b, a)
 
     @abc.abstractmethod
     def _bilinear(

@@ -80,54 +80,57 @@ class IndexPairs(Form):
     def _product_by_table(self, a: Stack, b: Stack) -> Channel:
         # Choosing the pairs after the product and not before it takes one gather in the
         # place of two, and that one of a product that XLA fuses into it.
-        axis, width = a.axis, b.array.shape[b.axis]
-        table = jnp.expand_dims(a.array, axis + 1) * jnp.expand_dims(b.array, axis)
-        flat = lambda i, j: i * width + j
-        return self._chosen(table, axis, self._places(a, b), flat)
+        return self._chosen(_outer(a, b), a.axis, self._places(a, b))
 
-    def _chosen(
-        self, table: Array, axis: int, places: Places, flat: Callable
-    ) -> Channel:
-        """The products of the pairs, from a table in two axes from ``axis`` on."""
-        present, i, j = places
-        if present == ():
-            return ZERO
-        *lead, rows, columns = table.shape[: axis + 2]
-        stack = Stack(
-            table.reshape(*lead, rows * columns, *table.shape[axis + 2 :]), axis
-        )
-        return self._stack(stack.operand(flat(i, j)), axis, present)
+    def _cross_by_table(self, a: Stack, b: Stack) -> Channel:
+        """``a_i b_j + a_j b_i``, of stacks of which the same are present."""
+        return self._chosen(_outer(a, b), a.axis, self._places(a, b), both=True)
 
     def _by_tables(
         self,
         product: Callable,
         ahead: tuple[Stack, Stack],
-        behind: tuple[Stack, Stack] | None,
+        behind: tuple[Stack, Stack],
         axis: int,
     ) -> Channel:
-        """``B(a_i, b_j)`` of two stacks, and ``B(a_j, b_i)`` of the same or others.
+        """``B(a_i, b_j)`` of two stacks, and ``B(a_j, b_i)`` of the same or others."""
+        a, b = ahead
+        first = self._table(product, a, b, axis)
+        if ahead is behind and a.present == b.present:
+            return self._chosen(first, axis, self._places(a, b), both=True)
+        there = self._chosen(first, axis, self._places(a, b))
+        a, b = behind
+        second = jnp.swapaxes(self._table(product, a, b, axis), axis, axis + 1)
+        return there + self._chosen(second, axis, self._places(b, a))
 
-        All products of two stacks at once. Each vmap sees one stacked operand, so that
-        a matrix product or a convolution folds the stack into its batch or its output
-        features instead of becoming a batch of small products, which is slow on a CPU.
+    def _table(self, product: Callable, a: Stack, b: Stack, axis: int) -> Array:
+        """All products of two stacks, in two axes from ``axis`` on.
+
+        Each vmap sees one stacked operand, so that a matrix product or a convolution
+        folds the stack into its batch or its output features instead of becoming a
+        batch of small products, which is slow on a CPU.
         """
+        row = vectorise(product, in_axes=(None, b.axis), out_axes=axis)
+        return vectorise(row, in_axes=(a.axis, None), out_axes=axis)(a.array, b.array)
 
-        def table(a: Stack, b: Stack) -> Array:
-            row = vectorise(product, in_axes=(None, b.axis), out_axes=axis)
-            both = vectorise(row, in_axes=(a.axis, None), out_axes=axis)
-            return both(a.array, b.array)
+    def _chosen(
+        self, table: Array, axis: int, places: Places, *, both: bool = False
+    ) -> Channel:
+        """The products of the pairs, from a table in two axes from ``axis`` on.
 
-        (a, b), first = ahead, table(*ahead)
-        width = first.shape[axis + 1]
-        there = self._chosen(
-            first, axis, self._places(a, b), lambda i, j: i * width + j
+        With ``both``, to each is added the product with the two directions swapped;
+        the sum is made before one gather: XLA on the CPU writes down what it gathers.
+        """
+        present, i, j = places
+        if present == ():
+            return ZERO
+        if both:
+            table = table + jnp.swapaxes(table, axis, axis + 1)
+        *lead, rows, columns = table.shape[: axis + 2]
+        stack = Stack(
+            table.reshape(*lead, rows * columns, *table.shape[axis + 2 :]), axis
         )
-        (a, b), second = (ahead, first) if behind is None else (behind, table(*behind))
-        across = second.shape[axis + 1]
-        back = self._chosen(
-            second, axis, self._places(b, a), lambda i, j: j * across + i
-        )
-        return there + back
+        return self._stack(stack.operand(i * columns + j), axis, present)
 
     def _places(self, a: Stack, b: Stack) -> Places:
         """Which coefficients are not zero, and where their two tangents are stored."""
@@ -159,3 +162,8 @@ class IndexPairs(Form):
     ) -> Stack:
         """``B(a_i, b_i)``; ``products`` may hold twice of them."""
         return Stack(product.pairwise(a.array, b.array))
+
+
+def _outer(a: Stack, b: Stack) -> Array:
+    """``a_i b_j`` of two stacks along the same axis, in that axis and the next."""
+    return jnp.expand_dims(a.array, a.axis + 1) * jnp.expand_dims(b.array, b.axis)

@@ -64,13 +64,15 @@ class HyperDual:
         return self.map_channels(lambda channel: channel.stored())
 
 
-# For each of several numbers, whether it has tangents and whether it has seconds.
-Pattern = list[tuple[bool, ...]]
+# For each of several numbers, the stacking axes of its tangents and of its seconds; or
+# None, for what is zero.
+Pattern = list[tuple[int | None, ...]]
 
 
 def pattern_of(numbers: Sequence[HyperDual]) -> Pattern:
-    """Which channels the numbers have."""
-    return [tuple(not c.is_zero for c in number.channels) for number in numbers]
+    """Which channels the numbers have, and along which axes."""
+    axis = lambda channel: None if channel.is_zero else channel.axis
+    return [tuple(map(axis, number.channels)) for number in numbers]
 
 
 def spread(numbers: Sequence[HyperDual], shape: tuple[int, ...]) -> list[HyperDual]:

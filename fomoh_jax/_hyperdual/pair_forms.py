@@ -76,10 +76,16 @@ class Pairs(IndexPairs):
     def _product(self, a: Stack, b: Stack) -> Channel:
         return self._product_by_table(a, b)
 
+    def _cross(self, a: Stack, b: Stack) -> Channel:
+        if a.present != b.present:
+            return super()._cross(a, b)
+        return self._cross_by_table(a, b)
+
     def _bilinear(self, product: Bilinear, a: Stack, b: Stack, axis: int) -> Channel:
         if product.polarise and self.k > 1 and a.present == b.present:
             return super()._bilinear(product, a, b, axis)
-        return self._by_tables(product, (a, b), None, axis)
+        stacks = a, b
+        return self._by_tables(product, stacks, stacks, axis)
 
     def _own(
         self,

@@ -41,15 +41,24 @@ def polarised(
     same = jnp.asarray(i == j)
     ahead, back = jnp.where(same, 0, t), jnp.where(same, 0, 1 / t)
     twice = jnp.where(same, 2, 1).astype(t.dtype)
-    wide = lambda x: lax.expand_dims(x, range(1, a.array.ndim))
-    left = a.operand(i) + wide(ahead) * a.operand(j)
-    wide = lambda x: lax.expand_dims(x, range(1, b.array.ndim))
-    right = wide(twice) * b.operand(j) + wide(back) * b.operand(i)
-    products = product.pairwise(left, right)
+
+    def sums(i, j, ahead, twice, back) -> tuple[Array, Array]:
+        left = a.operand(i) + _wide(ahead, a.operand(j))
+        return left, _wide(twice, b.operand(j)) + _wide(back, b.operand(i))
+
+    pairs_and_factors = jnp.asarray(i), jnp.asarray(j), ahead, twice, back
+    if product.looped:
+        products = lax.map(lambda each: product(*sums(*each)), pairs_and_factors)
+    else:
+        products = product.pairwise(*sums(i, j, ahead, twice, back))
     diagonal = own(products)
-    wide = lambda x: lax.expand_dims(x, range(1, products.ndim))
-    rest = wide(back) * diagonal.operand(i) + wide(ahead) * diagonal.operand(j)
+    rest = _wide(back, diagonal.operand(i)) + _wide(ahead, diagonal.operand(j))
     return products - rest
+
+
+def _wide(factor: Array, x: Array) -> Array:
+    """The product, with one factor for everything that leads with the same indices."""
+    return lax.expand_dims(factor, range(factor.ndim, x.ndim)) * x
 
 
 def _ratio(x: Float[Array, " q"], y: Float[Array, " q"]) -> Float[Array, " q"]:

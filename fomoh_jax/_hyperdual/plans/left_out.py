@@ -133,15 +133,14 @@ def _met_jvp(primals, tangents):
     # with an infinite coefficient it tells that an element is left out.
     coefficient, cotangent = primals
     along_coefficient, along_cotangent = tangents
-    zero = cotangent == 0
-    parts = []
-    if not isinstance(along_coefficient, SymbolicZero):
-        parts.append(_met(along_coefficient, cotangent))
-    if not isinstance(along_cotangent, SymbolicZero):
-        met = jnp.where(zero & ~jnp.isfinite(coefficient), 0, coefficient)
-        parts.append(met * along_cotangent)
     out = _met(coefficient, cotangent)
-    return out, sum(parts) if parts else jnp.zeros_like(out)
+    terms = []
+    if not isinstance(along_coefficient, SymbolicZero):
+        terms.append(_met(along_coefficient, cotangent))
+    if not isinstance(along_cotangent, SymbolicZero):
+        left_out = (cotangent == 0) & ~jnp.isfinite(coefficient)
+        terms.append(jnp.where(left_out, 0, coefficient) * along_cotangent)
+    return out, sum(terms[1:], terms[0]) if terms else jnp.zeros_like(out)
 
 
 times_unless_left_out.defvjp(

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Inexact
 
-from fomoh_jax._hyperdual.channels import Channel, Linear
+from fomoh_jax._hyperdual.channels import Channel, Linear, Stack
 from fomoh_jax._hyperdual.form import Bilinear, Form
 from fomoh_jax._hyperdual.number import HyperDual, spread
 from fomoh_jax._hyperdual.registry import Operation, rule
@@ -40,7 +40,7 @@ def bilinear(
     axis: int = 0,
     *,
     second_axis: int | None = None,
-    operations: float = 0,
+    polarise: bool = False,
     paired: Callable | None = None,
     contracted: Callable | None = None,
     linear: Callable[..., Linear] | None = None,
@@ -56,8 +56,7 @@ def bilinear(
       axis: where the results' stacking axes go.
       second_axis: where the stacking axis of the second operand is moved before it is
         used; by default it stays where it is.
-      operations: how many floating-point operations the product takes, if they are
-        more than its operands have elements by far.
+      polarise: as in :class:`Bilinear`.
       paired: ``paired(product, xs, ys)``, of stacks as in :class:`Bilinear`.
       contracted: the sum of the products of two stacks, as in :class:`Bilinear`.
       linear: ``linear(product, place, other)``, the product as a function of either
@@ -90,7 +89,8 @@ def bilinear(
         product,
         paired=paired and partial(paired, product),
         contracted=contracted,
-        polarise=_worth_polarising(operations, a.primal, b.primal),
+        polarise=polarise,
+        looped=paired is not None,
     )
     crossed = form.bilinear(both, a.tangents, along, axis)
     return [HyperDual(primal, tangents, seconds + crossed)]
@@ -103,25 +103,33 @@ def _after(first: Leaf | Channel, channel: Channel) -> Channel:
     product above all, could be made at any time, and the cross products of tangents
     before there are seconds to add them to. A compiler that makes them for every layer
     at the start keeps them for every layer, and memory grows with depth. (XLA heeds
-    this on the CPU from jax 0.12 on.)
+    this on the CPU from jax 0.12 on.) One direction alone is used as it is; to wait
+    for it would keep half as much again.
     """
-    if channel.is_zero:
-        return channel
-    return lax.optimization_barrier((channel.stored(), first))[0]
+    stored = channel.stored()
+    if not isinstance(stored, Stack) or stored.length == 1:
+        return stored
+    return lax.optimization_barrier((stored, first))[0]
 
 
-# From so many operations for each element of its operands on, a product is polarised.
-# The sums of operands take time and memory too: on two CPU cores, in layers of 256, it
-# is slower for a batch of 64 (102 operations for each element) and faster for one of
-# 128 (171). And each sum is rounded, which a half precision cannot spare.
-_OPERATIONS_PER_ELEMENT = 150
+def is_worth_polarising(op: Operation, terms: float, *, fewest: float = 150) -> bool:
+    """Whether a product costs so much more than its operands that their sums pay.
 
+    The sums of operands take time and memory too: on two CPU cores, in layers of 256, a
+    product of sums is slower for a batch of 64 (102 operations for each element) and
+    faster for one of 128 (171). And each sum is rounded, which a half precision cannot
+    spare.
 
-def _worth_polarising(operations: float, a: Leaf, b: Leaf) -> bool:
-    elements = jnp.size(a) + jnp.size(b)
-    if operations < _OPERATIONS_PER_ELEMENT * elements:
+    Args:
+      op: the product.
+      terms: how many products are summed in each element of the result.
+      fewest: floating-point operations for each element of the operands.
+    """
+    operands = op.inputs[:2]
+    operations = 2 * terms * math.prod(op.outputs[0].shape)
+    if operations < fewest * sum(math.prod(x.shape) for x in operands):
         return False
-    return all(jnp.finfo(jnp.result_type(x)).bits >= 32 for x in (a, b))
+    return all(jnp.finfo(x.dtype).bits >= 32 for x in operands)
 
 
 @rule("conv_general_dilated")
@@ -129,16 +137,22 @@ def _conv(form: Form, op: Operation, args: Sequence[HyperDual]) -> list[HyperDua
     # The directions fold into the batch (a stacked image) or into the output features
     # (a stacked kernel); the batch dimension is where most of them come from.
     numbers: lax.ConvDimensionNumbers = op.params["dimension_numbers"]
-    out, kernel = op.outputs[0], args[1].primal
-    window = jnp.size(kernel) / max(1, kernel.shape[numbers.rhs_spec[0]])
+    kernel = op.inputs[1].shape
+    window = math.prod(kernel) / max(1, kernel[numbers.rhs_spec[0]])
     return bilinear(
         form,
         op,
         args,
         axis=numbers.out_spec[0],
-        operations=2.0 * window * math.prod(out.shape),
+        polarise=is_worth_polarising(op, window, fewest=_CONVOLUTION),
         paired=_one_after_the_other,
     )
+
+
+# All products of two stacks are one large convolution, which pays where channels are
+# few: on two CPU cores it is faster and smaller for 3×3 windows of 16 channels (283
+# operations for each element), and slower for those of 32 (500 to 570).
+_CONVOLUTION = 400
 
 
 def _one_after_the_other(

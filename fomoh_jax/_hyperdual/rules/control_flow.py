@@ -2,7 +2,8 @@
 
 Which channels a carry has is static. It starts with those of the initial value and
 grows until one more turn of the body adds none: a fixed point, reached after at most
-two turns per carried value, and usually after one.
+two turns per carried value, and usually after one. Their stacking axes are where the
+body puts them, so that no turn moves them.
 """
 
 from collections.abc import Callable, Collection, Sequence
@@ -24,7 +25,9 @@ from fomoh_jax._hyperdual.registry import Operation, rule
 
 
 def _union(*patterns: Pattern) -> Pattern:
-    return [tuple(any(flags) for flags in zip(*numbers)) for numbers in zip(*patterns)]
+    """The channels of any of several patterns, along the axes of the first that has."""
+    first = lambda axes: next((axis for axis in axes if axis is not None), None)
+    return [tuple(map(first, zip(*numbers))) for numbers in zip(*patterns)]
 
 
 def _widen(
@@ -33,15 +36,15 @@ def _widen(
     pattern: Pattern,
     axes: Collection[str] = (),
 ) -> list[HyperDual]:
-    """The same numbers with at least the channels of the pattern, on leading axes.
+    """The same numbers with the channels of the pattern, or more.
 
     They vary along at least those axes of a mesh.
     """
 
-    def widened(number: HyperDual, flags: tuple[bool, ...]) -> HyperDual:
+    def widened(number: HyperDual, places: tuple[int | None, ...]) -> HyperDual:
         channels = [
-            channel.whole(size) if wanted else channel
-            for channel, size, wanted in zip(number.channels, (form.k, form.q), flags)
+            channel if axis is None else channel.whole(size, axis)
+            for channel, size, axis in zip(number.channels, (form.k, form.q), places)
         ]
         return HyperDual(number.primal, *channels)
 
@@ -62,13 +65,14 @@ def _fixed_point(
       init: the carry before the first turn.
       *slices: what else the body takes, abstract.
     """
-    pattern = pattern_of(init)
-    while True:
+    pattern, grown = pattern_of(init), None
+    there = lambda pattern: [[axis is None for axis in axes] for axes in pattern]
+    while grown is None or there(grown) != there(pattern):
+        pattern = grown or pattern
         widened = jax.eval_shape(lambda init: _widen(form, init, pattern), init)
-        union = _union(pattern, pattern_of(jax.eval_shape(body, widened, *slices)))
-        if union == pattern:
-            return pattern
-        pattern = union
+        after = pattern_of(jax.eval_shape(body, widened, *slices))
+        grown = _union(after, pattern)
+    return grown
 
 
 def _abstract_slice(array: Shaped[Array, "time ..."]) -> jax.ShapeDtypeStruct:
@@ -79,7 +83,7 @@ def _abstract_slice(array: Shaped[Array, "time ..."]) -> jax.ShapeDtypeStruct:
 
 
 # Scanned arrays lead with time, and so do the slices that a scan takes of a channel
-# whose directions come second. One whose directions come first, as those of a stack of
+# whose directions come later. One whose directions come first, as those of a stack of
 # layers do, would have to be copied for that, all layers at once; it stays outside, and
 # each turn cuts its part out of it.
 
@@ -112,9 +116,12 @@ def _merged(number: HyperDual, channels: Sequence[Channel]) -> HyperDual:
     return HyperDual(number.primal, *(b if a.is_zero else a for a, b in both))
 
 
-def _declared(number: HyperDual, axis: int) -> HyperDual:
-    """The number with its stacks said, not made, to be along ``axis``."""
-    return number.map_channels(lambda channel: channel.declared(axis))
+def _shifted(number: HyperDual, by: int) -> HyperDual:
+    """The number with its stacks said, not made, to be along later axes.
+
+    A scan takes time away in front of what it scans, and puts it before what it stacks.
+    """
+    return number.map_channels(lambda channel: channel.declared(channel.axis + by))
 
 
 @rule("scan")
@@ -125,7 +132,7 @@ def _scan(form: Form, op: Operation, args: Sequence[HyperDual]) -> list[HyperDua
     init = [args[i] for i in layout.carry]
     times = jnp.arange(op.params["length"])
     waiting = [_leading(args[i]) for i in layout.xs]
-    xs = [_scanned(args[i]).moved(1) for i in layout.xs]
+    xs = [_scanned(args[i]) for i in layout.xs]
 
     def turn(carry, slices):
         time, xs = slices
@@ -133,9 +140,9 @@ def _scan(form: Form, op: Operation, args: Sequence[HyperDual]) -> list[HyperDua
         for i, number in zip(layout.carry, carry):
             numbers[i] = number
         for i, number, others in zip(layout.xs, xs, waiting):
-            numbers[i] = _merged(_declared(number, 0), _at(others, time))
+            numbers[i] = _merged(_shifted(number, -1), _at(others, time))
         outs = interpreted(form, numbers)
-        ys = [outs[i].moved(0) for i in layout.ys]
+        ys = [outs[i].stored() for i in layout.ys]
         return [outs[i] for i in layout.carry_out], ys
 
     slices = jax.tree.map(_abstract_slice, (times, xs))
@@ -155,7 +162,7 @@ def _scan(form: Form, op: Operation, args: Sequence[HyperDual]) -> list[HyperDua
         unroll=op.params["unroll"],
     )
     outs: dict[int, HyperDual] = dict(zip(layout.carry_out, carry))
-    outs.update(zip(layout.ys, (_declared(y, 1) for y in ys)))
+    outs.update(zip(layout.ys, (_shifted(y, 1) for y in ys)))
     return [outs[i] for i in range(len(outs))]
 
 
@@ -217,7 +224,10 @@ def _without_reverse(outs: list[HyperDual]) -> list[HyperDual]:
 def _where(
     running: Bool[Array, "*batch"], after: list[HyperDual], before: list[HyperDual]
 ) -> list[HyperDual]:
-    """Where a batch of loops still runs, its next state; elsewhere the state it had."""
+    """Where a batch of loops still runs, its next state; elsewhere the state it had.
+
+    Both have the same channels along the same axes.
+    """
 
     def choose(new, old):
         # Primals lead with the batch; behind it come the stacks of a channel's.
@@ -228,13 +238,17 @@ def _where(
             old,
         )
 
-    place = running.ndim
+    behind = lambda channel: channel.moved(max(channel.axis, running.ndim))
     chosen = jax.tree.map(
         choose,
-        [number.moved(place) for number in after],
-        [number.moved(place) for number in before],
+        [number.map_channels(behind) for number in after],
+        [number.map_channels(behind) for number in before],
     )
-    return [number.moved(0) for number in chosen]
+    back = lambda number, axes: [c.moved(a.axis) for c, a in zip(number.channels, axes)]
+    return [
+        HyperDual(number.primal, *back(number, old.channels))
+        for number, old in zip(chosen, before)
+    ]
 
 
 @rule("cond")

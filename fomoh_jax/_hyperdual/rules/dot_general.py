@@ -21,7 +21,7 @@ from fomoh_jax._hyperdual.channels import Indices, Linear, Stack
 from fomoh_jax._hyperdual.form import Form
 from fomoh_jax._hyperdual.number import HyperDual
 from fomoh_jax._hyperdual.registry import Operation, rule
-from fomoh_jax._hyperdual.rules.bilinear import bilinear
+from fomoh_jax._hyperdual.rules.bilinear import bilinear, is_worth_polarising
 from fomoh_jax._hyperdual.rules.linear import linear
 from fomoh_jax._types import Leaf
 
@@ -38,11 +38,11 @@ def _dot_general(form: Form, op: Operation, args: Sequence[HyperDual]):
 def _product(form: Form, op: Operation, a: HyperDual, b: HyperDual) -> list[HyperDual]:
     (over_a, over_b), (batch_a, batch_b) = op.params["dimension_numbers"]
     rows = a.primal.ndim - len(over_a) - len(batch_a)
-    out = math.prod(op.outputs[0].shape)
     second_axis = None
     if batch_a:
         a, b = map(_finished, (a, b))
-        if b.primal.size < out:  # moving the axis of b is less than that of the result
+        # Moving the axis of b is less work than moving that of the result.
+        if b.primal.size < math.prod(op.outputs[0].shape):
             columns = set(range(b.primal.ndim)) - {*over_b, *batch_b}
             second_axis = min(columns, default=0)
     inner = math.prod(a.primal.shape[i] for i in over_a)
@@ -52,7 +52,7 @@ def _product(form: Form, op: Operation, a: HyperDual, b: HyperDual) -> list[Hype
         [a, b],
         axis=_out_axis(op, a, b, len(batch_a) + rows),
         second_axis=second_axis,
-        operations=2.0 * inner * out,
+        polarise=is_worth_polarising(op, inner),
         contracted=partial(_contracted, op),
         linear=partial(_linear, op, (a.primal.ndim, b.primal.ndim)),
     )
