@@ -82,7 +82,8 @@ class Pairs(IndexPairs):
         return self._cross_by_table(a, b)
 
     def _bilinear(self, product: Bilinear, a: Stack, b: Stack, axis: int) -> Channel:
-        if product.polarise and self.k > 1 and a.present == b.present:
+        # Of two directions it would be three products for four.
+        if product.polarise and self.k > 2 and a.present == b.present:
             return super()._bilinear(product, a, b, axis)
         stacks = a, b
         return self._by_tables(product, stacks, stacks, axis)
