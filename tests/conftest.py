@@ -9,6 +9,7 @@ of a test's time would be spent in LLVM on a program that runs once.
 versions, and one in four of the others.
 """
 
+import os
 import zlib
 
 import jax
@@ -18,6 +19,10 @@ from hypothesis import HealthCheck, settings
 from tests.signatures import check_signatures
 
 check_signatures()
+if jax.__version_info__ < (0, 13):  # an unknown flag would end the process
+    # Each program is one LLVM module, and not split for cores that other workers use.
+    flags = os.environ.get("XLA_FLAGS", ""), "--xla_cpu_parallel_codegen_split_count=1"
+    os.environ["XLA_FLAGS"] = " ".join(flags).strip()
 # Imported first, fomoh_jax sets XLA's flags before a test module starts a backend.
 import fomoh_jax  # noqa: E402, F401
 
