@@ -24,7 +24,7 @@ from experiments.benchmarks import (
     stde,
     step,
 )
-from experiments.benchmarks.measurement import Limits, measure
+from experiments.benchmarks.measurement import Limits, Row, measure
 
 TABLES: dict[str, Callable] = {
     "hyperplane": hyperplane.rows,
@@ -58,8 +58,16 @@ class Config:
     and counted, and none is run."""
     seconds_per_row: float = 60.0
     """A row that takes longer stops early, after three rounds at the least."""
+    without: tuple[str, ...] = ()
+    """Rivals to leave out, by name, as "jax.hessian": one that hangs is not skipped."""
     out: Path = RESULTS
     """The folder of the JSON files."""
+
+    def kept(self, row: Row) -> Row:
+        """The row without the rivals to leave out."""
+        make = row.contenders
+        chosen = lambda: {k: c for k, c in make().items() if k not in self.without}
+        return row._replace(contenders=chosen) if self.without else row
 
 
 def run(table: str, config: Annotated[Config, tyro.conf.arg(name="")]) -> None:
@@ -87,7 +95,7 @@ def _run_one(table: str, config: Config, described: dict[str, Any]) -> None:
     with jax.default_matmul_precision("float32"):
         for row in (bar := tqdm(rows, unit="row")):
             bar.set_postfix_str(f"{table}: {row.name}")
-            result["rows"].append(measure(row, limits))
+            result["rows"].append(measure(config.kept(row), limits))
             # After each row, so that an interruption costs one row.
             path.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
     print(f"{table}: {path}")

@@ -15,6 +15,7 @@ from experiments.benchmarks import (
     hyperplane,
     measurement,
     report,
+    tables,
     ways,
     workloads,
 )
@@ -295,6 +296,13 @@ def test_a_failure_of_ours_is_not_hidden():
     row = Row("square", {"k": 4}, lambda: {OURS: Contender(fails, (jnp.ones(2),))})
     with pytest.raises(ValueError, match="no"):
         measure(row, Limits())
+
+
+def test_a_rival_can_be_left_out():
+    row = one_row(jnp.square)
+    assert tables.Config().kept(row) is row
+    kept = tables.Config(without=("rival",)).kept(row)
+    assert list(kept.contenders()) == [OURS]
 
 
 def test_ratios_are_paired_within_a_round(monkeypatch):
