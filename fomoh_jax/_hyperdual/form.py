@@ -98,11 +98,7 @@ class Form(abc.ABC):
         """``a_i b_j + a_j b_i``, elementwise."""
         if a is b:
             return 2 * self.product(a, a)
-        stacks = stacks_of(a, b)
-        if not self.q or stacks is None:
-            return self.product(a, b)
-        axis = max(stack.axis for stack in stacks)
-        return self._cross(*(stack.moved(axis) for stack in stacks))
+        return self.product(a, b) + self.product(b, a)
 
     def bilinear(self, product: Callable, a: Channel, b: Channel, axis: int) -> Channel:
         """``product(a_i, b_j) + product(a_j, b_i)``, stacked along ``axis``.
@@ -134,9 +130,6 @@ class Form(abc.ABC):
 
     @abc.abstractmethod
     def _product(self, a: Stack, b: Stack) -> Channel: ...
-
-    def _cross(self, a: Stack, b: Stack) -> Channel:
-        return self._product(a, b) + self._product(b, a)
 
     @abc.abstractmethod
     def _bilinear(

@@ -6,7 +6,7 @@ import numpy as np
 from jax.tree_util import register_static
 from jaxtyping import Array, Inexact
 
-from fomoh_jax._hyperdual.channels import Channel, Indices, Stack
+from fomoh_jax._hyperdual.channels import Channel, Indices, Stack, stacks_of
 from fomoh_jax._hyperdual.form import Bilinear
 from fomoh_jax._hyperdual.index_pairs import IndexPairs
 
@@ -76,10 +76,12 @@ class Pairs(IndexPairs):
     def _product(self, a: Stack, b: Stack) -> Channel:
         return self._product_by_table(a, b)
 
-    def _cross(self, a: Stack, b: Stack) -> Channel:
-        if a.present != b.present:
-            return super()._cross(a, b)
-        return self._cross_by_table(a, b)
+    def cross(self, a: Channel, b: Channel) -> Channel:
+        stacks = stacks_of(a, b)
+        if a is b or stacks is None or stacks[0].present != stacks[1].present:
+            return super().cross(a, b)
+        axis = max(stack.axis for stack in stacks)
+        return self._cross_by_table(*(stack.moved(axis) for stack in stacks))
 
     def _bilinear(self, product: Bilinear, a: Stack, b: Stack, axis: int) -> Channel:
         # Of two directions it would be three products for four.

@@ -143,7 +143,7 @@ def test_time_and_memory_follow_the_coordinates_and_not_the_dimensions():
     layers = jnp.ones((d, 32), "float32"), jnp.ones(32, "float32")
 
     def residuals(layers, x, key):
-        u = lambda x: (1 - jnp.sum(x**2)) * (jnp.tanh(x @ layers[0]) @ layers[1])
+        u = lambda x: jnp.sum(x * jnp.sin(x)) * (jnp.tanh(x @ layers[0]) @ layers[1])
         at = lambda x: sampled_trace(u, coordinates=16)(key, x).value
         return jax.vmap(at)(x)
 
