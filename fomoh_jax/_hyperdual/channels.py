@@ -15,7 +15,7 @@ import abc
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -76,10 +76,11 @@ class Joint:
     operands: Sequence[Leaf]
     places: Sequence[int]
 
-    def __call__(self, *xs: Array) -> list[Array]:
+    def __call__(self, *xs: Array | np.ndarray) -> list[Array]:
         return self.function(*xs)
 
 
+@runtime_checkable
 class Numbered(Protocol):
     """Second-order coefficients that are numbered.
 
@@ -177,7 +178,7 @@ class Channel(abc.ABC):
     def after(
         self, joint: Joint, channels: Sequence["Channel"]
     ) -> "list[Channel] | None":
-        """The results of a linear operation that the channel knows a better way through.
+        """The results of a linear operation, if the channel knows a better way to them.
 
         It is one of ``channels``, the operands.
         """

@@ -23,7 +23,7 @@ _CALLS = (primitives.jit_p, primitives.closed_call_p, primitives.remat_p)
 
 
 class _Value(NamedTuple):
-    """A value of the program, and how to evaluate it while tracing, if that is known."""
+    """A value of the program; if it is known while tracing, how to evaluate it."""
 
     traced: Leaf
     evaluate: Callable[[], Leaf] | None = None

@@ -299,7 +299,7 @@ def _scattered(x: Local, function: _Alone) -> list[Channel] | None:
         return None
     if function.place != operand:
         with jax.ensure_compile_time_eval():
-            (hits,) = function.of_integers(np.ones(x.shape, np.int32))
+            (hits,) = map(np.asarray, function.of_integers(np.ones(x.shape, np.int32)))
         if np.max(hits, initial=0) > 1 or np.sum(hits) < math.prod(x.shape):
             return None
     return _moved(x, function)
@@ -324,8 +324,9 @@ def _summed(x: Local, function: _Alone) -> list[Channel]:
                 table = first
             else:
                 apart.append(axis)
-        together = tuple(axis for axis in axes if axis not in apart)
-        array = jnp.sum(array, together, keepdims=True)
+        if len(apart) < len(axes):
+            together = tuple(axis for axis in axes if axis not in apart)
+            array = jnp.sum(array, together, keepdims=True)
         order = [0, *apart, *(i for i in range(1, table.ndim) if i not in apart)]
         shape = [n for i, n in enumerate(table.shape) if i not in (0, *axes)]
         return (

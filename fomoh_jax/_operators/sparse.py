@@ -1,5 +1,6 @@
 """The Hessian of a sum of terms that see few variables each, as a sparse matrix."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from functools import wraps
 
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental.sparse import BCOO
 from jax.extend.core import jaxpr_as_fun
+from jax.tree_util import register_static
 from jaxtyping import Array, PyTree
 
 from fomoh_jax._argnums import Varied, restricted
@@ -15,12 +17,38 @@ from fomoh_jax._hyperdual.channels import Channel
 from fomoh_jax._hyperdual.evaluation import to_jaxpr
 from fomoh_jax._hyperdual.inlining import inlined
 from fomoh_jax._hyperdual.interpreter import interpret
-from fomoh_jax._hyperdual.local import Local, Table
+from fomoh_jax._hyperdual.local import Local
 from fomoh_jax._hyperdual.local_pairs import LocalPairs
 from fomoh_jax._operators.basis import check_outputs
 
 # What an index of JAX counts to.
 _MOST = np.iinfo(np.int32).max
+
+
+@register_static
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Pattern:
+    """Which entries of a matrix of so many rows and columns are stored.
+
+    A static node of a tree, so that a function that is traced can return it.
+    """
+
+    rows: np.ndarray
+    columns: np.ndarray
+    size: int
+
+    @property
+    def count(self) -> int:
+        return len(self.rows)
+
+    def matrix(self, data: Array) -> BCOO:
+        indices = np.stack([self.rows, self.columns], 1).astype(np.int32)
+        return BCOO(
+            (data, jnp.asarray(indices)),
+            shape=(self.size, self.size),
+            indices_sorted=True,
+            unique_indices=True,
+        )
 
 
 def sparse_hessian(
@@ -81,12 +109,12 @@ def sparse_hessian(
             numbers, places = np.unique(numbers, return_inverse=True)
             rows, columns, source = _both_triangles(name, size, numbers)
             total = jax.ops.segment_sum(values, places, len(numbers))
-            return _taken(total, source), Table(np.stack([rows, columns], 1))
+            return _taken(total, source), _Pattern(rows, columns, size)
 
         # Traced even where nothing else is, so that what is a value is never read.
-        jaxpr, (_, indices) = jax.make_jaxpr(entries, return_shape=True)(*leaves)
+        jaxpr, (_, pattern) = jax.make_jaxpr(entries, return_shape=True)(*leaves)
         (data,) = jaxpr_as_fun(jaxpr)(*map(jnp.asarray, leaves))
-        return _matrix(data, indices, size)
+        return pattern.matrix(data)
 
     return sparse_hessian_fun
 
@@ -102,7 +130,7 @@ def hessian_sparsity(fun: Callable, *args: PyTree) -> BCOO:
     Args:
       fun: a function of pytrees of real arrays that returns one scalar, real or
         complex.
-      *args: its arguments, or anything with their shapes and dtypes; all but the first
+      *args: its arguments. The first may be anything with shapes and dtypes; the others
         are held fixed.
 
     Returns:
@@ -125,15 +153,17 @@ def hessian_sparsity(fun: Callable, *args: PyTree) -> BCOO:
        [0 0 1 1]]
     """
     name = "hessian_sparsity"
-    function, varied = restricted(name, fun, 0, args, {})
+    first, *rest = args
+    restricted(name, fun, 0, args, {})  # for its errors
 
-    def pattern(*leaves):
-        numbers, _ = _coefficients(name, function, varied, leaves)
+    def pattern(first):
+        function, varied = restricted(name, fun, 0, (first, *rest), {})
+        numbers, _ = _coefficients(name, function, varied, varied.leaves)
         rows, columns, _ = _both_triangles(name, varied.size, np.unique(numbers))
-        return Table(np.stack([rows, columns], 1))
+        return _Pattern(rows, columns, varied.size)
 
-    indices = jax.eval_shape(pattern, *varied.leaves)
-    return _matrix(jnp.ones(len(indices.numbers), bool), indices, varied.size)
+    found = jax.eval_shape(pattern, first)
+    return found.matrix(jnp.ones(found.count, bool))
 
 
 def _coefficients(
@@ -181,13 +211,6 @@ def _both_triangles(
 
 def _taken(array: Array, places: np.ndarray) -> Array:
     return array.at[places.astype(np.int32)].get(mode="promise_in_bounds")
-
-
-def _matrix(data: Array, indices: Table, size: int) -> BCOO:
-    pairs = jnp.asarray(indices.numbers.astype(np.int32))
-    return BCOO(
-        (data, pairs), shape=(size, size), indices_sorted=True, unique_indices=True
-    )
 
 
 def _check_scalar(name: str, outputs: PyTree) -> None:

@@ -43,7 +43,8 @@ rule("cumlogsumexp")(_cumulative(jnp.logaddexp))
 
 @rule("reduce_prod")
 def _reduce_prod(form: Form, op: Operation, args: Sequence[HyperDual]):
-    return rewritten(partial(_product, axes=op.params["axes"]), form, args)
+    axes = tuple(map(int, op.params["axes"]))
+    return rewritten(partial(_product, axes=axes), form, args)
 
 
 def _product(x: Array, axes: Sequence[int]) -> Array:

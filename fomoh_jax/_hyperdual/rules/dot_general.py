@@ -55,7 +55,9 @@ def _sum_of_terms(op: Operation, a: Array, b: Array) -> Array:
         x = lax.transpose(x, (*batch, *free[place], *over))
         skipped = range(len(batch), len(batch) + len(free[0]))
         if place == 0:
-            skipped = [i + len(free[0]) for i in range(len(batch), len(batch) + len(free[1]))]
+            skipped = [
+                i + len(free[0]) for i in range(len(batch), len(batch) + len(free[1]))
+            ]
         return lax.expand_dims(x, skipped).astype(op.outputs[0].dtype)
 
     x, y = spread(a, 0), spread(b, 1)
