@@ -45,6 +45,7 @@ class Linear:
       of_slice: ``of_slice(start, size)``, a part of the sum over that dimension, as a
         function of so many elements of it.
       shape: of the result.
+      at: how many dimensions of the result come before those that are left.
     """
 
     function: Callable[[Array], Array]
@@ -52,6 +53,7 @@ class Linear:
     over: int | None = None
     of_slice: Callable[[int, int], "Linear"] | None = None
     shape: tuple[int, ...] = ()
+    at: int = 0
 
     def __call__(self, x: Array) -> Array:
         return self.function(x)
@@ -76,7 +78,7 @@ class Joint:
     operands: Sequence[Leaf]
     places: Sequence[int]
 
-    def __call__(self, *xs: Array | np.ndarray) -> list[Array]:
+    def __call__(self, *xs: Array) -> list[Array]:
         return self.function(*xs)
 
 

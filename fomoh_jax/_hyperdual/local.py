@@ -12,19 +12,21 @@ import functools
 import hashlib
 import math
 from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.core import Tracer
-from jax.tree_util import register_dataclass, register_static
+from jax.tree_util import register_dataclass
 from jaxtyping import Array, ArrayLike
 
 from fomoh_jax._hyperdual.channels import (
     ZERO,
     Channel,
     Joint,
+    Linear,
     Numbered,
     Stack,
     Zero,
@@ -33,7 +35,6 @@ from fomoh_jax._hyperdual.channels import (
 from fomoh_jax._types import Leaf
 
 
-@register_static
 @dataclasses.dataclass(frozen=True, eq=False)
 class Table:
     """Integers that are known while tracing; equal to a table of the same ones."""
@@ -43,7 +44,11 @@ class Table:
     @functools.cached_property
     def _key(self) -> tuple:
         content = np.ascontiguousarray(self.numbers)
-        return content.shape, content.dtype.str, hashlib.sha256(content).digest()
+        return (
+            content.shape,
+            content.dtype.str,
+            hashlib.sha256(content.tobytes()).digest(),
+        )
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Table) and self._key == other._key
@@ -59,8 +64,38 @@ Part = tuple[Array, np.ndarray]
 # than to add these up first.
 _FEW = 8
 
+# A table of more entries takes gigabytes while tracing, and so do the coefficients.
+_MOST = 2**27
+
 # More parts than these become one: an elementwise operation is an equation for each.
 _PARTS = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Alone:
+    """A joint linear function as one of the operand at a place; the others are zero."""
+
+    joint: Joint
+    place: int
+
+    def __call__(self, x: Array) -> list[Array]:
+        return self._of(x, lambda other: lax.full_like(other, 0))
+
+    def of_integers(self, x: Array) -> list[Array]:
+        return self._of(x, lambda other: jnp.zeros(jnp.shape(other), x.dtype))
+
+    @property
+    def is_known(self) -> bool:
+        """Whether the operands that do not vary are known while tracing."""
+        joint = self.joint
+        fixed = [x for i, x in enumerate(joint.operands) if i not in joint.places]
+        return not any(isinstance(x, Tracer) for x in fixed)
+
+    def _of(self, x: Array, zero: Callable) -> list[Array]:
+        joint = self.joint
+        return joint(
+            *(x if i == self.place else zero(joint.operands[i]) for i in joint.places)
+        )
 
 
 @register_dataclass
@@ -165,6 +200,23 @@ class Local(Channel):
             return Local.of(self.parts + other.parts, self.n)
         return super().__add__(other)
 
+    def mapped(self, function: Callable, axis: int) -> Channel:
+        """Where slots belong to the same along the dimension, its sum stays local."""
+        if not isinstance(function, Linear) or function.over is None:
+            return super().mapped(function, axis)
+        over = function.over + 1
+        firsts = [np.take(table, [0], over) for _, table in self.parts]
+        if any(np.any(table != first) for (_, table), first in zip(self.parts, firsts)):
+            return super().mapped(function, axis)
+
+        def part(array: Array, first: np.ndarray) -> Part:
+            out = vectorise(function.function, [0], 0)(array)
+            left = np.squeeze(first, over)
+            others = range(1, 1 + function.at) or range(left.ndim, out.ndim)
+            return out, np.broadcast_to(np.expand_dims(left, [*others]), out.shape)
+
+        return self._with(map(part, self.arrays, firsts))
+
     def squared(self, pairs: Numbered) -> Channel:
         parts = self._few().parts
         products = []
@@ -183,14 +235,14 @@ class Local(Channel):
     def after(self, joint: Joint, channels: Sequence[Channel]) -> list[Channel] | None:
         if not all(x.is_zero or isinstance(x, Local) for x in channels):
             return None
-        follow = _FOLLOW.get(joint.name)
-        if follow is None:
+        act = _WAYS.get(joint.name)
+        if act is None:
             return None
         totals: list[Channel] | None = None
         for place, channel in zip(joint.places, channels):
             if not isinstance(channel, Local):
                 continue
-            results = follow(channel, _Alone(joint, place))
+            results = act(channel, Alone(joint, place))
             if results is None:
                 return None
             totals = results if totals is None else _sums(totals, results)
@@ -229,135 +281,23 @@ class Local(Channel):
         return self._with([(flat.reshape(shape), fewer[:-1].reshape(shape))])
 
 
-@dataclasses.dataclass(frozen=True)
-class _Alone:
-    """A joint linear function as one of the operand at a place; the others are zero."""
-
-    joint: Joint
-    place: int
-
-    def __call__(self, x: Array) -> list[Array]:
-        return self._of(x, lambda other: lax.full_like(other, 0))
-
-    def of_integers(self, x: np.ndarray) -> list[Array]:
-        return self._of(x, lambda other: np.zeros(np.shape(other), x.dtype))
-
-    @property
-    def is_known(self) -> bool:
-        """Whether the operands that do not vary are known while tracing."""
-        joint = self.joint
-        fixed = [x for i, x in enumerate(joint.operands) if i not in joint.places]
-        return not any(isinstance(x, Tracer) for x in fixed)
-
-    def _of(self, x: Array | np.ndarray, zero: Callable) -> list[Array]:
-        joint = self.joint
-        return joint(
-            *(x if i == self.place else zero(joint.operands[i]) for i in joint.places)
-        )
+# How linear operations act on local channels, by the name of their primitive.
+Way = Callable[[Local, Alone], list[Channel] | None]
+_WAYS: dict[str, Way] = {}
+W = TypeVar("W", bound=Way)
 
 
-def _mapped(function: _Alone, array: Array) -> list[Array]:
-    """The results for each slot, along a leading axis."""
-    return vectorise(function, [0], 0)(array)  # pyright: ignore[reportReturnType]
+def way(*names: str) -> Callable[[W], W]:
+    """Register how operations act on the only operand that varies, given by name.
 
+    It returns their results, or None if these are not local.
+    """
 
-def _elementwise(x: Local, function: _Alone) -> list[Channel]:
-    """Each element of the result depends on that element of the operand."""
+    def register(function: W) -> W:
+        _WAYS.update(dict.fromkeys(names, function))
+        return function
 
-    def part(array: Array, table: np.ndarray) -> Part:
-        (out,) = _mapped(function, array)
-        if out.shape != table.shape:  # a scalar, or a dimension of size one
-            ones = (1,) * (out.ndim - table.ndim)
-            table = table.reshape(len(table), *ones, *table.shape[1:])
-        return out, np.broadcast_to(table, out.shape)
-
-    return [x._with(part(*pair) for pair in x.parts)]
-
-
-def _moved(x: Local, function: _Alone) -> list[Channel] | None:
-    """Each element of the results is one of the operand's, or none."""
-    if not function.is_known:
-        return None
-    size = math.prod(x.shape)
-    with jax.ensure_compile_time_eval():
-        # Those of the other operands are numbered 0: they are none.
-        numbered = np.arange(1, size + 1, dtype=np.int32).reshape(x.shape)
-        places = [np.asarray(out) for out in function.of_integers(numbered)]
-    results: list[list[Part]] = [[] for _ in places]
-    for array, table in x.parts:
-        flat = table.reshape(len(table), size)
-        flat = np.pad(flat, ((0, 0), (1, 0)), constant_values=-1)
-        for parts, out, place in zip(results, _mapped(function, array), places):
-            parts.append((out, flat[:, place]))
-    return [Local.of(parts, x.n) for parts in results]
-
-
-def _scattered(x: Local, function: _Alone) -> list[Channel] | None:
-    """Updates are moved where each goes to a place of its own."""
-    operand, *_ = function.joint.places
-    if not function.is_known:
-        return None
-    if function.place != operand:
-        with jax.ensure_compile_time_eval():
-            (hits,) = map(np.asarray, function.of_integers(np.ones(x.shape, np.int32)))
-        if np.max(hits, initial=0) > 1 or np.sum(hits) < math.prod(x.shape):
-            return None
-    return _moved(x, function)
-
-
-def _chosen(x: Local, function: _Alone) -> list[Channel] | None:
-    """By a predicate that is known elements are moved, by any other one scaled."""
-    if function.is_known:
-        return _moved(x, function)
-    return _elementwise(x, function)
-
-
-def _summed(x: Local, function: _Alone) -> list[Channel]:
-    """A sum over axes: of the slots, where they belong to the same; else more slots."""
-    axes = [axis + 1 for axis in function.joint.params["axes"]]
-
-    def part(array: Array, table: np.ndarray) -> Part:
-        apart = []
-        for axis in axes:
-            first = np.take(table, [0], axis)
-            if np.all(table == first):
-                table = first
-            else:
-                apart.append(axis)
-        if len(apart) < len(axes):
-            together = tuple(axis for axis in axes if axis not in apart)
-            array = jnp.sum(array, together, keepdims=True)
-        order = [0, *apart, *(i for i in range(1, table.ndim) if i not in apart)]
-        shape = [n for i, n in enumerate(table.shape) if i not in (0, *axes)]
-        return (
-            array.transpose(order).reshape(-1, *shape),
-            table.transpose(order).reshape(-1, *shape),
-        )
-
-    return [Local.of((part(*pair) for pair in x.parts), x.n)]
-
-
-_FOLLOW: dict[str, Callable[[Local, _Alone], list[Channel] | None]] = {
-    **dict.fromkeys(
-        (
-            *("add_jaxvals", "add_any", "complex", "conj", "convert_element_type"),
-            *("copy", "copy_p", "imag", "name", "neg", "real", "reduce_precision"),
-            "sub",
-        ),
-        _elementwise,
-    ),
-    **dict.fromkeys(
-        (
-            *("broadcast_in_dim", "concatenate", "dynamic_slice"),
-            *("dynamic_update_slice", "gather", "pad", "reshape", "rev", "slice"),
-            *("split", "squeeze", "stack", "tile", "transpose", "unstack"),
-        ),
-        _moved,
-    ),
-    "scatter": _scattered,
-    "select_n": _chosen,
-    "reduce_sum": _summed,
-}
+    return register
 
 
 def _agree(a: np.ndarray, b: np.ndarray) -> bool:
@@ -382,6 +322,7 @@ def _in_one(parts: Sequence[Part]) -> Part:
 def _square(part: Part, pairs: Numbered) -> Part:
     """The products of slots with themselves and, once, with one another."""
     array, table = part
+    _check_count(len(table) ** 2 // 2 * math.prod(table.shape[1:]))
     if len(table) == 1:
         return array * array, _pairs(table, table, pairs)
     i, j = np.triu_indices(len(table))
@@ -397,6 +338,7 @@ def _product(a: Part, b: Part, pairs: Numbered) -> Part:
     """``a_k b_l`` of all slots; twice of those of one direction."""
     (x, p), (y, q) = a, b
     outer = (len(p) * len(q), *p.shape[1:])
+    _check_count(math.prod(outer))
     p, q = (np.broadcast_to(t, (len(p), len(q), *p.shape[1:])) for t in (p[:, None], q))
     p, q = p.reshape(outer), q.reshape(outer)
     product = (x[:, None] * y[None]).reshape(outer)
@@ -420,10 +362,22 @@ def _pairs(p: np.ndarray, q: np.ndarray, pairs: Numbered) -> np.ndarray:
 
 def _summed_by_place(array: Array, places: np.ndarray, size: int) -> Array:
     """A flat array of sums, of the elements that go to the same place."""
+    _check_count(size)
     zeros = jnp.zeros(size, array.dtype)
-    return zeros.at[_indices(places, size)].add(array, mode="drop")
+    return zeros.at[places.astype(np.int32)].add(array, mode="drop")
 
 
-def _indices(places: np.ndarray, size: int) -> np.ndarray:
-    """Places in the smallest type of integers that JAX has for them."""
-    return places.astype(np.int32) if size < 2**31 else places
+def _check_count(count: int) -> None:
+    """Refuse coefficients that are too many to be kept.
+
+    Raises:
+      ValueError: saying how many they are.
+    """
+    if count > _MOST:
+        raise ValueError(
+            f"an intermediate result of fun has {count} derivatives that may differ "
+            f"from zero, more than {_MOST}: its elements depend on too many variables "
+            "each, as in jnp.var. Where the Hessian is no sparse matrix, take "
+            "fomoh_jax.hessian; where it is, write fun as a sum of terms of few "
+            "variables."
+        )

@@ -81,8 +81,9 @@ def sparse_hessian(
     Raises:
       TypeError: if a differentiated argument is not of real floating-point numbers, or
         the output is not one floating-point scalar.
-      ValueError: if ``argnums`` is out of range, or if more entries would be stored
-        than a 32-bit index can count.
+      ValueError: if ``argnums`` is out of range, if more entries would be stored than
+        a 32-bit index can count, or if intermediate results depend on so much that
+        their derivatives would take gigabytes.
 
     Example:
       >>> import jax.numpy as jnp
@@ -140,13 +141,14 @@ def hessian_sparsity(fun: Callable, *args: PyTree) -> BCOO:
     Raises:
       TypeError: if the first argument is not of real floating-point numbers, or the
         output is not one floating-point scalar.
-      ValueError: if more entries would be stored than a 32-bit index can count.
+      ValueError: if more entries would be stored than a 32-bit index can count, or if
+        intermediate results depend on too much.
 
     Example:
       >>> import jax.numpy as jnp
       >>> from fomoh_jax import hessian_sparsity
       >>> chain = lambda x: jnp.sum((x[1:] - x[:-1]) ** 2)
-      >>> print(hessian_sparsity(chain, jnp.ones(4)).todense().astype(int))
+      >>> print(hessian_sparsity(chain, jnp.ones(4)).astype(int).todense())
       [[1 1 0 0]
        [1 1 1 0]
        [0 1 1 1]
@@ -158,7 +160,8 @@ def hessian_sparsity(fun: Callable, *args: PyTree) -> BCOO:
 
     def pattern(first):
         function, varied = restricted(name, fun, 0, (first, *rest), {})
-        numbers, _ = _coefficients(name, function, varied, varied.leaves)
+        leaves = list(map(jnp.asarray, varied.leaves))
+        numbers, _ = _coefficients(name, function, varied, leaves)
         rows, columns, _ = _both_triangles(name, varied.size, np.unique(numbers))
         return _Pattern(rows, columns, varied.size)
 

@@ -182,7 +182,8 @@ def _linear(
         return _linear(op, ranks, lambda x: op(*factors(x))[0], place, part)
 
     of_vector = columns if ranks[place] == 1 else None
-    return Linear(product, of_vector, dim, of_slice, out.shape)
+    at = 0 if place == 0 else len(out.shape) - ranks[1] + 1
+    return Linear(product, of_vector, dim, of_slice, out.shape, at)
 
 
 @rule("ragged_dot_general")

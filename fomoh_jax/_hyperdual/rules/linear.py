@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable, Sequence
 
-import numpy as np
 from jaxtyping import Array
 
 from fomoh_jax._hyperdual.channels import (
@@ -76,7 +75,7 @@ def joint_of(op: Operation, args: Sequence[HyperDual]) -> Joint:
     places = [i for i, operand in enumerate(operands) if is_inexact(operand)]
     carried = [i for i, out in enumerate(op.outputs) if is_inexact(out)]
 
-    def function(*xs: Array | np.ndarray) -> list[Array]:
+    def function(*xs: Array) -> list[Array]:
         full = list(operands)
         for i, x in zip(places, xs):
             full[i] = x

@@ -34,7 +34,8 @@ def _gather(form: Form, op: Operation, args: Sequence[HyperDual]):
     channels = _through(dataclasses.replace(op, params=params), args)
     if channels is None:
         return selection(form, op, args)
-    return [HyperDual(*op(*(arg.primal for arg in args)), *channels)]
+    (primal,) = op(*(arg.primal for arg in args))
+    return [HyperDual(primal, *channels)]
 
 
 @rule("scatter")
@@ -42,7 +43,8 @@ def _scatter(form: Form, op: Operation, args: Sequence[HyperDual]):
     channels = _through(op, args)
     if channels is None:
         return selection(form, op, args)
-    return [HyperDual(*op(*(arg.primal for arg in args)), *channels)]
+    (primal,) = op(*(arg.primal for arg in args))
+    return [HyperDual(primal, *channels)]
 
 
 def _through(op: Operation, args: Sequence[HyperDual]) -> list[Channel] | None:
