@@ -57,6 +57,8 @@ class Table:
         return hash(self._key)
 
 
+T = TypeVar("T")
+
 # Slots ``[m, *s]``, and which coefficient each is, or -1: then it is zero.
 Part = tuple[Array, np.ndarray]
 
@@ -79,10 +81,7 @@ class Alone:
     place: int
 
     def __call__(self, x: Array) -> list[Array]:
-        return self._of(x, lambda other: lax.full_like(other, 0))
-
-    def of_integers(self, x: Array) -> list[Array]:
-        return self._of(x, lambda other: jnp.zeros(jnp.shape(other), x.dtype))
+        return self.joint(*self.operands(x, lambda other: lax.full_like(other, 0)))
 
     @property
     def is_known(self) -> bool:
@@ -91,11 +90,10 @@ class Alone:
         fixed = [x for i, x in enumerate(joint.operands) if i not in joint.places]
         return not any(isinstance(x, Tracer) for x in fixed)
 
-    def _of(self, x: Array, zero: Callable) -> list[Array]:
+    def operands(self, x: T, zero: Callable[[Leaf], T]) -> list[T]:
+        """``x`` among zeros, each made of an operand that can vary."""
         joint = self.joint
-        return joint(
-            *(x if i == self.place else zero(joint.operands[i]) for i in joint.places)
-        )
+        return [x if i == self.place else zero(joint.operands[i]) for i in joint.places]
 
 
 @register_dataclass

@@ -1,6 +1,7 @@
 """Linear operations on local coefficients: the slots move, and so does the table."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -46,10 +47,8 @@ def _moved(x: Local, function: Alone) -> list[Channel] | None:
     if not function.is_known:
         return None
     size = math.prod(x.shape)
-    with jax.ensure_compile_time_eval():
-        # Those of the other operands are numbered 0: they are none.
-        numbered = jnp.arange(1, size + 1, dtype=np.int32).reshape(x.shape)
-        places = [np.asarray(out) for out in function.of_integers(numbered)]
+    # Those of the other operands are numbered 0: they are none.
+    places = _of_integers(function, np.arange(1, size + 1).reshape(x.shape))
     results: list[list[Part]] = [[] for _ in places]
     for array, table in x.parts:
         flat = table.reshape(len(table), size)
@@ -59,6 +58,48 @@ def _moved(x: Local, function: Alone) -> list[Channel] | None:
     return [Local.of(parts, x.n) for parts in results]
 
 
+def _of_integers(function: Alone, x: np.ndarray) -> list[np.ndarray]:
+    """The results for integers that are known."""
+    joint, x = function.joint, x.astype(np.int32)
+    operands = function.operands(x, lambda a: np.zeros(jnp.shape(a), np.int32))
+    in_numpy = _IN_NUMPY.get(joint.name)
+    if in_numpy is not None:
+        return [in_numpy(joint.params, *operands)]
+    with jax.ensure_compile_time_eval():
+        return list(map(np.asarray, joint(*map(jnp.asarray, operands))))
+
+
+# Those that are the most frequent, for which nothing need be compiled.
+_IN_NUMPY: dict[str, Callable[..., np.ndarray]] = {
+    "broadcast_in_dim": lambda params, x: np.broadcast_to(
+        np.expand_dims(
+            x,
+            [
+                i
+                for i in range(len(params["shape"]))
+                if i not in params["broadcast_dimensions"]
+            ],
+        ),
+        params["shape"],
+    ),
+    "concatenate": lambda params, *xs: np.concatenate(xs, params["dimension"]),
+    "reshape": lambda params, x: x.reshape(params["new_sizes"]),
+    "rev": lambda params, x: np.flip(x, params["dimensions"]),
+    "slice": lambda params, x: x[
+        tuple(
+            map(
+                slice,
+                params["start_indices"],
+                params["limit_indices"],
+                params["strides"] or (1,) * x.ndim,
+            )
+        )
+    ],
+    "squeeze": lambda params, x: np.squeeze(x, tuple(params["dimensions"])),
+    "transpose": lambda params, x: x.transpose(params["permutation"]),
+}
+
+
 @way("scatter")
 def _scattered(x: Local, function: Alone) -> list[Channel] | None:
     """Updates are moved where each goes to a place of its own."""
@@ -66,8 +107,7 @@ def _scattered(x: Local, function: Alone) -> list[Channel] | None:
     if not function.is_known:
         return None
     if function.place != operand:
-        with jax.ensure_compile_time_eval():
-            (hits,) = map(np.asarray, function.of_integers(jnp.ones(x.shape, np.int32)))
+        (hits,) = _of_integers(function, np.ones(x.shape))
         if np.max(hits, initial=0) > 1 or np.sum(hits) < math.prod(x.shape):
             return None
     return _moved(x, function)
