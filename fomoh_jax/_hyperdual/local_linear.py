@@ -69,32 +69,26 @@ def _of_integers(function: Alone, x: np.ndarray) -> list[np.ndarray]:
         return list(map(np.asarray, joint(*map(jnp.asarray, operands))))
 
 
+def _broadcast(params: dict[str, Any], x: np.ndarray) -> np.ndarray:
+    shape = params["shape"]
+    new = set(range(len(shape))) - set(params["broadcast_dimensions"])
+    return np.broadcast_to(np.expand_dims(x, sorted(new)), shape)
+
+
+def _sliced(params: dict[str, Any], x: np.ndarray) -> np.ndarray:
+    strides = params["strides"] or (1,) * x.ndim
+    return x[
+        tuple(map(slice, params["start_indices"], params["limit_indices"], strides))
+    ]
+
+
 # Those that are the most frequent, for which nothing need be compiled.
 _IN_NUMPY: dict[str, Callable[..., np.ndarray]] = {
-    "broadcast_in_dim": lambda params, x: np.broadcast_to(
-        np.expand_dims(
-            x,
-            [
-                i
-                for i in range(len(params["shape"]))
-                if i not in params["broadcast_dimensions"]
-            ],
-        ),
-        params["shape"],
-    ),
+    "broadcast_in_dim": _broadcast,
     "concatenate": lambda params, *xs: np.concatenate(xs, params["dimension"]),
     "reshape": lambda params, x: x.reshape(params["new_sizes"]),
     "rev": lambda params, x: np.flip(x, params["dimensions"]),
-    "slice": lambda params, x: x[
-        tuple(
-            map(
-                slice,
-                params["start_indices"],
-                params["limit_indices"],
-                params["strides"] or (1,) * x.ndim,
-            )
-        )
-    ],
+    "slice": _sliced,
     "squeeze": lambda params, x: np.squeeze(x, tuple(params["dimensions"])),
     "transpose": lambda params, x: x.transpose(params["permutation"]),
 }

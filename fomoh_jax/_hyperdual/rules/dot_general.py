@@ -53,11 +53,8 @@ def _sum_of_terms(op: Operation, a: Array, b: Array) -> Array:
     def spread(x: Array, place: int) -> Array:
         batch, over = batched[place], contracted[place]
         x = lax.transpose(x, (*batch, *free[place], *over))
-        skipped = range(len(batch), len(batch) + len(free[0]))
-        if place == 0:
-            skipped = [
-                i + len(free[0]) for i in range(len(batch), len(batch) + len(free[1]))
-            ]
+        start = len(batch) + (0 if place else len(free[0]))
+        skipped = range(start, start + len(free[1 - place]))
         return lax.expand_dims(x, skipped).astype(op.outputs[0].dtype)
 
     x, y = spread(a, 0), spread(b, 1)
