@@ -39,7 +39,9 @@ from fomoh_jax._operators import (  # noqa: E402
     ValueGradientLaplacian,
     hessian,
     hessian_diagonal,
+    hessian_sparsity,
     laplacian,
+    sparse_hessian,
     value_grad_and_hessian,
     value_grad_and_laplacian,
 )
@@ -79,6 +81,7 @@ __all__ = [
     "gauss_newton_model",
     "hessian",
     "hessian_diagonal",
+    "hessian_sparsity",
     "hyper_jvp",
     "hyperdual",
     "laplacian",
@@ -89,6 +92,7 @@ __all__ = [
     "scale_by_forward_gradient",
     "scale_by_hyperplane",
     "solvers",
+    "sparse_hessian",
     "value_grad_and_hessian",
     "value_grad_and_laplacian",
 ]

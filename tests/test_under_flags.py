@@ -246,6 +246,14 @@ OPERATORS = {
         lambda x: fj.hessian_diagonal(fun)(x),
         lambda at: at.diagonal,
     ),
+    "sparse_hessian": (
+        lambda x: fj.sparse_hessian(fun)(x).todense(),
+        lambda at: at.hessian,
+    ),
+    "hessian_sparsity": (
+        lambda x: fj.hessian_sparsity(fun, x).data.astype(x.dtype),
+        lambda at: np.ones(9),
+    ),
     "value_grad_and_hessian": (
         lambda x: fj.value_grad_and_hessian(fun)(x).hessian,
         lambda at: at.hessian,

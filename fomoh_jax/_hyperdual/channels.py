@@ -15,7 +15,7 @@ import abc
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,7 @@ from jax.tree_util import register_dataclass, register_pytree_node_class
 from jaxtyping import Array, ArrayLike, DTypeLike, Inexact, PyTree
 
 from fomoh_jax._hyperdual.delay import again, delayed
-from fomoh_jax._types import Aval, Leaf
+from fomoh_jax._types import Leaf
 
 Indices = np.ndarray | jax.Array
 
@@ -45,6 +45,7 @@ class Linear:
       of_slice: ``of_slice(start, size)``, a part of the sum over that dimension, as a
         function of so many elements of it.
       shape: of the result.
+      at: how many dimensions of the result come before those that are left.
     """
 
     function: Callable[[Array], Array]
@@ -52,9 +53,49 @@ class Linear:
     over: int | None = None
     of_slice: Callable[[int, int], "Linear"] | None = None
     shape: tuple[int, ...] = ()
+    at: int = 0
 
     def __call__(self, x: Array) -> Array:
         return self.function(x)
+
+
+@dataclasses.dataclass(frozen=True)
+class Joint:
+    """A jointly linear operation on several arrays, and what it is.
+
+    Attributes:
+      function: takes an array for each operand that can vary, and returns a list of
+        arrays.
+      name: of the primitive.
+      params: of the equation.
+      operands: all of them, as the primals have them.
+      places: of those that can vary, among the operands.
+    """
+
+    function: Callable[..., list[Array]]
+    name: str
+    params: dict[str, Any]
+    operands: Sequence[Leaf]
+    places: Sequence[int]
+
+    def __call__(self, *xs: Array) -> list[Array]:
+        return self.function(*xs)
+
+
+@runtime_checkable
+class Numbered(Protocol):
+    """Second-order coefficients that are numbered.
+
+    Attributes:
+      q: how many there are.
+    """
+
+    @property
+    def q(self) -> int: ...
+
+    def number(self, i: np.ndarray, j: np.ndarray) -> np.ndarray:
+        """Which one belongs to the directions ``i <= j``."""
+        ...
 
 
 class Channel(abc.ABC):
@@ -126,15 +167,40 @@ class Channel(abc.ABC):
         weights = jnp.broadcast_to(jnp.asarray(weights, array.dtype), array.shape[:1])
         return Stack(jnp.tensordot(weights, array, 1)[None])
 
-    def after(
-        self, name: str, params: dict[str, Any], inputs: Sequence[Aval], place: int
-    ) -> "Channel | None":
-        """The channel after a linear operation that it knows a better way through.
-
-        The only operand that varies is at ``place`` among the inputs.
-        """
-        del name, params, inputs, place
+    def squared(self, pairs: "Numbered") -> "Channel | None":
+        """``a_i a_j`` for ``i <= j``, if the channel knows a better way to them."""
+        del pairs
         return None
+
+    def crossed(self, other: "Channel", pairs: "Numbered") -> "Channel | None":
+        """``a_i b_j + a_j b_i`` for ``i <= j``, if there is a better way to them."""
+        del other, pairs
+        return None
+
+    def after(
+        self, joint: Joint, channels: Sequence["Channel"]
+    ) -> "list[Channel] | None":
+        """The results of a linear operation, if the channel knows a better way to them.
+
+        It is one of ``channels``, the operands.
+        """
+        del joint, channels
+        return None
+
+    def is_summed_apart(self, terms: int, size: int) -> bool:
+        """Whether sums of so many terms, in ``size`` places, are best left as terms.
+
+        A zero has no objection.
+        """
+        del terms, size
+        return self.is_zero
+
+    def terms(self, n: int) -> tuple[Array, np.ndarray]:
+        """Coefficients of one element, and which of the ``n`` each of them is.
+
+        The same one may come more than once, and is then their sum.
+        """
+        return self.whole(n).array, np.arange(n)
 
     def whole(self, n: int, axis: int = 0) -> "Stack":
         """All ``n`` coefficients, stored along ``axis``."""
@@ -245,6 +311,9 @@ class Zero(Channel):
 
     def zero(self) -> "Zero":
         return self
+
+    def terms(self, n: int) -> tuple[Array, np.ndarray]:
+        return self.whole(0).array, np.arange(0)
 
     # As operands of a function that is mapped over the coefficients: the same for all.
     mapped_axis = None
@@ -533,6 +602,8 @@ def as_stack(leaf: LeafDirections, after: Array | None = None) -> Stack:
 
 def stacks_of(*channels: Channel) -> list[Stack] | None:
     """The channels as stacks; None if one of them is zero."""
+    if any(channel.is_zero for channel in channels):
+        return None
     stored = [channel.stored() for channel in channels]
     stacks = [channel for channel in stored if isinstance(channel, Stack)]
     return stacks if len(stacks) == len(channels) else None
@@ -555,6 +626,15 @@ def _padded_alike(stacks: Sequence[Stack]) -> list[Stack]:
     complete = any(stack.present is None for stack in stacks)
     n, present = max(stack.k for stack in stacks), None if complete else union
     return [stack.padded(present, n) for stack in stacks]
+
+
+def through(joint: Joint, channels: Sequence[Channel]) -> list[Channel] | None:
+    """The results of a linear operation that one of its operands knows a way through.
+
+    None if none of them does.
+    """
+    ways = (channel.after(joint, channels) for channel in channels)
+    return next((results for results in ways if results is not None), None)
 
 
 def apply_linear(

@@ -44,7 +44,7 @@ def interpret(
     environment.write(program.invars, args)
     for eqn in equations:
         operands = environment.read(eqn.invars)
-        with _at_source_of(eqn):
+        with at_source_of(eqn):
             outs = apply_rule(form, operation_of(eqn), operands)
         environment.write(eqn.outvars, outs)
     return environment.read(program.outvars)
@@ -79,7 +79,7 @@ def _needed(jaxpr: Jaxpr) -> list[JaxprEqn]:
 
 
 @contextmanager
-def _at_source_of(eqn: JaxprEqn) -> Iterator[None]:
+def at_source_of(eqn: JaxprEqn) -> Iterator[None]:
     """Emit under the user's source line and name stack, and blame them for errors."""
     info = eqn.source_info
     stack = source_info_util.current_name_stack() + info.name_stack

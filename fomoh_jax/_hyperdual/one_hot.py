@@ -9,14 +9,12 @@ rows.
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax.numpy as jnp
 from jax.tree_util import register_dataclass
 from jaxtyping import Array, ArrayLike, Inexact, Int
 
-from fomoh_jax._hyperdual.channels import Channel, Linear, Stack
-from fomoh_jax._types import Aval
+from fomoh_jax._hyperdual.channels import Channel, Joint, Linear, Stack
 
 
 @register_dataclass
@@ -77,11 +75,14 @@ class OneHot(Channel):
         entries = jnp.expand_dims(self.entries, range(1, arrays.ndim))
         return Stack(entries * arrays).moved(axis)
 
-    def after(
-        self, name: str, params: dict[str, Any], inputs: Sequence[Aval], place: int
-    ) -> Channel | None:
-        follow = _FOLLOW.get(name)
-        return follow(self, params, inputs, place) if follow else None
+    def after(self, joint: Joint, channels: Sequence[Channel]) -> list[Channel] | None:
+        follow = _FOLLOW.get(joint.name)
+        if follow is None or any(x is not self and not x.is_zero for x in channels):
+            return None
+        place = joint.places[next(i for i, x in enumerate(channels) if x is self)]
+        shapes = list(map(jnp.shape, joint.operands))
+        result = follow(self, joint.params, shapes, place)
+        return None if result is None else [result]
 
     def _with(self, entries: Array) -> "OneHot":
         return dataclasses.replace(self, entries=entries)
@@ -120,10 +121,10 @@ def _totalled(x: OneHot, params, *_) -> Channel | None:
     return Stack(x.entries) if len(params["axes"]) == len(x.shape) else None
 
 
-def _concatenated(x: OneHot, params, inputs, place) -> Channel | None:
+def _concatenated(x: OneHot, params, shapes, place) -> Channel | None:
     if len(x.shape) != 1:
         return None
-    lengths = [aval.shape[0] for aval in inputs]
+    lengths = [length for (length,) in shapes]
     index = x.index + sum(lengths[:place])
     return OneHot(x.entries, index, (sum(lengths),))
 

@@ -11,3 +11,7 @@ from fomoh_jax._operators.laplacians import (  # noqa: F401
     laplacian,
     value_grad_and_laplacian,
 )
+from fomoh_jax._operators.sparse import (  # noqa: F401
+    hessian_sparsity,
+    sparse_hessian,
+)

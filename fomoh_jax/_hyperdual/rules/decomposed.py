@@ -20,9 +20,10 @@ from fomoh_jax._hyperdual.number import HyperDual
 from fomoh_jax._hyperdual.registry import Operation, rule
 
 
-def _rewritten(
+def rewritten(
     program: Callable, form: Form, args: Sequence[HyperDual]
 ) -> list[HyperDual]:
+    """The results of a program instead of an operation."""
     jaxpr = jax.make_jaxpr(program)(*(arg.primal for arg in args))
     return interpret(jaxpr, form, args)
 
@@ -31,7 +32,7 @@ def _cumulative(operation: Callable) -> Callable:
     def cumulative(form: Form, op: Operation, args: Sequence[HyperDual]):
         axis, reverse = op.params["axis"], op.params["reverse"]
         program = partial(lax.associative_scan, operation, reverse=reverse, axis=axis)
-        return _rewritten(program, form, args)
+        return rewritten(program, form, args)
 
     return cumulative
 
@@ -42,7 +43,8 @@ rule("cumlogsumexp")(_cumulative(jnp.logaddexp))
 
 @rule("reduce_prod")
 def _reduce_prod(form: Form, op: Operation, args: Sequence[HyperDual]):
-    return _rewritten(partial(_product, axes=op.params["axes"]), form, args)
+    axes = tuple(map(int, op.params["axes"]))
+    return rewritten(partial(_product, axes=axes), form, args)
 
 
 def _product(x: Array, axes: Sequence[int]) -> Array:

@@ -22,6 +22,7 @@ from fomoh_jax._hyperdual.form import Form
 from fomoh_jax._hyperdual.number import HyperDual
 from fomoh_jax._hyperdual.registry import Operation, rule
 from fomoh_jax._hyperdual.rules.bilinear import bilinear, is_worth_polarising
+from fomoh_jax._hyperdual.rules.decomposed import rewritten
 from fomoh_jax._hyperdual.rules.linear import linear
 from fomoh_jax._types import Leaf
 
@@ -29,10 +30,38 @@ from fomoh_jax._types import Leaf
 @rule("dot_general")
 def _dot_general(form: Form, op: Operation, args: Sequence[HyperDual]):
     a, b = args
+    over = op.params["dimension_numbers"][0][0]
+    terms = math.prod(op.inputs[0].shape[i] for i in over)
+    channels = (*a.channels, *b.channels)
+    size = math.prod(op.outputs[0].shape)
+    if all(channel.is_summed_apart(terms, size) for channel in channels):
+        return rewritten(partial(_sum_of_terms, op), form, args)
     if not _is_better_swapped(op, a.primal, b.primal):
         return _product(form, op, a, b)
     swapped, back = _swapped(op, a.primal)
     return linear(form, back, _product(form, swapped, b, a))
+
+
+def _sum_of_terms(op: Operation, a: Array, b: Array) -> Array:
+    """The product, as the sum over elementwise products that it is."""
+    contracted, batched = op.params["dimension_numbers"]
+    free = [
+        [i for i in range(x.ndim) if i not in (*over, *batch)]
+        for x, over, batch in zip((a, b), contracted, batched)
+    ]
+
+    def spread(x: Array, place: int) -> Array:
+        batch, over = batched[place], contracted[place]
+        x = lax.transpose(x, (*batch, *free[place], *over))
+        start = len(batch) + (0 if place else len(free[0]))
+        skipped = range(start, start + len(free[1 - place]))
+        return lax.expand_dims(x, skipped).astype(op.outputs[0].dtype)
+
+    x, y = spread(a, 0), spread(b, 1)
+    shape = np.broadcast_shapes(x.shape, y.shape)
+    product = jnp.broadcast_to(x, shape) * jnp.broadcast_to(y, shape)
+    count = len(contracted[0])
+    return lax.reduce_sum(product, range(product.ndim - count, product.ndim))
 
 
 def _product(form: Form, op: Operation, a: HyperDual, b: HyperDual) -> list[HyperDual]:
@@ -150,7 +179,8 @@ def _linear(
         return _linear(op, ranks, lambda x: op(*factors(x))[0], place, part)
 
     of_vector = columns if ranks[place] == 1 else None
-    return Linear(product, of_vector, dim, of_slice, out.shape)
+    at = 0 if place == 0 else len(out.shape) - ranks[1] + 1
+    return Linear(product, of_vector, dim, of_slice, out.shape, at)
 
 
 @rule("ragged_dot_general")

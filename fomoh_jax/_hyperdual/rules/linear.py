@@ -3,7 +3,15 @@
 import math
 from collections.abc import Callable, Sequence
 
-from fomoh_jax._hyperdual.channels import ZERO, Channel, apply_linear
+from jaxtyping import Array
+
+from fomoh_jax._hyperdual.channels import (
+    ZERO,
+    Channel,
+    Joint,
+    apply_linear,
+    through,
+)
 from fomoh_jax._hyperdual.composite import joined, repeated
 from fomoh_jax._hyperdual.form import Form
 from fomoh_jax._hyperdual.number import HyperDual, is_inexact, spread
@@ -41,36 +49,40 @@ def linear(
     """
     outs = op(*(arg.primal for arg in args))
     carried = [i for i, out in enumerate(outs) if is_inexact(out)]
-    places = [i for i, arg in enumerate(args) if is_inexact(arg.primal)]
-
-    def function(*xs):
-        operands = [arg.primal for arg in args]
-        for i, x in zip(places, xs):
-            operands[i] = x
-        results = op(*operands)
-        return [results[i] for i in carried]
+    joint = joint_of(op, args)
 
     def mapped(channels: Sequence[Channel]) -> dict[int, Channel]:
+        known = through(joint, channels) if carried else []
+        if known is not None:
+            return dict(zip(carried, known))
         composite = compose and compose(channels)
         if composite is not None:
             return {carried[0]: composite}
-        moving = [n for n, channel in enumerate(channels) if not channel.is_zero]
-        if len(moving) == len(carried) == 1:
-            (only,) = moving
-            known = channels[only].after(
-                op.primitive.name, op.params, op.inputs, places[only]
-            )
-            if known is not None:
-                return {carried[0]: known}
         axes = [_out_axis(op, channels, outs[i].ndim) for i in carried]
-        return dict(zip(carried, apply_linear(function, channels, axes)))
+        return dict(zip(carried, apply_linear(joint, channels, axes)))
 
-    tangents = mapped([args[i].tangents for i in places])
-    seconds = mapped([args[i].seconds for i in places])
+    tangents = mapped([args[i].tangents for i in joint.places])
+    seconds = mapped([args[i].seconds for i in joint.places])
     return [
         HyperDual(out, tangents.get(i, ZERO), seconds.get(i, ZERO))
         for i, out in enumerate(outs)
     ]
+
+
+def joint_of(op: Operation, args: Sequence[HyperDual]) -> Joint:
+    """The operation as a function of the operands that can vary."""
+    operands = [arg.primal for arg in args]
+    places = [i for i, operand in enumerate(operands) if is_inexact(operand)]
+    carried = [i for i, out in enumerate(op.outputs) if is_inexact(out)]
+
+    def function(*xs: Array) -> list[Array]:
+        full = list(operands)
+        for i, x in zip(places, xs):
+            full[i] = x
+        results = op(*full)
+        return [results[i] for i in carried]
+
+    return Joint(function, op.primitive.name, op.params, operands, places)
 
 
 @rule("broadcast_in_dim")

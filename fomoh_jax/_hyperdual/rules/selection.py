@@ -1,5 +1,6 @@
 """Selections: the linear map that the primal selects, with JAX's choice at ties."""
 
+import dataclasses
 import math
 from collections.abc import Sequence
 
@@ -8,21 +9,54 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array
 
+from fomoh_jax._hyperdual.channels import ZERO, Channel, through
 from fomoh_jax._hyperdual.form import Form
 from fomoh_jax._hyperdual.number import HyperDual, spread
 from fomoh_jax._hyperdual.registry import Operation, Params, rule
 from fomoh_jax._hyperdual.rules.generic import generic
+from fomoh_jax._hyperdual.rules.linear import joint_of
 
 
 @rule(
     *("approx_top_k", "cummax", "cummin", "reduce_max", "reduce_min"),
-    *("scatter", "scatter-max", "scatter-min", "select_and_gather_add"),
+    *("scatter-max", "scatter-min", "select_and_gather_add"),
     *("select_and_scatter_add", "sort", "top_k"),
-    "gather",  # linear, but out of bounds its tangent is 0 where its value may be NaN
 )
 def selection(form: Form, op: Operation, args: Sequence[HyperDual]) -> list[HyperDual]:
     """``y_t = L(x_t)`` and ``y_s = L(x_s)``, where the primal decides what ``L`` is."""
     return generic(form, op, args, curved=False)
+
+
+@rule("gather")
+def _gather(form: Form, op: Operation, args: Sequence[HyperDual]):
+    # Linear, but out of bounds its tangent is 0 where its value may be NaN.
+    params = {**op.params, "fill_value": 0}
+    channels = _through(dataclasses.replace(op, params=params), args)
+    if channels is None:
+        return selection(form, op, args)
+    (primal,) = op(*(arg.primal for arg in args))
+    return [HyperDual(primal, *channels)]
+
+
+@rule("scatter")
+def _scatter(form: Form, op: Operation, args: Sequence[HyperDual]):
+    channels = _through(op, args)
+    if channels is None:
+        return selection(form, op, args)
+    (primal,) = op(*(arg.primal for arg in args))
+    return [HyperDual(primal, *channels)]
+
+
+def _through(op: Operation, args: Sequence[HyperDual]) -> list[Channel] | None:
+    """The channels of the only result, if those of the operands know a way to them."""
+    joint, results = joint_of(op, args), []
+    for channels in zip(*(args[i].channels for i in joint.places)):
+        is_zero = all(channel.is_zero for channel in channels)
+        known = [ZERO] if is_zero else through(joint, channels)
+        if known is None:
+            return None
+        results += known
+    return results
 
 
 @rule("clamp")

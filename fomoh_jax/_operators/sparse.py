@@ -1,0 +1,247 @@
+"""The Hessian of a sum of terms that see few variables each, as a sparse matrix."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from functools import wraps
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental.sparse import BCOO
+from jax.extend.core import jaxpr_as_fun
+from jax.tree_util import register_static
+from jaxtyping import Array, PyTree
+
+from fomoh_jax._argnums import Varied, restricted
+from fomoh_jax._hyperdual.channels import Channel
+from fomoh_jax._hyperdual.evaluation import to_jaxpr
+from fomoh_jax._hyperdual.inlining import inlined
+from fomoh_jax._hyperdual.interpreter import interpret
+from fomoh_jax._hyperdual.local import Local
+from fomoh_jax._hyperdual.local_pairs import LocalPairs
+from fomoh_jax._operators.basis import check_outputs
+
+# What an index of JAX counts to.
+_MOST = np.iinfo(np.int32).max
+
+
+@register_static
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Pattern:
+    """Which entries of a matrix of so many rows and columns are stored.
+
+    A static node of a tree, so that a function that is traced can return it.
+    """
+
+    rows: np.ndarray
+    columns: np.ndarray
+    size: int
+
+    @property
+    def count(self) -> int:
+        return len(self.rows)
+
+    def matrix(self, data: Array) -> BCOO:
+        indices = np.stack([self.rows, self.columns], 1).astype(np.int32)
+        return BCOO(
+            (data, jnp.asarray(indices)),
+            shape=(self.size, self.size),
+            indices_sorted=True,
+            unique_indices=True,
+        )
+
+
+def sparse_hessian(
+    fun: Callable, argnums: int | Sequence[int] = 0
+) -> Callable[..., BCOO]:
+    r"""The Hessian of a scalar function as a sparse matrix, in one forward pass.
+
+    .. math:: H_{ij} = \frac{\partial^2 f}{\partial x_i \partial x_j}
+
+    Which entries are stored is found while tracing, from the operations of the function
+    and not from values: those to which some operation contributes, even if they happen
+    to be zero. Where the function is a sum of terms that depend on few elements each,
+    time and memory grow with the number of these entries. Slices, reshapes, selections,
+    gathers and scatters by indices that are known while tracing, sums, and elementwise
+    operations keep track of what depends on what; loops, branches, convolutions,
+    cumulative sums, sorts, solves and products with large matrices do not, and what
+    they return counts as dependent on every element.
+
+    Args:
+      fun: a function of pytrees of real arrays that returns one scalar, real or
+        complex.
+      argnums: which positional argument, or arguments, to differentiate.
+
+    Returns:
+      A function of the same arguments that returns the Hessian as a
+      ``jax.experimental.sparse.BCOO`` of shape ``[D, D]``, where ``D`` is the number of
+      elements of the argument, in the order of ``jax.flatten_util.ravel_pytree``. It
+      stores both triangles, symmetric to the last bit, with indices sorted and unique.
+
+    Raises:
+      TypeError: if a differentiated argument is not of real floating-point numbers, or
+        the output is not one floating-point scalar.
+      ValueError: if ``argnums`` is out of range, if more entries would be stored than
+        a 32-bit index can count, or if intermediate results depend on so much that
+        their derivatives would take gigabytes.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from fomoh_jax import sparse_hessian
+      >>> chain = lambda x: jnp.sum((x[1:] - x[:-1]) ** 2)
+      >>> hessian = sparse_hessian(chain)(jnp.ones(4))
+      >>> print(hessian.nse, "of", hessian.shape)
+      10 of (4, 4)
+      >>> print(hessian.todense())
+      [[ 2. -2.  0.  0.]
+       [-2.  4. -2.  0.]
+       [ 0. -2.  4. -2.]
+       [ 0.  0. -2.  2.]]
+    """
+
+    @wraps(fun)
+    def sparse_hessian_fun(*args, **kwargs) -> BCOO:
+        name = "sparse_hessian"
+        function, varied = restricted(name, fun, argnums, args, kwargs)
+        size, leaves = varied.size, varied.leaves
+
+        def entries(*leaves):
+            numbers, values = _coefficients(name, function, varied, leaves)
+            numbers, places = np.unique(numbers, return_inverse=True)
+            rows, columns, source = _both_triangles(name, size, numbers)
+            total = jax.ops.segment_sum(values, places, len(numbers))
+            return _taken(total, source), _Pattern(rows, columns, size)
+
+        # Traced even where nothing else is, so that what is a value is never read.
+        jaxpr, (_, pattern) = jax.make_jaxpr(entries, return_shape=True)(*leaves)
+        (data,) = jaxpr_as_fun(jaxpr)(*map(jnp.asarray, leaves))
+        return pattern.matrix(data)
+
+    return sparse_hessian_fun
+
+
+def hessian_sparsity(fun: Callable, *args: PyTree) -> BCOO:
+    r"""Which entries of the Hessian of a scalar function :func:`sparse_hessian` stores.
+
+    .. math:: P_{ij} = 1 \text{ if some operation contributes to }
+        \frac{\partial^2 f}{\partial x_i \partial x_j}
+
+    Nothing is computed: the pattern is found by tracing the function.
+
+    Args:
+      fun: a function of pytrees of real arrays that returns one scalar, real or
+        complex.
+      *args: its arguments. The first may be anything with shapes and dtypes; the others
+        are held fixed.
+
+    Returns:
+      A ``jax.experimental.sparse.BCOO`` of booleans, all of them true, of shape ``[D,
+      D]``, where ``D`` is the number of elements of the first argument.
+
+    Raises:
+      TypeError: if the first argument is not of real floating-point numbers, or the
+        output is not one floating-point scalar.
+      ValueError: if more entries would be stored than a 32-bit index can count, or if
+        intermediate results depend on too much.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from fomoh_jax import hessian_sparsity
+      >>> chain = lambda x: jnp.sum((x[1:] - x[:-1]) ** 2)
+      >>> print(hessian_sparsity(chain, jnp.ones(4)).astype(int).todense())
+      [[1 1 0 0]
+       [1 1 1 0]
+       [0 1 1 1]
+       [0 0 1 1]]
+    """
+    name = "hessian_sparsity"
+    first, *rest = args
+    restricted(name, fun, 0, args, {})  # for its errors
+
+    def pattern(first):
+        function, varied = restricted(name, fun, 0, (first, *rest), {})
+        leaves = list(map(jnp.asarray, varied.leaves))
+        numbers, _ = _coefficients(name, function, varied, leaves)
+        rows, columns, _ = _both_triangles(name, varied.size, np.unique(numbers))
+        return _Pattern(rows, columns, varied.size)
+
+    found = jax.eval_shape(pattern, first)
+    return found.matrix(jnp.ones(found.count, bool))
+
+
+def _coefficients(
+    name: str, fun: Callable, varied: Varied, leaves: Sequence[Array]
+) -> tuple[np.ndarray, Array]:
+    """Second-order coefficients, of which several may belong to one entry.
+
+    Returns:
+      Their numbers in :class:`LocalPairs`, and themselves.
+    """
+    primals = jax.tree.structure(varied.args).unflatten(leaves)
+    size = varied.size
+    jaxpr, args, structure = to_jaxpr(fun, primals, _unit_vectors(leaves, size), False)
+    outputs, _ = structure.unflatten(jaxpr.out_avals)
+    _check_scalar(name, outputs)
+    form = LocalPairs(size)
+    (out,) = interpret(inlined(jaxpr), form, args)
+    values, numbers = out.seconds.terms(form.q)
+    dtype = jnp.result_type(*leaves)
+    return numbers, values if jnp.iscomplexobj(values) else values.astype(dtype)
+
+
+def _unit_vectors(leaves: Sequence[Array], size: int) -> list[Channel]:
+    """One direction for each element of the leaves together."""
+    offsets = np.cumsum([0, *map(jnp.size, leaves)])
+
+    def directions(leaf: Array, offset: int) -> Channel:
+        table = np.arange(offset, offset + leaf.size).reshape(1, *leaf.shape)
+        return Local.of([(jnp.ones(table.shape, leaf.dtype), table)], size)
+
+    return [directions(leaf, int(offset)) for leaf, offset in zip(leaves, offsets)]
+
+
+def _both_triangles(
+    name: str, size: int, numbers: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rows and columns of all the entries, sorted, and which coefficient each is."""
+    i, j = LocalPairs(size).directions(numbers)
+    (apart,) = np.nonzero(i != j)
+    rows, columns = np.append(i, j[apart]), np.append(j, i[apart])
+    _check_count(name, size, len(rows))
+    order = np.lexsort((columns, rows))
+    return rows[order], columns[order], np.append(np.arange(len(i)), apart)[order]
+
+
+def _taken(array: Array, places: np.ndarray) -> Array:
+    return array.at[places.astype(np.int32)].get(mode="promise_in_bounds")
+
+
+def _check_scalar(name: str, outputs: PyTree) -> None:
+    """Refuse a function that does not return one floating-point number.
+
+    Raises:
+      TypeError: saying what it returns.
+    """
+    leaves = jax.tree.leaves(outputs)
+    if jax.tree.structure(outputs) != jax.tree.structure(0) or leaves[0].shape:
+        shapes = jax.tree.map(lambda x: f"{x.dtype}{list(x.shape)}", outputs)
+        raise TypeError(
+            f"{name} needs a function that returns one scalar; fun returns {shapes}. "
+            "Sum what it returns, or take jax.vmap of the operator over functions of "
+            "one output each; fomoh_jax.hessian takes any function."
+        )
+    check_outputs(name, outputs)
+
+
+def _check_count(name: str, size: int, count: int) -> None:
+    """Refuse more entries than an index counts.
+
+    Raises:
+      ValueError: saying how many there are.
+    """
+    if count > _MOST:
+        raise ValueError(
+            f"{name} stores at most {_MOST} entries; the Hessian of fun in {size} "
+            f"variables has {count}. Give fun fewer variables, or take "
+            "fomoh_jax.curvature.hvp, which needs no entries."
+        )
