@@ -77,8 +77,8 @@ class Pairs(IndexPairs):
         return self._product_by_table(a, b)
 
     def cross(self, a: Channel, b: Channel) -> Channel:
-        stacks = stacks_of(a, b)
-        if a is b or stacks is None or stacks[0].present != stacks[1].present:
+        stacks = None if a is b else stacks_of(a, b)
+        if stacks is None or stacks[0].present != stacks[1].present:
             return super().cross(a, b)
         axis = max(stack.axis for stack in stacks)
         return self._cross_by_table(*(stack.moved(axis) for stack in stacks))
