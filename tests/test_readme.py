@@ -76,7 +76,7 @@ def test_the_table_of_what_works(name):
 
 def test_the_examples_run(capsys):
     blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert len(blocks) == 10
+    assert len(blocks) == 11
     for block in blocks:
         exec(block, {})
         printed = re.findall(r"# prints (.*)", block)
