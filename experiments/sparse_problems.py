@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-DURATION = 5.0  # seconds in which the pendulum swings up
+DURATION = 2.0  # seconds in which the pendulum swings up
 GRAVITY = 9.81  # m/s² over a length of 1 m
 DYNAMICS_WEIGHT = 1e3  # of the squared defects of the dynamics
 END_WEIGHT = 1e3  # of the squared distance from the upright pendulum at rest
@@ -85,7 +85,7 @@ def spring_graph(points: int, edges: int) -> Problem:
 
 
 def optimal_control(steps: int) -> Problem:
-    r"""Swing a pendulum up with little torque, by direct transcription.
+    r"""Swing a pendulum up, by direct transcription.
 
     .. math:: \sum_t \frac{\Delta}{2} u_t^2 + \frac{w}{2 \Delta}
         |s_{t+1} - s_t - \Delta f(\tfrac{s_t + s_{t+1}}{2}, u_t)|^2
