@@ -33,7 +33,8 @@ from experiments import plotting, study
 from experiments.sparse_problems import Problem, minimal_surface, optimal_control
 
 SUFFICIENT = 1e-4  # part of the predicted reduction that makes a step acceptable
-LEAST_DAMPING = 1e-10  # of the largest diagonal element of the Hessian
+FIRST_DAMPING = 1e-4  # of the largest diagonal element of the Hessian
+LEAST_DAMPING = 1e-10  # of the same; a smaller one is zero
 FLOOR = 1e-13  # of the figure; nearer to the minimum the loss is rounding
 
 
@@ -48,7 +49,7 @@ class Config:
     tolerance: float = 1e-8
     """A method stops where no element of the gradient is larger than this part of the
     largest one at the start."""
-    iterations: int = 3000
+    iterations: int = 20_000
     """A method stops after these."""
     seconds: float = 30.0
     """A method stops after these, on each problem."""
@@ -140,8 +141,9 @@ def newton(
 ) -> Method:
     r"""Steps :math:`-(H + \lambda I)^{-1} g`.
 
-    The damping :math:`\lambda` is zero where the quadratic model can be trusted; it
-    grows tenfold until the loss falls by some part of what the model predicts.
+    The damping :math:`\lambda` grows tenfold until the loss falls by some part of what
+    the quadratic model predicts. After each step it falls to a tenth, in the end to
+    zero, so that the last steps are Newton's own.
 
     Args:
       problem: what is minimised.
@@ -149,6 +151,9 @@ def newton(
       solve: ``solve(matrix, damping, right_hand_side)``.
       hessian: the Hessian's program.
       stored: how many elements it returns.
+
+    Raises:
+      ArithmeticError: in a step, if no damping reduces the loss.
     """
     evaluate = compiled(jax.value_and_grad(problem.fun), problem.start)
 
@@ -158,16 +163,18 @@ def newton(
 
     def step(state: State) -> State:
         h, damping = matrix(state.x), state.memory
-        least = LEAST_DAMPING * np.max(np.abs(h.diagonal()))
+        scale = np.max(np.abs(h.diagonal()))
+        # Of the loss, which is larger than the reductions of the last steps.
         rounding = 10 * np.finfo(float).eps * np.abs(state.value)
         while np.isfinite(damping):
             p = -solve(h, damping, state.gradient)
             predicted = -(state.gradient @ p + p @ (h @ p) / 2)
-            new = state_at(state.x + p, damping / 10 if damping > least else 0.0)
+            lower = damping / 10 if damping > LEAST_DAMPING * scale else 0.0
+            new = state_at(state.x + p, lower)
             reduction = state.value - new.value
             if predicted > 0 and reduction >= SUFFICIENT * predicted - rounding:
                 return new
-            damping = max(10 * damping, least)
+            damping = 10 * damping or FIRST_DAMPING * scale
         raise ArithmeticError("no damping reduces the loss")
 
     size = hessian.memory_analysis().temp_size_in_bytes
@@ -224,7 +231,7 @@ def run(method: Method, problem: Problem, config: Config) -> Run:
     target = config.tolerance * history[0][2]
     began = time.perf_counter()
     for _ in range(config.iterations):
-        state = method.step(state)
+        state = jax.block_until_ready(method.step(state))
         seconds = time.perf_counter() - began
         history.append((seconds, float(state.value), largest(state)))
         if history[-1][2] <= target or seconds > config.seconds:
@@ -267,8 +274,8 @@ def summary(results: dict[str, dict[str, Run]], config: Config) -> str:
     return (
         f"{study.table(rows)}\n\nA method stops when the largest element of the "
         f"gradient is {config.tolerance:g} of that at the start, after "
-        f"{config.iterations} iterations, or after {config.seconds:g} s. Compilation is "
-        "not timed."
+        f"{config.iterations} iterations, or after {config.seconds:g} s. Compilation "
+        "is not timed."
     )
 
 
@@ -284,7 +291,7 @@ def draw(results: dict[str, dict[str, Run]]) -> plt.Figure:
             left.plot(found.seconds[1:], above[1:], **style)
             right.plot(np.arange(1, len(above)), above[1:], **style)
         size = next(iter(runs.values())).x.size
-        options = {"legend": {"loc": "lower left"}, "title": f"{name}, D = {size:,}"}
+        options = {"legend": {"loc": "best"}, "title": f"{name}, D = {size:,}"}
         plotting.dress(left, "xy", **options, xlabel="time (s)")
         plotting.dress(right, "xy", **options, xlabel="iterations")
         left.set_ylabel("loss above the lowest")

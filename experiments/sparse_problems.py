@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 DURATION = 2.0  # seconds in which the pendulum swings up
-GRAVITY = 9.81  # m/s² over a length of 1 m
+GRAVITY = 9.81 / 2  # m/s² over a length of 2 m
 DYNAMICS_WEIGHT = 1e3  # of the squared defects of the dynamics
 END_WEIGHT = 1e3  # of the squared distance from the upright pendulum at rest
 STRETCH = 0.3  # standard deviation of the logarithms of the springs' rest lengths
