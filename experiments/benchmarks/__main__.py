@@ -1,4 +1,4 @@
-"""The library beside nested ``jvp``, reverse mode, ``jet`` and folx.
+"""The library beside nested ``jvp``, reverse mode, ``jet``, folx and asdex.
 
 python -m experiments.benchmarks all --quick
 python -m experiments.benchmarks hyperplane --rows "CNN k=2"

@@ -1,6 +1,6 @@
 """The titles of a report's columns, and what they call the contenders."""
 
-from experiments.benchmarks import depth, hessian, networks
+from experiments.benchmarks import depth, hessian, networks, sparse
 from experiments.benchmarks.measurement import ADJOINT, OURS
 
 # What titles call contenders that have longer names.
@@ -11,6 +11,7 @@ NAMES = {title: name for name, title in depth.TITLES.items()} | {
     "reverse": "forward over reverse",
     "loop": "jvp of grad, in a loop",
     "forward plan": hessian.FORWARD,
+    "dense": sparse.DENSE,
     "auto": networks.AUTO,
 }
 COUNTS = {
@@ -27,6 +28,14 @@ HESSIANS = (
     *("ours ms", "forward plan ÷ ours", "adjoint ÷ ours"),
     *("jax.hessian ÷ ours", "nested ÷ ours"),
     *("temporaries, ours ÷ jax.hessian", "compile time, ours ÷ jax.hessian"),
+)
+SPARSE_HESSIANS = (
+    *("ours ms", "asdex ÷ ours", "jax.hessian ÷ ours", "dense ÷ ours"),
+    *("ours, MB", "asdex, MB", "jax.hessian, MB"),
+)
+SPARSE_COMPILATION = (
+    *("ours, compile s", "asdex, compile s", "jax.hessian, compile s"),
+    *("compile time, ours ÷ asdex", "compile time, ours ÷ jax.hessian"),
 )
 STEPS = ("ours ms", "SGD ms", "Adam ms", "SGD ÷ ours", "Adam ÷ ours")
 STEP_COUNTS = ("FLOPs, ours ÷ Adam", "temporaries, ours ÷ Adam")
@@ -62,6 +71,7 @@ TABLES = {
     "step": [STEPS + STEP_COUNTS],
     "gradient": [GRADIENTS],
     "hessian": [HESSIANS],
+    "sparse": [SPARSE_HESSIANS, SPARSE_COMPILATION],
     "kinetic": [KINETIC],
     "pinn": [RESIDUALS],
     "stde": [COORDINATES],

@@ -21,6 +21,7 @@ from experiments.benchmarks import (
     networks,
     operators,
     residual,
+    sparse,
     stde,
     step,
 )
@@ -31,6 +32,7 @@ TABLES: dict[str, Callable] = {
     "step": step.rows,
     "operators": operators.rows,
     "hessian": hessian.rows,
+    "sparse": sparse.rows,
     "kinetic": kinetic.rows,
     "pinn": residual.rows,
     "stde": stde.rows,
