@@ -67,6 +67,9 @@ def sparse_hessian(
     cumulative sums, sorts, solves and products with large matrices do not, and what
     they return counts as dependent on every element.
 
+    Under ``jax.jit`` an index that is an argument is not known: close over it, or mark
+    it static. Otherwise what it picks counts as dependent on every element.
+
     Args:
       fun: a function of pytrees of real arrays that returns one scalar, real or
         complex.
