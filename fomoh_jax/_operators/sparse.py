@@ -62,13 +62,15 @@ def sparse_hessian(
     and not from values: those to which some operation contributes, even if they happen
     to be zero. Where the function is a sum of terms that depend on few elements each,
     time and memory grow with the number of these entries. Slices, reshapes, selections,
-    gathers and scatters by indices that are known while tracing, sums, and elementwise
-    operations keep track of what depends on what; loops, branches, convolutions,
-    cumulative sums, sorts, solves and products with large matrices do not, and what
-    they return counts as dependent on every element.
+    gathers, scatters to places of their own, sums, and elementwise operations of real
+    numbers keep track of what depends on what, if their indices are known while
+    tracing. Loops, branches, convolutions, cumulative sums, maxima over an axis, other
+    scatters, sorts, solves and products with large matrices do not, and what they
+    return counts as dependent on every element.
 
     Under ``jax.jit`` an index that is an argument is not known: close over it, or mark
-    it static. Otherwise what it picks counts as dependent on every element.
+    it static. Otherwise what it picks counts as dependent on every element. An index
+    that NumPy has computed takes the least time to trace.
 
     Args:
       fun: a function of pytrees of real arrays that returns one scalar, real or
