@@ -10,7 +10,7 @@ import pytest
 import fomoh_jax
 from experiments.benchmarks import soundness
 from fomoh_jax import _xla
-from fomoh_jax.hyperdual import linear
+from fomoh_jax._hyperdual import registry
 from tests.reference import assert_close, normal
 
 
@@ -29,18 +29,16 @@ def test_the_command_prints_and_writes_a_line_for_each_row(
     assert rows in table.read_text()
 
 
-def test_sums_behind_barriers_are_the_same_sums():
+def test_sums_behind_barriers_are_the_same_sums(monkeypatch):
+    monkeypatch.setattr(registry, "_OF_USERS", dict(registry._OF_USERS))
     f = lambda x: jnp.sum(jnp.tanh(x[:, None] * normal(3, 4)).sum(0) ** 2)
     x = normal(3)
     expected = fomoh_jax.hessian(f)(x)
     program = lambda: str(jax.make_jaxpr(fomoh_jax.hessian(f))(x))
     assert "optimization_barrier" not in program()
     fomoh_jax.register_rule(jax.lax.reduce_sum_p)(soundness.sum_behind_barrier)
-    try:
-        assert "optimization_barrier" in program()
-        assert_close(fomoh_jax.hessian(f)(x), expected)
-    finally:
-        fomoh_jax.register_rule(jax.lax.reduce_sum_p)(linear)
+    assert "optimization_barrier" in program()
+    assert_close(fomoh_jax.hessian(f)(x), expected)
 
 
 def test_the_wave_function_is_finite():
