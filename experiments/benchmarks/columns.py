@@ -56,12 +56,13 @@ COORDINATES = (
     "FLOPs, ours ÷ jet",
 )
 NETWORKS = (
-    *("ours ms", "nested ÷ ours", "nested ÷ adjoint", "auto ÷ ours"),
-    *("reverse ÷ ours", "reverse ÷ adjoint"),
+    *("ours ms", "auto ms", "nested ms", "nested ÷ ours", "nested ÷ adjoint"),
+    *("auto ÷ ours", "reverse ÷ ours", "reverse ÷ adjoint"),
+    "temporaries, ours ÷ nested",
 )
 COMPILATION = (
     *("ours, compile s", "adjoint, compile s", "nested, compile s"),
-    *("compile time, ours ÷ nested", "compile time, adjoint ÷ nested"),
+    *(f"compile time, {x} ÷ nested" for x in ("ours", "auto", "adjoint", "reverse")),
 )
 DEPTHS = (*(f"{title}, MB" for title in depth.TITLES.values()), "FLOPs, ours ÷ nested")
 # The titles of each of a table's Markdown tables; those of width depend on its rows.
