@@ -24,7 +24,7 @@ if jax.__version_info__ < (0, 13):  # an unknown flag would end the process
     flags = os.environ.get("XLA_FLAGS", ""), "--xla_cpu_parallel_codegen_split_count=1"
     os.environ["XLA_FLAGS"] = " ".join(flags).strip()
 # Imported first, fomoh_jax sets XLA's flags before a test module starts a backend.
-import fomoh_jax  # noqa: E402, F401
+from fomoh_jax._hyperdual import registry  # noqa: E402
 
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_num_cpu_devices", 8)
@@ -54,6 +54,11 @@ def pytest_addoption(parser):
         metavar="N",
         help="one in N of the tests that depend on no version of JAX",
     )
+
+
+@pytest.fixture(autouse=True)
+def _users_rules_end_with_the_test(monkeypatch):
+    monkeypatch.setattr(registry, "_OF_USERS", dict(registry._OF_USERS))
 
 
 def is_optimised(item):

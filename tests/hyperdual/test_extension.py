@@ -9,13 +9,7 @@ from jax.interpreters import ad, batching, mlir
 
 import fomoh_jax
 from fomoh_jax import hyperdual, plans
-from fomoh_jax._hyperdual import registry
 from tests.reference import assert_agrees_with_nested_jvp, assert_close, normal
-
-
-@pytest.fixture(autouse=True)
-def _same_rules_afterwards(monkeypatch):
-    monkeypatch.setattr(registry, "_OF_USERS", dict(registry._OF_USERS))
 
 
 def primitive(name, function):
