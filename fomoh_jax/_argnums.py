@@ -11,8 +11,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, PyTree, Shaped
 
 from fomoh_jax._hyperdual.arguments import dtype_of
-from fomoh_jax._hyperdual.number import in_dtype
-from fomoh_jax._types import PyTreeDef
+from fomoh_jax._types import PyTreeDef, in_dtype
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import jax
 from jax.core import AbstractValue
 from jax.extend.core import ClosedJaxpr, Jaxpr
+from jaxtyping import Array, DTypeLike, Shaped
 
 Program: TypeAlias = Jaxpr | ClosedJaxpr
 
@@ -21,3 +22,8 @@ else:
     # A leaf of a number. JAX makes numbers of whatever a function of their leaves
     # returns: types, specifications.
     Leaf = Any
+
+
+def in_dtype(x: Shaped[Array, "*s"], dtype: DTypeLike) -> Shaped[Array, "*s"]:
+    """``x`` in a dtype. (``astype`` its own would make a weak type strong.)"""
+    return x if x.dtype == dtype else x.astype(dtype)

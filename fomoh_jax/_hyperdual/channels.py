@@ -26,6 +26,7 @@ from jax.tree_util import register_dataclass, register_pytree_node_class
 from jaxtyping import Array, ArrayLike, DTypeLike, Inexact, PyTree
 
 from fomoh_jax._hyperdual.delay import again, delayed
+from fomoh_jax._hyperdual.sums import total
 from fomoh_jax._types import Leaf
 
 Indices = np.ndarray | jax.Array
@@ -40,12 +41,16 @@ class Linear:
       columns: ``columns(index)``, what the function makes of arrays that are 1 at one
         place and 0 elsewhere, stacked along a leading axis; ``index`` are their places
         if the array were flat.
-      over: the dimension of the array that the function sums over, if it is the same
-        function of all that is left; ``None`` otherwise.
+      over: the dimension of the array that the function sums over, if it is the only
+        one, and the function is the same of all that is left; ``None`` otherwise.
       of_slice: ``of_slice(start, size)``, a part of the sum over that dimension, as a
         function of so many elements of it.
       shape: of the result.
-      at: how many dimensions of the result come before those that are left.
+      goes: for each dimension of the array, which one of the result it becomes, or
+        ``None`` if it is summed over: an element of the result depends on no other
+        elements than those. ``None`` altogether if that is not known.
+      terms: ``terms(x, dims)``, for some of the dimensions that are summed over: the
+        results before the sum over these, which are the leading dimensions.
     """
 
     function: Callable[[Array], Array]
@@ -53,7 +58,8 @@ class Linear:
     over: int | None = None
     of_slice: Callable[[int, int], "Linear"] | None = None
     shape: tuple[int, ...] = ()
-    at: int = 0
+    goes: Sequence[int | None] | None = None
+    terms: Callable[[Array, Sequence[int]], Array] | None = None
 
     def __call__(self, x: Array) -> Array:
         return self.function(x)
@@ -80,6 +86,22 @@ class Joint:
 
     def __call__(self, *xs: Array) -> list[Array]:
         return self.function(*xs)
+
+
+@runtime_checkable
+class Product(Protocol):
+    """A bilinear function of two arrays.
+
+    Attributes:
+      linears: it as a function of the first operand, and of the second one.
+    """
+
+    @property
+    def linears(self) -> "tuple[Linear, Linear] | None": ...
+
+    def pairwise(self, x: Array, y: Array) -> Array:
+        """``B(x_q, y_q)`` of two stacks, all stacked along leading axes."""
+        ...
 
 
 @runtime_checkable
@@ -154,18 +176,29 @@ class Channel(abc.ABC):
         return apply_linear(lambda x: [function(x)], [self], [axis])[0]
 
     def met(self, other: "Channel") -> "Channel | None":
-        """``a_i b_i`` where these are all products ``a_i b_j`` that are not zero.
-
-        None if that is not known, as of channels that have more than one element.
-        """
+        """``a_i b_i``, elementwise, if there is a better way than to store them."""
         del other
         return None
 
-    def summed(self, weights: ArrayLike = 1) -> "Stack":
-        """``Σ_i weights_i x_i``, as a stack of one."""
+    def met_in(self, product: "Product", other: "Channel") -> "Channel | None":
+        """``B(a_i, b_i)`` of a bilinear function, if there is a better way to them."""
+        del product, other
+        return None
+
+    def summed(self, weights: ArrayLike | None = None) -> "Zero | Stack":
+        """``Σ_i weights_i x_i``, as a stack of one; by default all weights are one."""
         array = self.stored().moved(0).operand()
-        weights = jnp.broadcast_to(jnp.asarray(weights, array.dtype), array.shape[:1])
-        return Stack(jnp.tensordot(weights, array, 1)[None])
+        if weights is None:
+            return Stack(total(array, 0))
+        return Stack(jnp.tensordot(jnp.asarray(weights, array.dtype), array, 1)[None])
+
+    def is_apart_along(self, axis: int) -> bool:
+        """Whether it is known that no coefficient has two elements along a dimension.
+
+        Then it is zero but at one place along it.
+        """
+        del axis
+        return False
 
     def squared(self, pairs: "Numbered") -> "Channel | None":
         """``a_i a_j`` for ``i <= j``, if the channel knows a better way to them."""
@@ -201,6 +234,25 @@ class Channel(abc.ABC):
         The same one may come more than once, and is then their sum.
         """
         return self.whole(n).array, np.arange(n)
+
+    def arranged(self, axis: int) -> "Channel":
+        """The channel with its stacking axis, if it is to have one, at ``axis``."""
+        return self.moved(axis)
+
+    def behind(self, first: PyTree) -> "Channel":
+        """The channel, not to be looked at before ``first`` is there.
+
+        What is made of the tangents of a parameter alone, a transposed copy for a
+        matrix product above all, could be made at any time, and the cross products of
+        tangents before there are seconds to add them to. A compiler that makes them for
+        every layer at the start keeps them for every layer, and memory grows with
+        depth. (XLA heeds this on the CPU from jax 0.12 on.) One direction alone is used
+        as it is; to wait for it would keep half as much again.
+        """
+        stored = self.stored()
+        if not isinstance(stored, Stack) or stored.length == 1:
+            return stored
+        return lax.optimization_barrier((stored, first))[0]
 
     def whole(self, n: int, axis: int = 0) -> "Stack":
         """All ``n`` coefficients, stored along ``axis``."""
@@ -290,6 +342,10 @@ class Zero(Channel):
         self, coefficient: ArrayLike, multiply: Callable = jnp.multiply
     ) -> "Zero":
         del coefficient, multiply
+        return self
+
+    def summed(self, weights: ArrayLike | None = None) -> "Zero":
+        del weights
         return self
 
     def padded(self, present: tuple[int, ...] | None, n: int) -> "Zero":

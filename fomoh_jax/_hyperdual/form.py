@@ -23,6 +23,7 @@ from jaxtyping import Array, ArrayLike, Inexact
 from fomoh_jax._hyperdual.channels import (
     ZERO,
     Channel,
+    Linear,
     Stack,
     Zero,
     alike,
@@ -45,6 +46,7 @@ class Bilinear:
         fewer products of sums are faster.
       looped: whether products of sums are computed one after the other in a loop, which
         makes the sums on its way and is one product to compile.
+      linears: it as a function of the first operand, and of the second one.
     """
 
     function: Callable
@@ -52,6 +54,7 @@ class Bilinear:
     contracted: Callable[[Stack, Stack], Array] | None = None
     polarise: bool = False
     looped: bool = False
+    linears: tuple[Linear, Linear] | None = None
 
     def __call__(self, x: Array, y: Array) -> Array:
         return self.function(x, y)
@@ -72,10 +75,13 @@ class Form(abc.ABC):
       k: number of directions.
       q: number of second-order coefficients.
       is_reversed: whether a reverse pass follows, for which a ``while`` loop is closed.
+      is_of_each_alone: whether second-order coefficients, or what they are sums of, are
+        those of a direction with itself.
     """
 
     k: int
     is_reversed = False
+    is_of_each_alone = False
 
     @property
     @abc.abstractmethod

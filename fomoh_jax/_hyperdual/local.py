@@ -1,15 +1,14 @@
 """Coefficients that are local: of each element only the few that are not zero.
 
-Where the terms of a sum see few of its variables each, an element of an intermediate
-depends on few directions. Its tangents are kept in *slots*, and a table that is known
-while tracing says which direction each slot of each element belongs to. Operations that
-move elements move the table too; a sum over an axis whose elements depend on different
-directions makes slots of the axis; so that the terms of a sum are never dense.
+Where an element of an intermediate depends on few directions, its tangents are kept in
+*slots*, and a table that is known while tracing says which direction each slot of each
+element belongs to. Operations that move elements move the table too. A sum over an axis
+along which the table varies aligns the slots of what depends on the same directions, or
+makes slots of the axis. So the terms of a sum are never dense, nor are the layers of a
+network that sees each electron by itself.
 """
 
 import dataclasses
-import functools
-import hashlib
 import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
@@ -20,7 +19,7 @@ import numpy as np
 from jax import lax
 from jax.core import Tracer
 from jax.tree_util import register_dataclass
-from jaxtyping import Array, ArrayLike
+from jaxtyping import Array, ArrayLike, PyTree
 
 from fomoh_jax._hyperdual.channels import (
     ZERO,
@@ -28,34 +27,24 @@ from fomoh_jax._hyperdual.channels import (
     Joint,
     Linear,
     Numbered,
+    Product,
     Stack,
     Zero,
     vectorise,
 )
+from fomoh_jax._hyperdual.sums import total
+from fomoh_jax._hyperdual.tables import (
+    Table,
+    agree,
+    compact,
+    meeting,
+    places_along,
+    rows_of,
+    same_along,
+    slots_apart,
+    union,
+)
 from fomoh_jax._types import Leaf
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Table:
-    """Integers that are known while tracing; equal to a table of the same ones."""
-
-    numbers: np.ndarray
-
-    @functools.cached_property
-    def _key(self) -> tuple:
-        content = np.ascontiguousarray(self.numbers)
-        return (
-            content.shape,
-            content.dtype.str,
-            hashlib.sha256(content.tobytes()).digest(),
-        )
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Table) and self._key == other._key
-
-    def __hash__(self) -> int:
-        return hash(self._key)
-
 
 T = TypeVar("T")
 
@@ -63,7 +52,7 @@ T = TypeVar("T")
 Part = tuple[Array, np.ndarray]
 
 # Up to so many slots, products of slots that belong to the same direction cost less
-# than to add these up first.
+# than to add these up first, and comparisons of all of them less than a scatter.
 _FEW = 8
 
 # A table of more entries takes gigabytes while tracing, and so do the coefficients.
@@ -108,6 +97,8 @@ class Local(Channel):
       tables: for each of the arrays, to which coefficient each slot of each element
         belongs; -1 if to none, and it is zero.
       n: how many coefficients there are.
+      most: with more slots the coefficients are stored; ``None`` if they never are for
+        that.
     """
 
     is_stored = False
@@ -115,16 +106,17 @@ class Local(Channel):
     arrays: tuple[Leaf, ...]
     tables: tuple[Table, ...] = dataclasses.field(metadata={"static": True})
     n: int = dataclasses.field(metadata={"static": True})
+    most: int | None = dataclasses.field(default=None, metadata={"static": True})
 
     @classmethod
-    def of(cls, parts: Iterable[Part], n: int) -> Channel:
+    def of(cls, parts: Iterable[Part], n: int, most: int | None = None) -> Channel:
         """The channel of several parts, those that belong together added up."""
         merged: list[Part] = []
         for array, table in parts:
             if not np.any(table >= 0):
                 continue
             for i, (other, own) in enumerate(merged):
-                if _agree(own, table):
+                if agree(own, table):
                     merged[i] = other + array, np.maximum(own, table)
                     break
             else:
@@ -134,7 +126,9 @@ class Local(Channel):
         if len(merged) > _PARTS:
             merged = [_in_one(merged)]
         arrays, tables = zip(*merged)
-        return cls(arrays, tuple(map(Table, tables)), n)
+        channel = cls(arrays, tuple(map(Table, tables)), n, most)
+        is_small = most is None or channel.slots <= most
+        return channel if is_small else channel.stored()
 
     @property
     def parts(self) -> list[Part]:
@@ -150,16 +144,13 @@ class Local(Channel):
         """How many slots each element has."""
         return sum(len(table.numbers) for table in self.tables)
 
+    def made_of(self, parts: Iterable[Part]) -> Channel:
+        """A channel of other parts, with as many coefficients."""
+        return Local.of(parts, self.n, self.most)
+
     def stored(self) -> Stack:
-        array, table = _in_one(self.parts)
-        size = math.prod(self.shape)
-        places = table.astype(np.int64) * size
-        places += np.arange(size).reshape(self.shape)
-        held = table >= 0
-        # Out of bounds, so that it is dropped.
-        places = np.where(held, places, self.n * size).reshape(-1)
-        flat = _summed_by_place(array.reshape(-1), places, self.n * size)
-        return Stack(flat.reshape(self.n, *self.shape))
+        dense = [_dense(array, table, self.n) for array, table in self.parts]
+        return Stack(sum(dense[1:], dense[0]))
 
     def zero(self) -> Zero:
         return Zero(jax.ShapeDtypeStruct(self.shape, self.arrays[0].dtype))
@@ -168,9 +159,7 @@ class Local(Channel):
         del n
         array, table = _in_one(self.parts)
         (held,) = np.nonzero(table >= 0)
-        if len(held) == len(table):
-            return array, table
-        return array.at[held].get(mode="promise_in_bounds"), table[held]
+        return _rows(array, held), table[held]
 
     def broadcast(self, shape: tuple[int, ...]) -> "Local":  # pyright: ignore[reportIncompatibleMethodOverride]
         def wide(part: Part) -> Part:
@@ -195,25 +184,126 @@ class Local(Channel):
 
     def __add__(self, other: object) -> Channel:
         if isinstance(other, Local):
-            return Local.of(self.parts + other.parts, self.n)
+            return self.made_of(self.parts + other.parts)
         return super().__add__(other)
 
     def mapped(self, function: Callable, axis: int) -> Channel:
-        """Where slots belong to the same along the dimension, its sum stays local."""
-        if not isinstance(function, Linear) or function.over is None:
-            return super().mapped(function, axis)
-        over = function.over + 1
-        firsts = [np.take(table, [0], over) for _, table in self.parts]
-        if any(np.any(table != first) for (_, table), first in zip(self.parts, firsts)):
-            return super().mapped(function, axis)
+        """The function of each slot, where all that it adds up belongs to the same.
 
-        def part(array: Array, first: np.ndarray) -> Part:
-            out = vectorise(function.function, [0], 0)(array)
-            left = np.squeeze(first, over)
-            others = range(1, 1 + function.at) or range(left.ndim, out.ndim)
-            return out, np.broadcast_to(np.expand_dims(left, [*others]), out.shape)
+        Slots of which that is not true are aligned first, if that makes few; or each
+        term of the sum becomes a slot, if that makes hardly more.
+        """
+        if not isinstance(function, Linear) or function.goes is None:
+            return super().mapped(function, axis)
+        gone = _gone(function)
+        mixed = [part for part in self.parts if not same_along(part[1], gone)]
+        if mixed and function.terms is not None:
+            target = union([table for _, table in mixed], gone)
+            if _count_apart(mixed, gone) <= 2 * len(target):
+                ready = [part for part in self.parts if same_along(part[1], gone)]
+                outs = [_each(function, part) for part in ready]
+                apart = [_term_by_term(function, part, gone) for part in mixed]
+                return self.made_of(outs + apart)
+        parts = self._gathered(function)
+        if parts is None:
+            return super().mapped(function, axis)
+        return self.made_of(_each(function, part) for part in parts)
 
-        return self._with(map(part, self.arrays, firsts))
+    def met(self, other: Channel) -> Channel | None:
+        pairs = self._meeting(other)
+        if pairs is None:
+            return None
+        return self.made_of((x * y, table) for x, y, table in pairs)
+
+    def met_in(self, product: Product, other: Channel) -> Channel | None:
+        """Slots of either that belong to the same, in the function."""
+        if not isinstance(other, Local) or product.linears is None:
+            return None
+        sides = []
+        for x, function in zip((self, other), product.linears):
+            side = x._gathered(function)
+            if side is None:
+                return None
+            sides.append([(a, t, _placed(t, function)) for a, t in side])
+        # This says which results a slot belongs to, and that which elements.
+        found, slots = [], 0
+        for x, _, p in sides[0]:
+            for y, _, q in sides[1]:
+                if _is_much(p, q):
+                    return None
+                i, j, here = meeting(p, q)
+                if not len(i):
+                    continue
+                out = product.pairwise(_rows(x, i), _rows(y, j))
+                out = out if np.all(here) else jnp.where(here, out, 0)
+                found.append((out, np.where(here, p[i], -1)))
+                slots += len(i)
+        return self.made_of(found) if slots <= self.n // 2 else None
+
+    def summed(self, weights: ArrayLike | None = None) -> Stack:
+        sums = []
+        for array, table in self.parts:
+            if weights is not None:
+                places = np.maximum(compact(table), 0)
+                array = _rows(jnp.asarray(weights, array.dtype), places) * array
+            sums.append(Stack(total(array, 0)))
+        return sum(sums[1:], sums[0])
+
+    def arranged(self, axis: int) -> "Local":
+        del axis  # slots lead
+        return self
+
+    def behind(self, first: PyTree) -> "Local":
+        del first  # they are small
+        return self
+
+    def _meeting(self, other: Channel) -> list[tuple[Array, Array, np.ndarray]] | None:
+        """Slots of both that belong to the same, side by side, and a table of them.
+
+        None if there is no way to them that is better than to store all.
+        """
+        if not isinstance(other, Local):
+            return None
+        found, slots = [], 0
+        for i, (x, p) in enumerate(self.parts):
+            for j, (y, q) in enumerate(other.parts):
+                if other is self and i > j:
+                    continue
+                if _is_much(p, q):
+                    return None
+                left, right, here = meeting(p, q)
+                if not len(left):
+                    continue
+                u, v = _rows(x, left), _rows(y, right)
+                u = u if np.all(here) else jnp.where(here, u, 0)
+                u = 2 * u if other is self and i < j else u
+                found.append((u, v, np.where(here, p[left], -1)))
+                slots += len(left)
+        return found if slots <= self.n else None
+
+    def _gathered(self, function: Linear) -> list[Part] | None:
+        """Parts of which all that a function adds up belongs to the same.
+
+        None if that would be too many slots.
+        """
+        if function.goes is None:
+            return None
+        gone = _gone(function)
+        ready = [part for part in self.parts if same_along(part[1], gone)]
+        mixed = [part for part in self.parts if not same_along(part[1], gone)]
+        if not mixed:
+            return ready
+        target = union([table for _, table in mixed], gone)
+        return [*ready, _aligned(mixed, target)] if len(target) <= self._limit else None
+
+    @property
+    def _limit(self) -> int:
+        return self.n // 2 if self.most is None else self.most
+
+    def is_apart_along(self, axis: int) -> bool:
+        places = [places_along(table, axis + 1) for _, table in self.parts]
+        numbers, _ = np.unique(np.concatenate(places), axis=0).T
+        return len(np.unique(numbers)) == len(numbers)
 
     def squared(self, pairs: Numbered) -> Channel:
         parts = self._few().parts
@@ -298,13 +388,6 @@ def way(*names: str) -> Callable[[W], W]:
     return register
 
 
-def _agree(a: np.ndarray, b: np.ndarray) -> bool:
-    """Whether two tables say the same wherever both say anything."""
-    if a.shape != b.shape:
-        return False
-    return a is b or bool(np.all((a == b) | (a < 0) | (b < 0)))
-
-
 def _sums(xs: list[Channel], ys: list[Channel]) -> list[Channel]:
     return [x + y for x, y in zip(xs, ys)]
 
@@ -315,6 +398,133 @@ def _in_one(parts: Sequence[Part]) -> Part:
         return parts[0]
     arrays, tables = zip(*parts)
     return jnp.concatenate(arrays), np.concatenate(tables)
+
+
+def _is_much(p: np.ndarray, q: np.ndarray) -> bool:
+    """Whether to compare all the slots of two tables takes seconds."""
+    return len(p) * len(q) * p[0].size > _MOST
+
+
+def _rows(array: Array, places: np.ndarray) -> Array:
+    """Elements along the leading axis, by known places."""
+    if np.array_equal(places, np.arange(len(array))):
+        return array
+    return array.at[places].get(mode="promise_in_bounds")
+
+
+def _each(function: Linear, part: Part) -> Part:
+    """A linear function of each slot, of which all that it adds up belongs to one."""
+    array, table = part
+    out = vectorise(function.function, [0], 0)(array)
+    return out, _placed(table, function)
+
+
+def _gone(function: Linear) -> list[int]:
+    """The axes of a table along which a function adds up."""
+    return [i + 1 for i, place in enumerate(function.goes or ()) if place is None]
+
+
+def _placed(table: np.ndarray, function: Linear) -> np.ndarray:
+    """The table of the results, of one that is the same where the function adds up."""
+    for axis in _gone(function):
+        table = np.take(table, [0], axis)
+    goes = function.goes or ()
+    kept = [i for i, place in enumerate(goes) if place is not None]
+    left = table.reshape(len(table), *(table.shape[i + 1] for i in kept))
+    # The dimensions that are left come in the order of their places.
+    order = sorted(range(len(kept)), key=lambda n: goes[kept[n]])
+    left = left.transpose(0, *(n + 1 for n in order))
+    taken = {goes[i] for i in kept}
+    new = [i + 1 for i in range(len(function.shape)) if i not in taken]
+    return np.broadcast_to(np.expand_dims(left, new), (len(table), *function.shape))
+
+
+def _count_apart(parts: Sequence[Part], gone: Sequence[int]) -> int:
+    """How many slots there would be if each term of a sum over axes were one."""
+    tables = [table for _, table in parts]
+    return sum(int(slots_apart(t, _varying(t, gone)).sum()) for t in tables)
+
+
+def _varying(table: np.ndarray, axes: Sequence[int]) -> list[int]:
+    return [axis for axis in axes if not same_along(table, [axis])]
+
+
+def _term_by_term(function: Linear, part: Part, gone: Sequence[int]) -> Part:
+    """The terms of a sum as slots, along the axes along which the table varies."""
+    array, table = part
+    axes = _varying(table, gone)
+    held = slots_apart(table, axes)
+    assert function.terms is not None
+    terms = lambda x: function.terms(x, [axis - 1 for axis in axes])
+    out = vectorise(terms, [0], 0)(array)
+    # The axes first, and then what is left, with size 1 where it is added up.
+    front = range(1, 1 + len(axes))
+    moved = np.moveaxis(table, axes, front).reshape(
+        -1, *(1 if i in axes else n for i, n in enumerate(table.shape) if i)
+    )
+    count = held.size
+    flat = out.reshape(count, *function.shape)
+    (rows,) = np.nonzero(held.reshape(-1))
+    numbers = _placed(moved, function)[rows]
+    # In the order of the coefficients, if they have one: then they need not be moved.
+    first = numbers.reshape(len(numbers), -1).max(1)
+    order = np.argsort(first, kind="stable")
+    return _rows(flat, rows[order]), numbers[order]
+
+
+def _aligned(parts: Sequence[Part], target: np.ndarray) -> Part:
+    """The slots that belong to the same added up, at the places that a table says."""
+    shape = np.broadcast_shapes(*(table.shape[1:] for _, table in parts))
+    full = np.broadcast_to(target, (len(target), *shape))
+    total: Array | int = 0
+    for array, table in parts:
+        if table.shape == full.shape and np.array_equal(table, full):
+            total += array
+            continue
+        here = (target[:, None] == compact(table)) & (target[:, None] >= 0)
+        total += jnp.sum(jnp.where(here, array, 0), 1)
+    return jnp.asarray(total), full
+
+
+def _dense(array: Array, table: np.ndarray, n: int) -> Array:
+    """All the ``n`` coefficients, ``[n, *s]``."""
+    numbers = rows_of(table)
+    if numbers is not None:
+        return _in_place(array, table, numbers, n)
+    if len(table) <= _FEW:
+        small = compact(table)
+        each = lax.broadcasted_iota(small.dtype, (n, *(1,) * (table.ndim - 1)), 0)
+        chosen = [jnp.where(each == t, x, 0) for x, t in zip(array, small)]
+        return sum(chosen[1:], chosen[0])
+    size = math.prod(table.shape[1:])
+    places = table.astype(np.int64) * size
+    places += np.arange(size).reshape(table.shape[1:])
+    # Out of bounds, so that it is dropped.
+    places = np.where(table >= 0, places, n * size).reshape(-1)
+    flat = _summed_by_place(array.reshape(-1), places, n * size)
+    return flat.reshape(n, *table.shape[1:])
+
+
+def _in_place(array: Array, table: np.ndarray, numbers: np.ndarray, n: int) -> Array:
+    """Slots that are, for all elements, of one coefficient each, where that belongs."""
+    held = compact(table) >= 0
+    if not np.all(held):
+        array = jnp.where(held, array, 0)
+    (some,) = np.nonzero(numbers >= 0)
+    if len(some) < len(numbers):
+        array, numbers = _rows(array, some), numbers[some]
+    if np.array_equal(numbers, np.arange(n)):
+        return array
+    distinct = len(np.unique(numbers)) == len(numbers)
+    if distinct and np.all(np.diff(numbers) == 1):
+        config = [(int(numbers[0]), n - 1 - int(numbers[-1]), 0)]
+        config += [(0, 0, 0)] * (array.ndim - 1)
+        return lax.pad(array, lax.full_like(array, 0, shape=()), config)
+    if distinct:
+        source = np.full(n, len(numbers))
+        source[numbers] = np.arange(len(numbers))
+        return array.at[source].get(mode="fill", fill_value=0)
+    return jax.ops.segment_sum(array, numbers, n)
 
 
 def _square(part: Part, pairs: Numbered) -> Part:

@@ -12,6 +12,7 @@ from jaxtyping import Array
 
 from fomoh_jax._hyperdual.channels import Channel, vectorise
 from fomoh_jax._hyperdual.local import Alone, Local, Part, way
+from fomoh_jax._hyperdual.tables import is_ascending, rows_of, same_along
 from fomoh_jax._types import Leaf
 
 
@@ -55,7 +56,7 @@ def _moved(x: Local, function: Alone) -> list[Channel] | None:
         flat = np.pad(flat, ((0, 0), (1, 0)), constant_values=-1)
         for parts, out, place in zip(results, _mapped(function, array), places):
             parts.append((out, flat[:, place]))
-    return [Local.of(parts, x.n) for parts in results]
+    return [x.made_of(parts) for parts in results]
 
 
 def _of_integers(function: Alone, x: np.ndarray) -> list[np.ndarray]:
@@ -135,7 +136,7 @@ def _scatter_added(x: Local, function: Alone) -> list[Channel] | None:
         moved = array.at[:, sources].get(mode="promise_in_bounds")
         return moved.reshape(shape), table[:, sources].reshape(shape)
 
-    return [Local.of((part(*pair) for pair in x.parts), x.n)]
+    return [x.made_of(part(*pair) for pair in x.parts)]
 
 
 def _targets(
@@ -188,26 +189,27 @@ def _chosen(x: Local, function: Alone) -> list[Channel] | None:
 
 
 @way("reduce_sum")
-def _summed(x: Local, function: Alone) -> list[Channel]:
+def _summed(x: Local, function: Alone) -> list[Channel] | None:
     """A sum over axes: of the slots, where they belong to the same; else more slots."""
     axes = [axis + 1 for axis in function.joint.params["axes"]]
 
     def part(array: Array, table: np.ndarray) -> Part:
-        apart = []
-        for axis in axes:
-            first = np.take(table, [0], axis)
-            if np.all(table == first):
-                table = first
-            else:
-                apart.append(axis)
-        if len(apart) < len(axes):
-            together = tuple(axis for axis in axes if axis not in apart)
-            array = jnp.sum(array, together, keepdims=True)
-        order = [0, *apart, *(i for i in range(1, table.ndim) if i not in apart)]
-        shape = [n for i, n in enumerate(table.shape) if i not in (0, *axes)]
-        return (
-            array.transpose(order).reshape(-1, *shape),
-            table.transpose(order).reshape(-1, *shape),
-        )
+        apart = [axis for axis in axes if not same_along(table, [axis])]
+        together = tuple(axis for axis in axes if axis not in apart)
+        array = jnp.sum(array, together, keepdims=True)
+        for axis in together:
+            table = np.take(table, [0], axis)
+        kept = [i for i in range(1, table.ndim) if i not in axes]
+        # The slots before or behind what becomes slots, as they are in order.
+        rest = [*together, *kept]
+        orders = [0, *apart, *rest], [*apart, 0, *rest]
+        shape = [table.shape[i] for i in kept]
+        tables = [table.transpose(order).reshape(-1, *shape) for order in orders]
+        best = int(is_ascending(tables[1]) and not is_ascending(tables[0]))
+        return array.transpose(orders[best]).reshape(-1, *shape), tables[best]
 
-    return [Local.of((part(*pair) for pair in x.parts), x.n)]
+    parts = [part(*pair) for pair in x.parts]
+    slots = sum(len(table) for _, table in parts)
+    in_rows = all(rows_of(table) is not None for _, table in parts)
+    # What will be stored is so in one go if each slot is of one coefficient.
+    return [x.made_of(parts)] if in_rows or slots <= (x.most or slots) else None

@@ -5,7 +5,6 @@ import dataclasses
 import numpy as np
 from jax.tree_util import register_static
 
-from fomoh_jax._hyperdual import local_linear  # noqa: F401  (fills the table of ways)
 from fomoh_jax._hyperdual.channels import Channel
 from fomoh_jax._hyperdual.pair_forms import Pairs
 

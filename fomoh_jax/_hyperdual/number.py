@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.tree_util import register_dataclass
-from jaxtyping import Array, DTypeLike, Shaped
+from jaxtyping import Array
 
 from fomoh_jax._hyperdual.channels import ZERO, Channel, Zero
 from fomoh_jax._types import Leaf
@@ -95,8 +95,3 @@ def is_inexact(x: Any) -> bool:
     """Whether an array or an abstract value can carry a derivative."""
     dtype = x.dtype if hasattr(x, "dtype") else jax.typeof(x).dtype
     return jnp.issubdtype(dtype, jnp.inexact)
-
-
-def in_dtype(x: Shaped[Array, "*s"], dtype: DTypeLike) -> Shaped[Array, "*s"]:
-    """``x`` in a dtype. (``astype`` its own would make a weak type strong.)"""
-    return x if x.dtype == dtype else x.astype(dtype)

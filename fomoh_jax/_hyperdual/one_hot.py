@@ -61,9 +61,11 @@ class OneHot(Channel):
             return None
         return self._with(self.entries * other.entries)
 
-    def summed(self, weights: ArrayLike = 1) -> Stack:
-        zeros = jnp.zeros(math.prod(self.shape), self.entries.dtype)
-        entries = jnp.asarray(weights, self.entries.dtype) * self.entries
+    def summed(self, weights: ArrayLike | None = None) -> Stack:
+        entries = self.entries
+        if weights is not None:
+            entries = jnp.asarray(weights, entries.dtype) * entries
+        zeros = jnp.zeros(math.prod(self.shape), entries.dtype)
         total = zeros.at[self.index].add(entries, mode="promise_in_bounds")
         return Stack(total.reshape(1, *self.shape))
 

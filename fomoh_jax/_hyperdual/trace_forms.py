@@ -7,7 +7,7 @@ rules do to seconds they do to one array.
 
 import abc
 import dataclasses
-import itertools
+from collections.abc import Callable
 
 import jax.numpy as jnp
 from jax import lax
@@ -15,7 +15,7 @@ from jax.tree_util import register_dataclass, register_static
 
 from fomoh_jax._hyperdual.channels import Channel, Stack, vectorise
 from fomoh_jax._hyperdual.form import Bilinear, Form
-from fomoh_jax._hyperdual.number import in_dtype
+from fomoh_jax._hyperdual.sums import sum_of_products
 from fomoh_jax._types import Leaf
 
 
@@ -31,23 +31,26 @@ class _Sum(Form):
         """``Σ_j C_ij x_j``: summed over one index here, over the other in products."""
 
     def product(self, a: Channel, b: Channel) -> Channel:
-        met = a.met(b)
-        total = None if met is None else self._total(met)
-        return super().product(a, b) if total is None else total
+        met = a.met(b) if self.is_of_each_alone else None
+        return super().product(a, b) if met is None else self._total(met)
 
-    def _total(self, products: Channel) -> Channel | None:
-        """``Σ_i C_ii x_i`` of what :meth:`Channel.met` returns, if that is all.
+    def bilinear(self, product: Callable, a: Channel, b: Channel, axis: int) -> Channel:
+        is_known = self.is_of_each_alone and isinstance(product, Bilinear)
+        met = a.met_in(product, b) if is_known else None
+        if met is None:
+            return super().bilinear(product, a, b, axis)
+        return 2 * self._total(met)
 
-        By default it is not: ``C`` may have other entries.
-        """
-        del products
-        return None
+    def _total(self, products: Channel) -> Channel:
+        """``Σ_i C_ii x_i``, of a ``C`` that has no other entries."""
+        return products.summed()
 
     def cross(self, a: Channel, b: Channel) -> Channel:
         return 2 * self.product(a, b)
 
     def _product(self, a: Stack, b: Stack) -> Channel:
-        return _inner(self.weighted(self._full(a)), self._full(b))
+        a, b = self.weighted(self._full(a)), self._full(b)
+        return Stack(sum_of_products(a.array, b.array, a.axis), a.axis)
 
     def _bilinear(self, product: Bilinear, a: Stack, b: Stack, axis: int) -> Channel:
         a, b = self.weighted(self._full(a)), self._full(b)
@@ -79,12 +82,10 @@ class Trace(_Sum):
     """``Σ_i v_iᵀ H v_i``: the forward Laplacian (Li et al. 2024, arXiv:2307.08214)."""
 
     k: int
+    is_of_each_alone = True
 
     def weighted(self, x: Stack) -> Stack:
         return x
-
-    def _total(self, products: Channel) -> Channel | None:
-        return products.summed()
 
 
 @register_dataclass
@@ -123,6 +124,7 @@ class DiagonalTrace(_Sum):
     """
 
     weights: Leaf
+    is_of_each_alone = True
 
     @property
     def k(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -133,29 +135,5 @@ class DiagonalTrace(_Sum):
         weights = lax.expand_dims(self.weights.astype(x.array.dtype), places)
         return Stack(weights * x.array, x.axis)
 
-    def _total(self, products: Channel) -> Channel | None:
+    def _total(self, products: Channel) -> Channel:
         return products.summed(self.weights)
-
-
-# XLA on the CPU sums more terms than these in windows, for which it stores them; a sum
-# of so many is one loop with the products that are its terms.
-_TERMS = 32
-
-
-def _inner(a: Stack, b: Stack) -> Stack:
-    """``Σ_i a_i b_i``, elementwise, as a stack of one; the stacks share an axis."""
-    axis, size = a.axis, a.array.shape[a.axis]
-    dtype = jnp.result_type(a.array, b.array)
-    # As jnp.sum does, half precision is summed in single.
-    wide = jnp.float32 if jnp.finfo(dtype).bits < 32 else dtype
-    count = max(-(-size // _TERMS), 1)
-    ends = [size * n // count for n in range(count + 1)]
-    widths = [end - start for start, end in itertools.pairwise(ends)]
-    cut = lambda stack: lax.split(in_dtype(stack.array, wide), widths, axis)
-    # (jnp.sum would make a weak type strong.)
-    summed = lambda x: lax.expand_dims(lax.reduce_sum(x, [axis]), [axis])
-    parts = [summed(x * y) for x, y in zip(cut(a), cut(b))]
-    if count > 1:
-        # All before anything else, so that nothing holds the factors for longer.
-        parts = lax.optimization_barrier(parts)
-    return Stack(in_dtype(sum(parts[1:], parts[0]), dtype), axis)

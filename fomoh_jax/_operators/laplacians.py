@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from jaxtyping import ArrayLike, PyTree
 
 from fomoh_jax._argnums import restricted
+from fomoh_jax._hyperdual.channels import Stack
 from fomoh_jax._hyperdual.evaluation import coefficients_of, primals_of
 from fomoh_jax._hyperdual.form import Form
 from fomoh_jax._hyperdual.trace_forms import DiagonalTrace, Trace, WeightedTrace
@@ -111,7 +112,8 @@ def laplacian(
             out, aux = along_basis(name, function, form, varied, has_aux)
         else:
             columns = read_factor(factor, varied.size).T
-            form, directions = Trace(len(columns)), varied.directions(columns)
+            form = Trace(len(columns))
+            directions = list(map(Stack, varied.directions(columns)))
             out, aux = along_directions(
                 name, function, form, varied, directions, has_aux
             )

@@ -13,13 +13,11 @@ from jax.tree_util import register_static
 from jaxtyping import Array, PyTree
 
 from fomoh_jax._argnums import Varied, restricted
-from fomoh_jax._hyperdual.channels import Channel
 from fomoh_jax._hyperdual.evaluation import to_jaxpr
 from fomoh_jax._hyperdual.inlining import inlined
 from fomoh_jax._hyperdual.interpreter import interpret
-from fomoh_jax._hyperdual.local import Local
 from fomoh_jax._hyperdual.local_pairs import LocalPairs
-from fomoh_jax._operators.basis import check_outputs
+from fomoh_jax._operators.basis import check_outputs, local_basis
 
 # What an index of JAX counts to.
 _MOST = np.iinfo(np.int32).max
@@ -184,7 +182,7 @@ def _coefficients(
     """
     primals = jax.tree.structure(varied.args).unflatten(leaves)
     size = varied.size
-    jaxpr, args, structure = to_jaxpr(fun, primals, _unit_vectors(leaves, size), False)
+    jaxpr, args, structure = to_jaxpr(fun, primals, local_basis(leaves), False)
     outputs, _ = structure.unflatten(jaxpr.out_avals)
     _check_scalar(name, outputs)
     form = LocalPairs(size)
@@ -192,17 +190,6 @@ def _coefficients(
     values, numbers = out.seconds.terms(form.q)
     dtype = jnp.result_type(*leaves)
     return numbers, values if jnp.iscomplexobj(values) else values.astype(dtype)
-
-
-def _unit_vectors(leaves: Sequence[Array], size: int) -> list[Channel]:
-    """One direction for each element of the leaves together."""
-    offsets = np.cumsum([0, *map(jnp.size, leaves)])
-
-    def directions(leaf: Array, offset: int) -> Channel:
-        table = np.arange(offset, offset + leaf.size).reshape(1, *leaf.shape)
-        return Local.of([(jnp.ones(table.shape, leaf.dtype), table)], size)
-
-    return [directions(leaf, int(offset)) for leaf, offset in zip(leaves, offsets)]
 
 
 def _both_triangles(

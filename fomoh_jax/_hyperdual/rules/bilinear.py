@@ -8,12 +8,11 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Inexact
 
-from fomoh_jax._hyperdual.channels import Channel, Linear, Stack
+from fomoh_jax._hyperdual.channels import Linear
 from fomoh_jax._hyperdual.form import Bilinear, Form
 from fomoh_jax._hyperdual.number import HyperDual, spread
 from fomoh_jax._hyperdual.registry import Operation, rule
 from fomoh_jax._hyperdual.rules.generic import generic
-from fomoh_jax._types import Leaf
 
 
 @rule("mul")
@@ -77,39 +76,24 @@ def bilinear(
     right = lambda channel: channel.mapped(by_a, axis)
     along = b.tangents
     if not a.is_constant:
-        along = _after(a.primal, along)
+        along = along.behind(a.primal)
     if second_axis is not None:
-        b = HyperDual(b.primal, along, b.seconds).moved(second_axis)
-        along = b.tangents
+        along = along.arranged(second_axis)
+        b = HyperDual(b.primal, along, b.seconds.arranged(second_axis))
     tangents = left(a.tangents) + right(along)
     seconds = left(a.seconds) + right(b.seconds)
     if b.seconds.is_zero and not seconds.is_zero:
-        along = _after(seconds, along)
+        along = along.behind(seconds)
     both = Bilinear(
         product,
         paired=paired and partial(paired, product),
         contracted=contracted,
         polarise=polarise,
         looped=paired is not None,
+        linears=(by_b, by_a),
     )
     crossed = form.bilinear(both, a.tangents, along, axis)
     return [HyperDual(primal, tangents, seconds + crossed)]
-
-
-def _after(first: Leaf | Channel, channel: Channel) -> Channel:
-    """The channel, not to be looked at before ``first`` is there.
-
-    What is made of the tangents of a parameter alone, a transposed copy for a matrix
-    product above all, could be made at any time, and the cross products of tangents
-    before there are seconds to add them to. A compiler that makes them for every layer
-    at the start keeps them for every layer, and memory grows with depth. (XLA heeds
-    this on the CPU from jax 0.12 on.) One direction alone is used as it is; to wait
-    for it would keep half as much again.
-    """
-    stored = channel.stored()
-    if not isinstance(stored, Stack) or stored.length == 1:
-        return stored
-    return lax.optimization_barrier((stored, first))[0]
 
 
 def is_worth_polarising(op: Operation, terms: float, *, fewest: float = 150) -> bool:

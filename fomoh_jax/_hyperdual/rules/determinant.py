@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Inexact
 
-from fomoh_jax._hyperdual.channels import ZERO, Channel
+from fomoh_jax._hyperdual.channels import ZERO, Channel, Linear
 from fomoh_jax._hyperdual.form import Form
 from fomoh_jax._hyperdual.number import HyperDual
 from fomoh_jax._hyperdual.registry import Operation
@@ -28,11 +28,15 @@ def slogdet(form: Form, op: Operation, args: Sequence[HyperDual]) -> list[HyperD
     (a,) = args
     sign, log = op(a.primal)
     inverse = jnp.linalg.inv(a.primal)
-    traced = partial(_trace_of_product, inverse)
     batch = log.ndim
+    traced = _traced_with(inverse)
     trace = lambda channel: channel.mapped(traced, min(channel.axis, batch))
     tangents, seconds = trace(a.tangents), trace(a.seconds)
-    if form.q:
+    # Where a direction moves one row alone, or one column, its Y_i has rank one.
+    of_rank_one = any(map(a.tangents.is_apart_along, (batch, batch + 1)))
+    if form.q and form.is_of_each_alone and of_rank_one:
+        seconds = seconds - form.product(tangents, tangents)
+    elif form.q:
         times = partial(jnp.matmul, inverse, precision=lax.Precision.HIGHEST)
         y = a.tangents.mapped(times, batch + 1)
         # The form adds a product and its mirror image, which are the same here.
@@ -44,6 +48,27 @@ def slogdet(form: Form, op: Operation, args: Sequence[HyperDual]) -> list[HyperD
         for part in (jnp.real, jnp.imag)
     )
     return [_phase(form, sign, *imaginary), HyperDual(log, *real)]
+
+
+def _traced_with(inverse: Inexact[Array, "*batch n n"]) -> Linear:
+    """``tr(A⁻¹ x)`` as a function of ``x``."""
+    batch = inverse.ndim - 2
+
+    def terms(x: Array, dims: Sequence[int]) -> Array:
+        products = jnp.swapaxes(inverse, -1, -2) * x
+        added = [d for d in (batch, batch + 1) if d not in dims]
+        left = jnp.sum(products, added, keepdims=True)
+        order = (*dims, *range(batch), *added)
+        return left.transpose(order).reshape(
+            *(x.shape[d] for d in dims), *x.shape[:batch]
+        )
+
+    return Linear(
+        partial(_trace_of_product, inverse),
+        shape=inverse.shape[:-2],
+        goes=(*range(batch), None, None),
+        terms=terms,
+    )
 
 
 def _trace_of_product(

@@ -34,7 +34,8 @@ def _dot_general(form: Form, op: Operation, args: Sequence[HyperDual]):
     terms = math.prod(op.inputs[0].shape[i] for i in over)
     channels = (*a.channels, *b.channels)
     size = math.prod(op.outputs[0].shape)
-    if all(channel.is_summed_apart(terms, size) for channel in channels):
+    both_vary = not (a.is_constant or b.is_constant)
+    if both_vary and all(x.is_summed_apart(terms, size) for x in channels):
         return rewritten(partial(_sum_of_terms, op), form, args)
     if not _is_better_swapped(op, a.primal, b.primal):
         return _product(form, op, a, b)
@@ -44,24 +45,42 @@ def _dot_general(form: Form, op: Operation, args: Sequence[HyperDual]):
 
 def _sum_of_terms(op: Operation, a: Array, b: Array) -> Array:
     """The product, as the sum over elementwise products that it is."""
+    count = len(op.params["dimension_numbers"][0][0])
+    return lax.reduce_sum(_terms(op, a, b, range(count)), range(count))
+
+
+def _terms(op: Operation, a: Leaf, b: Leaf, apart: Sequence[int]) -> Array:
+    """The terms of the sum over some of the contracted dimensions, which lead.
+
+    Args:
+      op: the product.
+      a, b: its operands.
+      apart: which of the contracted dimensions, by their place among these.
+    """
     contracted, batched = op.params["dimension_numbers"]
+    (out,) = op.outputs
+    leading = [[over[i] for i in apart] for over in contracted]
+    rest = [[d for i, d in enumerate(over) if i not in apart] for over in contracted]
+    if rest[0]:
+        batch = [(*first, *rest) for first, rest in zip(leading, batched)]
+        params = {**op.params, "dimension_numbers": (tuple(map(tuple, rest)), batch)}
+        return dataclasses.replace(op, params=params)(a, b)[0]
     free = [
         [i for i in range(x.ndim) if i not in (*over, *batch)]
         for x, over, batch in zip((a, b), contracted, batched)
     ]
 
-    def spread(x: Array, place: int) -> Array:
-        batch, over = batched[place], contracted[place]
-        x = lax.transpose(x, (*batch, *free[place], *over))
-        start = len(batch) + (0 if place else len(free[0]))
-        skipped = range(start, start + len(free[1 - place]))
-        return lax.expand_dims(x, skipped).astype(op.outputs[0].dtype)
+    lead = len(leading[0]) + len(batched[0])
 
-    x, y = spread(a, 0), spread(b, 1)
+    def spread(x: Leaf, place: int) -> Array:
+        """Along all dimensions of the result, with size 1 along the other's own."""
+        x = lax.transpose(x, (*leading[place], *batched[place], *free[place]))
+        start = lead + (0 if place else len(free[0]))
+        return lax.expand_dims(x, range(start, start + len(free[1 - place])))
+
+    x, y = (spread(x, place).astype(out.dtype) for place, x in enumerate((a, b)))
     shape = np.broadcast_shapes(x.shape, y.shape)
-    product = jnp.broadcast_to(x, shape) * jnp.broadcast_to(y, shape)
-    count = len(contracted[0])
-    return lax.reduce_sum(product, range(product.ndim - count, product.ndim))
+    return jnp.broadcast_to(x, shape) * jnp.broadcast_to(y, shape)
 
 
 def _product(form: Form, op: Operation, a: HyperDual, b: HyperDual) -> list[HyperDual]:
@@ -163,24 +182,34 @@ def _linear(
     op: Operation, ranks: tuple[int, int], product: Callable, place: int, other: Leaf
 ) -> Linear:
     """The product as a function of one of its factors."""
-    over, (batch, _) = op.params["dimension_numbers"]
-    if batch or len(over[0]) != 1 or op.params.get("out_sharding") is not None:
+    over, batch = op.params["dimension_numbers"]
+    if op.params.get("out_sharding") is not None:
         return Linear(product)
+    shape = op.outputs[0].shape
+    factors = lambda x, y=other: (x, y) if place == 0 else (y, x)
+    kept = [d for d in range(ranks[place]) if d not in (*over[place], *batch[place])]
+    start = len(batch[0]) if place == 0 else len(shape) - len(kept)
+    targets = {d: i for i, d in enumerate(batch[place])}
+    targets |= {d: start + i for i, d in enumerate(kept)}
+    goes = tuple(targets.get(d) for d in range(ranks[place]))
+
+    def terms(x: Array, dims: Sequence[int]) -> Array:
+        return _terms(op, *factors(x), [over[place].index(d) for d in dims])
+
+    if batch[0] or len(over[0]) != 1:
+        return Linear(product, shape=shape, goes=goes, terms=terms)
     (dim,), (other_dim,) = over[place], over[1 - place]
-    out = op.outputs[0]
 
     def columns(index: Indices) -> Array:
         rows = jnp.take(other, index, axis=other_dim, mode="clip")
-        return jnp.moveaxis(rows, other_dim, 0).astype(out.dtype)
+        return jnp.moveaxis(rows, other_dim, 0).astype(op.outputs[0].dtype)
 
     def of_slice(start: int, size: int) -> Linear:
         part = lax.slice_in_dim(other, start, start + size, axis=other_dim)
-        factors = lambda x: (x, part) if place == 0 else (part, x)
-        return _linear(op, ranks, lambda x: op(*factors(x))[0], place, part)
+        return _linear(op, ranks, lambda x: op(*factors(x, part))[0], place, part)
 
     of_vector = columns if ranks[place] == 1 else None
-    at = 0 if place == 0 else len(out.shape) - ranks[1] + 1
-    return Linear(product, of_vector, dim, of_slice, out.shape, at)
+    return Linear(product, of_vector, dim, of_slice, shape, goes, terms)
 
 
 @rule("ragged_dot_general")
