@@ -62,6 +62,10 @@ _MOST = 2**27
 _PARTS = 64
 
 
+class NotLocalError(ValueError):
+    """Too many coefficients are not zero."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Alone:
     """A joint linear function as one of the operand at a place; the others are zero."""
@@ -388,6 +392,24 @@ def way(*names: str) -> Callable[[W], W]:
     return register
 
 
+def unit_vectors(leaves: Sequence[ArrayLike], most: int | None = None) -> list[Channel]:
+    """A direction for each element of some arrays together, in one slot each.
+
+    Args:
+      leaves: the arrays.
+      most: as of :class:`Local`.
+    """
+    offsets = np.cumsum([0, *map(jnp.size, leaves)])
+
+    def directions(leaf: ArrayLike, offset: int) -> Channel:
+        shape = 1, *jnp.shape(leaf)
+        table = np.arange(offset, offset + jnp.size(leaf), dtype=np.int32)
+        ones = lax.expand_dims(lax.full_like(leaf, 1), (0,))
+        return Local.of([(ones, table.reshape(shape))], int(offsets[-1]), most)
+
+    return list(map(directions, leaves, map(int, offsets)))
+
+
 def _sums(xs: list[Channel], ys: list[Channel]) -> list[Channel]:
     return [x + y for x, y in zip(xs, ys)]
 
@@ -579,10 +601,10 @@ def _check_count(count: int) -> None:
     """Refuse coefficients that are too many to be kept.
 
     Raises:
-      ValueError: saying how many they are.
+      NotLocalError: saying how many they are.
     """
     if count > _MOST:
-        raise ValueError(
+        raise NotLocalError(
             f"an intermediate result of fun has {count} derivatives that may differ "
             f"from zero, more than {_MOST}: its elements depend on too many variables "
             "each, as in jnp.var. Where the Hessian is no sparse matrix, take "

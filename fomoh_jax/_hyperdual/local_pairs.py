@@ -2,10 +2,14 @@
 
 import dataclasses
 
+import jax
 import numpy as np
 from jax.tree_util import register_static
+from jaxtyping import Array
 
-from fomoh_jax._hyperdual.channels import Channel
+from fomoh_jax._hyperdual.channels import Channel, Stack
+from fomoh_jax._hyperdual.form import Bilinear
+from fomoh_jax._hyperdual.local import NotLocalError
 from fomoh_jax._hyperdual.pair_forms import Pairs
 
 
@@ -40,6 +44,23 @@ class LocalPairs(Pairs):
         own = numbers < self.k
         return np.where(own, numbers, i), np.where(own, numbers, j)
 
+    def entries(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The entries of a symmetric matrix that some coefficients are.
+
+        Args:
+          numbers: of the coefficients, each once.
+
+        Returns:
+          Their rows and columns in both triangles, sorted, and which of the
+          coefficients each is.
+        """
+        i, j = self.directions(numbers)
+        (apart,) = np.nonzero(i != j)
+        rows, columns = np.append(i, j[apart]), np.append(j, i[apart])
+        order = np.lexsort((columns, rows))
+        source = np.append(np.arange(len(i)), apart)
+        return rows[order], columns[order], source[order]
+
     def product(self, a: Channel, b: Channel) -> Channel:
         if a is b:
             known = a.squared(self)
@@ -51,3 +72,28 @@ class LocalPairs(Pairs):
     def cross(self, a: Channel, b: Channel) -> Channel:
         known = None if a is b else a.crossed(b, self)
         return super().cross(a, b) if known is None else known
+
+
+@register_static
+@dataclasses.dataclass(frozen=True)
+class AllLocal(LocalPairs):
+    """As :class:`LocalPairs`, of products of what is local alone.
+
+    Any other raises :class:`NotLocalError`.
+    """
+
+    def _product(self, a: Stack, b: Stack) -> Channel:
+        raise NotLocalError
+
+    def _bilinear(self, product: Bilinear, a: Stack, b: Stack, axis: int) -> Channel:
+        raise NotLocalError
+
+    def _quadratic(self, function, xs, out_axes) -> list[Channel]:
+        raise NotLocalError
+
+
+def added_up(seconds: Channel, form: LocalPairs) -> tuple[np.ndarray, Array]:
+    """Second-order coefficients of one number, and which they are, each once."""
+    values, numbers = seconds.terms(form.q)
+    numbers, places = np.unique(numbers, return_inverse=True)
+    return numbers, jax.ops.segment_sum(values, places, len(numbers))

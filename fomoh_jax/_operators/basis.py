@@ -5,15 +5,13 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jaxtyping import Array, ArrayLike, Float, PyTree, Shaped
 
 from fomoh_jax._argnums import Varied
-from fomoh_jax._hyperdual import local_linear  # noqa: F401  (fills the table of ways)
 from fomoh_jax._hyperdual.channels import Channel, Stack
 from fomoh_jax._hyperdual.evaluation import coefficients_of, evaluate, primals_of
 from fomoh_jax._hyperdual.form import Form
-from fomoh_jax._hyperdual.local import Local
+from fomoh_jax._hyperdual.local import unit_vectors
 from fomoh_jax._hyperdual.number import HyperDual
 
 
@@ -27,7 +25,7 @@ def along_basis(
       ``has_aux``.
     """
     if form.is_of_each_alone:
-        channels = local_basis(varied.leaves, varied.size // 2)
+        channels = unit_vectors(varied.leaves, varied.size // 2)
     else:
         channels = list(map(Stack, standard_basis(varied)))
     return along_directions(name, fun, form, varied, channels, has_aux)
@@ -80,24 +78,6 @@ def check_outputs(name: str, outputs: PyTree[Array]) -> None:
                 f"floating-point numbers; its output{jax.tree_util.keystr(path)} has "
                 f"dtype {leaf.dtype}."
             )
-
-
-def local_basis(leaves: Sequence[ArrayLike], most: int | None = None) -> list[Channel]:
-    """One direction for each coordinate of the leaves together, of one slot each.
-
-    Args:
-      leaves: the arrays.
-      most: with more slots they are stored (:class:`Local`).
-    """
-    offsets = np.cumsum([0, *map(jnp.size, leaves)])
-
-    def directions(leaf: ArrayLike, offset: int) -> Channel:
-        shape = 1, *jnp.shape(leaf)
-        table = np.arange(offset, offset + jnp.size(leaf), dtype=np.int32)
-        ones = lax.expand_dims(lax.full_like(leaf, 1), (0,))
-        return Local.of([(ones, table.reshape(shape))], int(offsets[-1]), most)
-
-    return list(map(directions, leaves, map(int, offsets)))
 
 
 def standard_basis(varied: Varied) -> list[Float[Array, "{varied.size} ..."]]:

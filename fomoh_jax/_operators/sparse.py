@@ -16,8 +16,9 @@ from fomoh_jax._argnums import Varied, restricted
 from fomoh_jax._hyperdual.evaluation import to_jaxpr
 from fomoh_jax._hyperdual.inlining import inlined
 from fomoh_jax._hyperdual.interpreter import interpret
-from fomoh_jax._hyperdual.local_pairs import LocalPairs
-from fomoh_jax._operators.basis import check_outputs, local_basis
+from fomoh_jax._hyperdual.local import unit_vectors
+from fomoh_jax._hyperdual.local_pairs import LocalPairs, added_up
+from fomoh_jax._operators.basis import check_outputs
 
 # What an index of JAX counts to.
 _MOST = np.iinfo(np.int32).max
@@ -110,10 +111,8 @@ def sparse_hessian(
 
         def entries(*leaves):
             numbers, values = _coefficients(name, function, varied, leaves)
-            numbers, places = np.unique(numbers, return_inverse=True)
-            rows, columns, source = _both_triangles(name, size, numbers)
-            total = jax.ops.segment_sum(values, places, len(numbers))
-            return _taken(total, source), _Pattern(rows, columns, size)
+            pattern, source = _pattern(name, numbers, size)
+            return _taken(values, source), pattern
 
         # Traced even where nothing else is, so that what is a value is never read.
         jaxpr, (_, pattern) = jax.make_jaxpr(entries, return_shape=True)(*leaves)
@@ -165,8 +164,7 @@ def hessian_sparsity(fun: Callable, *args: PyTree) -> BCOO:
         function, varied = restricted(name, fun, 0, (first, *rest), {})
         leaves = list(map(jnp.asarray, varied.leaves))
         numbers, _ = _coefficients(name, function, varied, leaves)
-        rows, columns, _ = _both_triangles(name, varied.size, np.unique(numbers))
-        return _Pattern(rows, columns, varied.size)
+        return _pattern(name, numbers, varied.size)[0]
 
     found = jax.eval_shape(pattern, first)
     return found.matrix(jnp.ones(found.count, bool))
@@ -175,33 +173,24 @@ def hessian_sparsity(fun: Callable, *args: PyTree) -> BCOO:
 def _coefficients(
     name: str, fun: Callable, varied: Varied, leaves: Sequence[Array]
 ) -> tuple[np.ndarray, Array]:
-    """Second-order coefficients, of which several may belong to one entry.
-
-    Returns:
-      Their numbers in :class:`LocalPairs`, and themselves.
-    """
+    """Second-order coefficients, and their numbers in :class:`LocalPairs`."""
     primals = jax.tree.structure(varied.args).unflatten(leaves)
     size = varied.size
-    jaxpr, args, structure = to_jaxpr(fun, primals, local_basis(leaves), False)
+    jaxpr, args, structure = to_jaxpr(fun, primals, unit_vectors(leaves), False)
     outputs, _ = structure.unflatten(jaxpr.out_avals)
     _check_scalar(name, outputs)
     form = LocalPairs(size)
     (out,) = interpret(inlined(jaxpr), form, args)
-    values, numbers = out.seconds.terms(form.q)
+    numbers, values = added_up(out.seconds, form)
     dtype = jnp.result_type(*leaves)
     return numbers, values if jnp.iscomplexobj(values) else values.astype(dtype)
 
 
-def _both_triangles(
-    name: str, size: int, numbers: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Rows and columns of all the entries, sorted, and which coefficient each is."""
-    i, j = LocalPairs(size).directions(numbers)
-    (apart,) = np.nonzero(i != j)
-    rows, columns = np.append(i, j[apart]), np.append(j, i[apart])
-    _check_count(name, size, len(rows))
-    order = np.lexsort((columns, rows))
-    return rows[order], columns[order], np.append(np.arange(len(i)), apart)[order]
+def _pattern(name: str, numbers: np.ndarray, size: int) -> tuple[_Pattern, np.ndarray]:
+    """The entries that coefficients are, and which of the coefficients each is."""
+    _check_count(name, size, 2 * len(numbers) - int(np.sum(numbers < size)))
+    rows, columns, source = LocalPairs(size).entries(numbers)
+    return _Pattern(rows, columns, size), source
 
 
 def _taken(array: Array, places: np.ndarray) -> Array:

@@ -14,6 +14,7 @@ from fomoh_jax._compat import open_jaxpr, programs_in
 from fomoh_jax._hyperdual.mesh_axes import exchanged_over, in_shard_map
 from fomoh_jax._hyperdual.number import HyperDual, is_inexact
 from fomoh_jax._hyperdual.plans.adjoint import Adjoint
+from fomoh_jax._hyperdual.plans.by_entries import hessian_by_entries
 from fomoh_jax._hyperdual.plans.forward import Forward
 from fomoh_jax._hyperdual.plans.forward_over_reverse import hessian_by_gradient
 from fomoh_jax._hyperdual.plans.left_out import leaves_out
@@ -71,7 +72,8 @@ class Auto(Plan):
         self, jaxpr: ClosedJaxpr, k: int, args: Sequence[HyperDual], wanted: int
     ) -> tuple[list[HyperDual], list[Leaf]]:
         if _can_reverse(jaxpr, wanted):
-            return hessian_by_gradient(jaxpr, args)
+            found = hessian_by_entries(jaxpr, args)
+            return hessian_by_gradient(jaxpr, args) if found is None else found
         return Forward().hessians(jaxpr, k, args, wanted)
 
     def products(

@@ -191,7 +191,7 @@ def _chosen(x: Local, function: Alone) -> list[Channel] | None:
 @way("reduce_sum")
 def _summed(x: Local, function: Alone) -> list[Channel] | None:
     """A sum over axes: of the slots, where they belong to the same; else more slots."""
-    axes = [axis + 1 for axis in function.joint.params["axes"]]
+    axes = [int(axis) + 1 for axis in function.joint.params["axes"]]
 
     def part(array: Array, table: np.ndarray) -> Part:
         apart = [axis for axis in axes if not same_along(table, [axis])]

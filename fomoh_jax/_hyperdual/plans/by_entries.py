@@ -1,0 +1,78 @@
+"""The Hessian of a sum of terms that see few variables each, by its entries alone.
+
+Along ``D`` coordinates a chain of neighbours has three entries in a row; its gradient
+pushed along all the coordinates would compute ``D`` of them. Here pairs of coordinates
+that meet in no term are never computed (:mod:`fomoh_jax._hyperdual.local_pairs`).
+Whether that is the least work is found by tracing it: what is traced and not taken is
+never run.
+"""
+
+import math
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import ClosedJaxpr, JaxprEqn, jaxpr_as_fun
+from jaxtyping import Array
+
+from fomoh_jax._compat import open_jaxpr, programs_in
+from fomoh_jax._hyperdual.channels import Stack
+from fomoh_jax._hyperdual.inlining import inlined
+from fomoh_jax._hyperdual.interpreter import interpret
+from fomoh_jax._hyperdual.local import NotLocalError, unit_vectors
+from fomoh_jax._hyperdual.local_pairs import AllLocal, added_up
+from fomoh_jax._hyperdual.number import HyperDual
+from fomoh_jax._types import Leaf, Program
+
+
+def hessian_by_entries(
+    jaxpr: ClosedJaxpr, args: Sequence[HyperDual]
+) -> tuple[list[HyperDual], list[Leaf]] | None:
+    """What ``Plan.hessians`` returns, of a program whose first output is one number.
+
+    None if it would be no less work than the gradient along every coordinate.
+    """
+    primals = [arg.primal for arg in args]
+    size = sum(map(jnp.size, primals))
+    form = AllLocal(size)
+    # Of more slots there are more pairs than coordinates of a gradient.
+    most = math.isqrt(8 * size)
+
+    def program(*primals: Leaf) -> tuple[list[Leaf], Array, Array]:
+        numbers = list(map(HyperDual, primals, unit_vectors(primals, most)))
+        outs = interpret(inlined(jaxpr), form, numbers)
+        numbers, values = added_up(outs[0].seconds, form)
+        rows, columns, source = form.entries(numbers)
+        places = jnp.zeros((size, size), values.dtype).at[rows, columns]
+        entries = values.at[source].get(mode="promise_in_bounds")
+        matrix = places.set(entries, indices_are_sorted=True, unique_indices=True)
+        slopes = outs[0].tangents.whole(size).array
+        return [out.primal for out in outs], slopes, matrix
+
+    try:
+        traced, shapes = jax.make_jaxpr(program, return_shape=True)(*primals)
+    except NotLocalError:
+        return None
+    if _work(traced) > size * _work(jaxpr):
+        return None
+    results = jaxpr_as_fun(traced)(*primals)
+    (out, *aux), slopes, matrix = jax.tree.unflatten(
+        jax.tree.structure(shapes), results
+    )
+    return [HyperDual(out, Stack(slopes)), *map(HyperDual, aux)], [matrix]
+
+
+def _work(jaxpr: Program) -> int:
+    """About how many operations a program is."""
+    return sum(map(_operations, open_jaxpr(jaxpr)[0].eqns))
+
+
+def _operations(eqn: JaxprEqn) -> int:
+    inside = sum(map(_work, programs_in(eqn.params)))
+    if inside:
+        return inside * eqn.params.get("length", 1)
+    terms = 1
+    if eqn.primitive.name == "dot_general":
+        (over, _), _ = eqn.params["dimension_numbers"]
+        terms = math.prod(eqn.invars[0].aval.shape[i] for i in over)
+    return terms * sum(math.prod(getattr(v.aval, "shape", ())) for v in eqn.outvars)
