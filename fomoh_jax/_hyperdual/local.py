@@ -208,7 +208,7 @@ class Local(Channel):
                 outs = [_each(function, part) for part in ready]
                 apart = [_term_by_term(function, part, gone) for part in mixed]
                 return self.made_of(outs + apart)
-        parts = self._gathered(function)
+        parts = self.gathered(gone)
         if parts is None:
             return super().mapped(function, axis)
         return self.made_of(_each(function, part) for part in parts)
@@ -225,7 +225,7 @@ class Local(Channel):
             return None
         sides = []
         for x, function in zip((self, other), product.linears):
-            side = x._gathered(function)
+            side = x.gathered(_gone(function)) if function.goes is not None else None
             if side is None:
                 return None
             sides.append([(a, t, _placed(t, function)) for a, t in side])
@@ -285,14 +285,11 @@ class Local(Channel):
                 slots += len(left)
         return found if slots <= self.n else None
 
-    def _gathered(self, function: Linear) -> list[Part] | None:
-        """Parts of which all that a function adds up belongs to the same.
+    def gathered(self, gone: Sequence[int]) -> list[Part] | None:
+        """Parts whose slots belong to the same along some axes of the tables.
 
         None if that would be too many slots.
         """
-        if function.goes is None:
-            return None
-        gone = _gone(function)
         ready = [part for part in self.parts if same_along(part[1], gone)]
         mixed = [part for part in self.parts if not same_along(part[1], gone)]
         if not mixed:

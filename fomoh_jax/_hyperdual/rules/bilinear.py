@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Inexact
 
@@ -12,6 +13,7 @@ from fomoh_jax._hyperdual.channels import Linear
 from fomoh_jax._hyperdual.form import Bilinear, Form
 from fomoh_jax._hyperdual.number import HyperDual, spread
 from fomoh_jax._hyperdual.registry import Operation, rule
+from fomoh_jax._hyperdual.rules.decomposed import rewritten
 from fomoh_jax._hyperdual.rules.generic import generic
 
 
@@ -122,7 +124,12 @@ def _conv(form: Form, op: Operation, args: Sequence[HyperDual]) -> list[HyperDua
     # (a stacked kernel); the batch dimension is where most of them come from.
     numbers: lax.ConvDimensionNumbers = op.params["dimension_numbers"]
     kernel = op.inputs[1].shape
-    window = math.prod(kernel) / max(1, kernel[numbers.rhs_spec[0]])
+    window = math.prod(kernel) // max(1, kernel[numbers.rhs_spec[0]])
+    x, weights, size = *args, math.prod(op.outputs[0].shape)
+    grouped = op.params["feature_group_count"] * op.params["batch_group_count"] > 1
+    apart = all(channel.is_summed_apart(window, size) for channel in x.channels)
+    if apart and weights.is_constant and not grouped:
+        return rewritten(partial(_windows_times_kernel, op), form, args)
     return bilinear(
         form,
         op,
@@ -131,6 +138,39 @@ def _conv(form: Form, op: Operation, args: Sequence[HyperDual]) -> list[HyperDua
         polarise=is_worth_polarising(op, window, fewest=_CONVOLUTION),
         paired=_one_after_the_other,
     )
+
+
+def _windows_times_kernel(op: Operation, x: Array, kernel: Array) -> Array:
+    """The convolution, as a product of the elements in each window with the kernel."""
+    params, numbers = op.params, op.params["dimension_numbers"]
+    batch, features, *spatial = numbers.lhs_spec
+    out_features, in_features, *taps = numbers.rhs_spec
+    gap = [d - 1 for d in params["lhs_dilation"]]
+    config = [(0, 0, 0)] * 2 + [(*pad, g) for pad, g in zip(params["padding"], gap)]
+    x = lax.transpose(x, (batch, features, *spatial))
+    x = lax.pad(x, lax.full_like(x, 0, shape=()), config)
+    kernel = lax.transpose(kernel, (*taps, in_features, out_features))
+    sizes, strides = kernel.shape[:-2], params["window_strides"]
+    lengths = [op.outputs[0].shape[i] for i in numbers.out_spec[2:]]
+
+    def shifted(tap: tuple[int, ...]) -> Array:
+        starts = [n * dilation for n, dilation in zip(tap, params["rhs_dilation"])]
+        stops = [
+            start + (length - 1) * stride + 1
+            for start, length, stride in zip(starts, lengths, strides)
+        ]
+        full = x.shape[:2]
+        return lax.slice(x, (0, 0, *starts), (*full, *stops), (1, 1, *strides))
+
+    windows = jnp.stack([shifted(tap) for tap in np.ndindex(*sizes)])
+    out = jnp.einsum(
+        "tbi...,tio->bo...",
+        windows,
+        kernel.reshape(-1, *kernel.shape[-2:]),
+        precision=params["precision"],
+        preferred_element_type=op.outputs[0].dtype,
+    )
+    return lax.transpose(out, np.argsort(numbers.out_spec))
 
 
 # All products of two stacks are one large convolution, which pays where channels are

@@ -6,6 +6,7 @@ two turns per carried value, and usually after one. Their stacking axes are wher
 body puts them, so that no turn moves them.
 """
 
+import math
 from collections.abc import Callable, Collection, Sequence
 
 import jax
@@ -20,8 +21,10 @@ from fomoh_jax._hyperdual.channels import ZERO, Channel
 from fomoh_jax._hyperdual.form import Form
 from fomoh_jax._hyperdual.interpreter import interpret, staged
 from fomoh_jax._hyperdual.mesh_axes import varies_along, varying_alike
-from fomoh_jax._hyperdual.number import HyperDual, Pattern, pattern_of
+from fomoh_jax._hyperdual.number import HyperDual, Pattern, is_inexact, pattern_of
 from fomoh_jax._hyperdual.registry import Operation, rule
+from fomoh_jax._hyperdual.rules.at_once import all_branches, all_steps
+from fomoh_jax._hyperdual.rules.decomposed import rewritten
 
 
 def _union(*patterns: Pattern) -> Pattern:
@@ -124,10 +127,24 @@ def _shifted(number: HyperDual, by: int) -> HyperDual:
     return number.map_channels(lambda channel: channel.declared(channel.axis + by))
 
 
+def _are_best_apart(args: Sequence[HyperDual], terms: int, size: int) -> bool:
+    """Whether some operands vary, and sums over them are best left as terms."""
+    channels = [channel for arg in args for channel in arg.channels]
+    return not all(channel.is_zero for channel in channels) and all(
+        channel.is_summed_apart(terms, size) for channel in channels
+    )
+
+
 @rule("scan")
 def _scan(form: Form, op: Operation, args: Sequence[HyperDual]) -> list[HyperDual]:
-    args = [arg.stored() for arg in args]
     layout = scan_layout(op.params, len(args), len(op.outputs))
+    carry = [op.inputs[i] for i in layout.carry]
+    carried = sum(math.prod(x.shape) for x in carry if is_inexact(x))
+    if _are_best_apart(args, op.params["length"], carried):
+        program = all_steps(op, layout, [arg.primal for arg in args])
+        if program is not None:
+            return rewritten(program, form, args)
+    args = [arg.stored() for arg in args]
     interpreted = staged(op.params["jaxpr"], "scan")
     init = [args[i] for i in layout.carry]
     times = jnp.arange(op.params["length"])
@@ -253,6 +270,10 @@ def _where(
 
 @rule("cond")
 def _cond(form: Form, op: Operation, args: Sequence[HyperDual]) -> list[HyperDual]:
+    if _are_best_apart(args[1:], 1, 1):
+        program = all_branches(op)
+        if program is not None:
+            return rewritten(program, form, args)
     index, *operands = (arg.stored() for arg in args)
 
     def branch(jaxpr):

@@ -15,6 +15,7 @@ from jax import lax
 from jaxtyping import Array
 
 from fomoh_jax._hyperdual.form import Form
+from fomoh_jax._hyperdual.inlining import inlined
 from fomoh_jax._hyperdual.interpreter import interpret
 from fomoh_jax._hyperdual.number import HyperDual
 from fomoh_jax._hyperdual.registry import Operation, rule
@@ -25,7 +26,7 @@ def rewritten(
 ) -> list[HyperDual]:
     """The results of a program instead of an operation."""
     jaxpr = jax.make_jaxpr(program)(*(arg.primal for arg in args))
-    return interpret(jaxpr, form, args)
+    return interpret(inlined(jaxpr), form, args)
 
 
 def _cumulative(operation: Callable) -> Callable:

@@ -10,7 +10,13 @@ import jax
 from jax import lax
 from jaxtyping import Array, PyTree
 
-from fomoh_jax._hyperdual.channels import Stack, apply_linear
+from fomoh_jax._hyperdual.channels import (
+    Channel,
+    Joint,
+    Stack,
+    apply_linear,
+    through,
+)
 from fomoh_jax._hyperdual.form import Form
 from fomoh_jax._hyperdual.interpreter import interpret
 from fomoh_jax._hyperdual.number import HyperDual, is_inexact
@@ -69,6 +75,14 @@ def _axes(op: Operation, args: Sequence[HyperDual], channel: str) -> list[int]:
     return [min(axis, out.ndim) for out in op.outputs if is_inexact(out)]
 
 
+def _pushed(
+    joint: Joint, channels: Sequence[Channel], axes: Sequence[int]
+) -> list[Channel]:
+    """The results of a linear function, stacked along axes if they are stacks."""
+    known = through(joint, channels)
+    return apply_linear(joint, channels, axes) if known is None else known
+
+
 @rule(GENERIC)
 def generic(
     form: Form, op: Operation, args: Sequence[HyperDual], *, curved: bool = True
@@ -94,8 +108,10 @@ def generic(
     tangents_in = [arg.tangents for arg in active]
     seconds_in = [arg.seconds for arg in active]
     axes = _axes(op, active, "tangents")
-    tangents = apply_linear(pushforward, tangents_in, axes)
-    seconds = apply_linear(pushforward, seconds_in, _axes(op, active, "seconds"))
+    places = range(len(active))
+    joint = Joint(pushforward, op.primitive.name, op.params, primals, places)
+    tangents = _pushed(joint, tangents_in, axes)
+    seconds = _pushed(joint, seconds_in, _axes(op, active, "seconds"))
     if curved:
 
         def second_derivative(*directions):

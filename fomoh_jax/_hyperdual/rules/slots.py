@@ -213,3 +213,26 @@ def _summed(x: Local, function: Alone) -> list[Channel] | None:
     in_rows = all(rows_of(table) is not None for _, table in parts)
     # What will be stored is so in one go if each slot is of one coefficient.
     return [x.made_of(parts)] if in_rows or slots <= (x.most or slots) else None
+
+
+@way("cummax", "cummin", "cumsum", "reduce_max", "reduce_min", "sort", "top_k")
+def _mixed(x: Local, function: Alone) -> list[Channel] | None:
+    """Each element of the results depends on all of the operand's along some axes."""
+    params = function.joint.params
+    if function.joint.name.startswith("reduce"):
+        dims = params["axes"]
+    else:
+        dims = [params.get("axis", params.get("dimension", len(x.shape) - 1))]
+    axes = [int(dim) % len(x.shape) + 1 for dim in dims]
+    parts = x.gathered(axes)
+    if parts is None:
+        return None
+    results: list[list[Part]] = []
+    for array, table in parts:
+        for axis in axes:
+            table = np.take(table, [0], axis)
+        outs = _mapped(function, array)
+        if outs[0].ndim < array.ndim:
+            table = np.squeeze(table, tuple(axes))
+        results.append([(out, np.broadcast_to(table, out.shape)) for out in outs])
+    return [x.made_of(parts) for parts in zip(*results)]
