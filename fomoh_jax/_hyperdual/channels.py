@@ -72,7 +72,8 @@ class Joint:
     Attributes:
       function: takes an array for each operand that can vary, and returns a list of
         arrays.
-      name: of the primitive.
+      name: of the primitive; of the linear map that its derivative is, "linearized"
+        and the name.
       params: of the equation.
       operands: all of them, as the primals have them.
       places: of those that can vary, among the operands.

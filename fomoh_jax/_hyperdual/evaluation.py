@@ -11,6 +11,7 @@ from jaxtyping import Array, PyTree, Shaped
 from fomoh_jax._hyperdual import rules  # noqa: F401  (fills the table of rules)
 from fomoh_jax._hyperdual.channels import Channel
 from fomoh_jax._hyperdual.form import Form
+from fomoh_jax._hyperdual.inlining import inlined
 from fomoh_jax._hyperdual.interpreter import interpret
 from fomoh_jax._hyperdual.number import HyperDual, is_inexact
 from fomoh_jax._types import PyTreeDef
@@ -23,10 +24,16 @@ def evaluate(
     primals: Sequence[PyTree],
     channels: Sequence[Channel],
     has_aux: bool = False,
+    *,
+    inline: bool = False,
 ) -> tuple[PyTree[HyperDual], PyTree[HyperDual]]:
-    """``fun`` on hyper-dual numbers: ``(out, aux)`` with a number for each leaf."""
+    """``fun`` on hyper-dual numbers: ``(out, aux)`` with a number for each leaf.
+
+    With ``inline``, calls are inlined and indices known, as local channels need it.
+    """
     jaxpr, args, structure = to_jaxpr(fun, primals, channels, has_aux)
-    return structure.unflatten(interpret(jaxpr, form, args))
+    program = inlined(jaxpr) if inline else jaxpr
+    return structure.unflatten(interpret(program, form, args))
 
 
 def to_jaxpr(

@@ -19,7 +19,7 @@ from fomoh_jax._hyperdual.number import is_inexact
 from fomoh_jax._hyperdual.registry import Operation, operation_of
 from fomoh_jax._types import Leaf, Program
 
-_CALLS = (primitives.jit_p, primitives.closed_call_p, primitives.remat_p)
+_CALLS = (primitives.jit_p, primitives.closed_call_p)
 
 
 class _Value(NamedTuple):

@@ -36,6 +36,7 @@ from fomoh_jax._hyperdual.sums import total
 from fomoh_jax._hyperdual.tables import (
     Table,
     agree,
+    blocks_of,
     compact,
     meeting,
     places_along,
@@ -510,6 +511,12 @@ def _dense(array: Array, table: np.ndarray, n: int) -> Array:
     numbers = rows_of(table)
     if numbers is not None:
         return _in_place(array, table, numbers, n)
+    blocks = blocks_of(table)
+    if blocks is not None and n % len(table) == 0:
+        count = n // len(table)
+        each = lax.broadcasted_iota(blocks.dtype, (count, *(1,) * (blocks.ndim + 1)), 0)
+        chosen = jnp.where(each == blocks, array, 0)
+        return chosen.reshape(n, *array.shape[1:])
     if len(table) <= _FEW:
         small = compact(table)
         each = lax.broadcasted_iota(small.dtype, (n, *(1,) * (table.ndim - 1)), 0)

@@ -65,6 +65,19 @@ def rows_of(table: np.ndarray) -> np.ndarray | None:
     return most if np.all((flat == most[:, None]) | (flat < 0)) else None
 
 
+def blocks_of(table: np.ndarray) -> np.ndarray | None:
+    """``b`` of a table ``m b + [0 … m - 1]`` of ``m`` slots, or None if it is not one.
+
+    Its shape is that of an element of the table, made compact; -1 where there is none.
+    """
+    table, count = compact(table), len(table)
+    held = table >= 0
+    blocks = np.where(held[0], table[0] // count, -1)
+    slots = np.arange(count).reshape(-1, *(1,) * blocks.ndim)
+    same = np.where(held, table, -1) == np.where(blocks < 0, -1, blocks * count + slots)
+    return blocks if np.all(same) else None
+
+
 def is_ascending(table: np.ndarray) -> bool:
     """Whether each slot is of one number for all elements, and these ascend."""
     numbers = rows_of(table)

@@ -28,7 +28,8 @@ def along_basis(
         channels = unit_vectors(varied.leaves, varied.size // 2)
     else:
         channels = list(map(Stack, standard_basis(varied)))
-    return along_directions(name, fun, form, varied, channels, has_aux)
+    local = form.is_of_each_alone
+    return along_directions(name, fun, form, varied, channels, has_aux, inline=local)
 
 
 def along_directions(
@@ -38,9 +39,14 @@ def along_directions(
     varied: Varied,
     channels: Sequence[Channel],
     has_aux: bool,
+    *,
+    inline: bool = False,
 ) -> tuple[PyTree[HyperDual], PyTree[Array]]:
-    """As :func:`along_basis`, along other directions: a channel for each leaf."""
-    out, aux = evaluate(fun, form, varied.args, channels, has_aux)
+    """As :func:`along_basis`, along other directions: a channel for each leaf.
+
+    With ``inline`` indices are known, as local channels need it.
+    """
+    out, aux = evaluate(fun, form, varied.args, channels, has_aux, inline=inline)
     check_outputs(name, primals_of(out))
     return out, primals_of(aux)
 

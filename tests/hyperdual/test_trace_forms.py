@@ -12,7 +12,6 @@ from jax import lax
 from jax.flatten_util import ravel_pytree
 
 import fomoh_jax
-from fomoh_jax._hyperdual import trace_forms
 from fomoh_jax._hyperdual.channels import ZERO, Stack
 from fomoh_jax._hyperdual.pair_forms import Pairs
 from fomoh_jax._hyperdual.sums import sum_of_products, total

@@ -109,7 +109,8 @@ def generic(
     seconds_in = [arg.seconds for arg in active]
     axes = _axes(op, active, "tangents")
     places = range(len(active))
-    joint = Joint(pushforward, op.primitive.name, op.params, primals, places)
+    name = f"linearized {op.primitive.name}"
+    joint = Joint(pushforward, name, op.params, primals, places)
     tangents = _pushed(joint, tangents_in, axes)
     seconds = _pushed(joint, seconds_in, _axes(op, active, "seconds"))
     if curved:

@@ -215,14 +215,16 @@ def _summed(x: Local, function: Alone) -> list[Channel] | None:
     return [x.made_of(parts)] if in_rows or slots <= (x.most or slots) else None
 
 
-@way("cummax", "cummin", "cumsum", "reduce_max", "reduce_min", "sort", "top_k")
+@way(
+    "cumsum",
+    *(f"linearized {name}" for name in ("cummax", "cummin", "sort", "top_k")),
+    *(f"linearized {name}" for name in ("reduce_max", "reduce_min")),
+)
 def _mixed(x: Local, function: Alone) -> list[Channel] | None:
     """Each element of the results depends on all of the operand's along some axes."""
     params = function.joint.params
-    if function.joint.name.startswith("reduce"):
-        dims = params["axes"]
-    else:
-        dims = [params.get("axis", params.get("dimension", len(x.shape) - 1))]
+    last = len(x.shape) - 1
+    dims = params.get("axes", [params.get("axis", params.get("dimension", last))])
     axes = [int(dim) % len(x.shape) + 1 for dim in dims]
     parts = x.gathered(axes)
     if parts is None:
