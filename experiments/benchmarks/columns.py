@@ -46,6 +46,12 @@ GRADIENTS = (
 KINETIC = (
     *("ours ms", "faster folx ÷ ours", "folx ÷ ours", "folx, sparsity 6 ÷ ours"),
     *("jax.hessian ÷ ours", "loop ÷ ours", "temporaries, ours ÷ folx"),
+    *("temporaries, ours ÷ folx, sparsity 6", "compile time, ours ÷ folx, sparsity 6"),
+)
+NODES = (
+    *("ours ms", "folx ÷ ours", "folx, sparsity 4 ÷ ours"),
+    *("temporaries, ours ÷ folx", "temporaries, ours ÷ folx, sparsity 4"),
+    "compile time, ours ÷ folx, sparsity 4",
 )
 RESIDUALS = (
     *("ours ms", "nested ÷ ours", "jax.hessian ÷ ours", "jet ÷ ours", "folx ÷ ours"),
@@ -73,6 +79,7 @@ TABLES = {
     "gradient": [GRADIENTS],
     "hessian": [HESSIANS],
     "sparse": [SPARSE_HESSIANS, SPARSE_COMPILATION],
+    "nodes": [NODES],
     "kinetic": [KINETIC],
     "pinn": [RESIDUALS],
     "stde": [COORDINATES],

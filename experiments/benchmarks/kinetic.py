@@ -22,10 +22,10 @@ FOLX = {"faster folx": ("folx", "folx, sparsity 6")}
 WAVE_FUNCTIONS = {"FermiNet": FermiNet, "PsiFormer": PsiFormer, "solid": Solid}
 # Of each, the numbers of electrons and of positions.
 SIZES = {
-    ("FermiNet", "float32"): ((8, 8), (8, 64), (12, 8), (20, 8)),
-    ("FermiNet", "float64"): ((12, 8),),
-    ("PsiFormer", "float32"): ((8, 8), (12, 64), (20, 8)),
-    ("PsiFormer", "float64"): ((12, 8),),
+    ("FermiNet", "float32"): ((8, 64), (10, 8), (20, 8), (30, 8)),
+    ("FermiNet", "float64"): ((10, 8),),
+    ("PsiFormer", "float32"): ((8, 8), (10, 64), (20, 8), (30, 8)),
+    ("PsiFormer", "float64"): ((10, 8),),
     ("solid", "float32"): ((8, 8), (12, 64)),
     ("solid", "float64"): ((12, 8),),
 }

@@ -5,7 +5,6 @@ a gather that NumPy knew. Where they are read by something that varies they are
 evaluated here, and are constants again.
 """
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -22,11 +21,34 @@ from fomoh_jax._types import Leaf, Program
 _CALLS = (primitives.jit_p, primitives.closed_call_p)
 
 
+# What is known so far of an evaluation: the results of operations that were applied.
+Memo = dict[int, list[Leaf]]
+
+# A program of more operations than these is compiled as one; each by itself is compiled
+# once for all programs, but there may be hundreds.
+_FEW = 16
+
+
 class _Value(NamedTuple):
-    """A value of the program; if it is known while tracing, how to evaluate it."""
+    """A value of the program; if it is known while tracing, how to compute it.
+
+    Attributes:
+      traced: the value.
+      compute: of a memo.
+      count: of how many operations, at most.
+    """
 
     traced: Leaf
-    evaluate: Callable[[], Leaf] | None = None
+    compute: Callable[[Memo], Leaf] | None = None
+    count: int = 0
+
+    def evaluated(self) -> Leaf:
+        """The value as an array, not traced; it must be known."""
+        assert self.compute is not None
+        with jax.ensure_compile_time_eval():
+            if self.count <= _FEW:
+                return self.compute({})
+            return jax.jit(lambda: self.compute({}))()
 
 
 def inlined(jaxpr: ClosedJaxpr) -> ClosedJaxpr:
@@ -58,25 +80,28 @@ def _run(jaxpr: Program, args: Sequence[_Value]) -> list[_Value]:
 
 def _constant(value: Leaf) -> _Value:
     known = not isinstance(value, Tracer)
-    return _Value(value, (lambda: value) if known else None)
+    return _Value(value, (lambda memo: value) if known else None)
 
 
 def _applied(op: Operation, operands: list[_Value], effects: bool) -> list[_Value]:
-    known = [value.evaluate for value in operands]
+    known = [value.compute for value in operands]
     if effects or not all(known):
         return list(map(_Value, op(*map(_as_operand, operands))))
 
-    @functools.cache
-    def evaluated() -> list[Leaf]:
-        with jax.ensure_compile_time_eval():
-            return op(*(evaluate() for evaluate in known if evaluate))
+    def results(memo: Memo) -> list[Leaf]:
+        if id(op) not in memo:
+            memo[id(op)] = op(*(compute(memo) for compute in known if compute))
+        return memo[id(op)]
 
     traced = op(*(value.traced for value in operands))
-    outs = range(len(traced))
-    return [_Value(x, lambda i=i: evaluated()[i]) for i, x in zip(outs, traced)]
+    count = 1 + sum(value.count for value in operands)
+    return [
+        _Value(x, lambda memo, i=i: results(memo)[i], count)
+        for i, x in enumerate(traced)
+    ]
 
 
 def _as_operand(value: _Value) -> Leaf:
     """What something that varies reads: an index or a predicate as a constant."""
-    is_index = value.evaluate is not None and not is_inexact(value.traced)
-    return value.evaluate() if is_index and value.evaluate else value.traced
+    is_index = value.compute is not None and not is_inexact(value.traced)
+    return value.evaluated() if is_index else value.traced

@@ -55,7 +55,8 @@ def hessian(
       argnums: which positional argument, or arguments, to differentiate.
       plan: how it is computed, as in :func:`quadratic_model`; but ``"auto"``, for a
         scalar function that reverse mode can take, differentiates the gradient along
-        each element, as ``jax.hessian`` does.
+        each element, as ``jax.hessian`` does, or computes no other entries than those
+        of :func:`sparse_hessian` where that is less work.
       has_aux: whether ``fun`` returns ``(out, aux)``, where ``aux`` is not
         differentiated.
 
@@ -107,7 +108,8 @@ def value_grad_and_hessian(
       argnums: which positional argument, or arguments, to differentiate.
       plan: how it is computed, as in :func:`quadratic_model`; but ``"auto"``, for a
         scalar function that reverse mode can take, differentiates the gradient along
-        each element, as ``jax.hessian`` does.
+        each element, as ``jax.hessian`` does, or computes no other entries than those
+        of :func:`sparse_hessian` where that is less work.
       has_aux: whether ``fun`` returns ``(out, aux)``, where ``aux`` is not
         differentiated.
 
@@ -152,7 +154,8 @@ def hessian_diagonal(
     .. math:: H_{ii} = \frac{\partial^2 f}{\partial x_i^2}
 
     It carries one second-order coefficient for each element of the arguments, not one
-    for each pair.
+    for each pair; and of intermediate results that depend on few elements, those of
+    these alone, as :func:`laplacian` does.
 
     Args:
       fun: a function of pytrees of real arrays that returns a pytree of arrays, real or

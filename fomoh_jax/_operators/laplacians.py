@@ -53,7 +53,11 @@ def laplacian(
 
     with weights :math:`C`. The sum is what is propagated, a single second-order
     coefficient beside one tangent for each element of the arguments: no element of the
-    Hessian is ever computed.
+    Hessian is ever computed. Of an intermediate result that depends on few of these
+    elements, as the features of one electron, only those tangents are carried that are
+    not zero; from the operation on that mixes more than half of all elements, there is
+    one for each. What depends on what is found while tracing. (A dense ``[D, D]`` of
+    weights, and a ``factor``, mix all of them from the start.)
 
     Args:
       fun: a function of pytrees of real arrays that returns a pytree of arrays, real or

@@ -61,11 +61,13 @@ def sparse_hessian(
     and not from values: those to which some operation contributes, even if they happen
     to be zero. Where the function is a sum of terms that depend on few elements each,
     time and memory grow with the number of these entries. Slices, reshapes, selections,
-    gathers, scatters to places of their own, sums, and elementwise operations of real
-    numbers keep track of what depends on what, if their indices are known while
-    tracing. Loops, branches, convolutions, cumulative sums, maxima over an axis, other
-    scatters, sorts, solves and products with large matrices do not, and what they
-    return counts as dependent on every element.
+    gathers, scatters to places of their own, sums, convolutions, products with few
+    terms, and elementwise operations of real numbers keep track of what depends on
+    what, if their indices are known while tracing. So do conditions, and scans whose
+    steps do not wait for each other: which carry nothing on, count, or add something to
+    a sum. Sorts, maxima and cumulative sums depend on what there is along their axis.
+    What other loops, scatters, solves and products with large matrices return counts as
+    dependent on every element.
 
     Under ``jax.jit`` an index that is an argument is not known: close over it, or mark
     it static. Otherwise what it picks counts as dependent on every element. An index

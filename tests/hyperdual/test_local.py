@@ -140,6 +140,14 @@ SPARSE = {
     "sorted rows": (PROGRAMS["sorted rows"], 72),
     "maxima": (PROGRAMS["maxima"], 72),
     "sums on the way": (PROGRAMS["sums on the way"], 72),
+    "subtracted": (
+        lambda x: jnp.sum((x**2).at[np.arange(D) // 2].subtract(jnp.sin(x)) ** 3),
+        92,
+    ),
+    "pairs by indices that jax.numpy computes": (
+        lambda x: jnp.sum(jnp.prod(x[jnp.stack(jnp.triu_indices(4, 1))], 0) ** 2),
+        16,
+    ),
     "steps": (PROGRAMS["steps"], 70),
     "counted steps": (PROGRAMS["counted steps"], 69),
     "branches": (PROGRAMS["branches"], 70),

@@ -108,7 +108,7 @@ def _scattered(x: Local, function: Alone) -> list[Channel] | None:
     return _moved(x, function)
 
 
-@way("scatter-add", "scatter_add")
+@way("scatter-add", "scatter_add", "scatter-sub")
 def _scatter_added(x: Local, function: Alone) -> list[Channel] | None:
     """A place has a slot for each update that is added to it."""
     joint = function.joint
@@ -127,13 +127,15 @@ def _scatter_added(x: Local, function: Alone) -> list[Channel] | None:
     sources = np.zeros((most, size), np.int32)
     sources[ranks[kept], targets[kept] - 1] = 1 + np.flatnonzero(kept)
 
+    sign = -1 if joint.name == "scatter-sub" else 1
+
     def part(array: Array, table: np.ndarray) -> Part:
         shape = (len(table) * most, *jnp.shape(operand))
         array = jnp.pad(array.reshape(len(table), -1), ((0, 0), (1, 0)))
         table = np.pad(
             table.reshape(len(table), -1), ((0, 0), (1, 0)), constant_values=-1
         )
-        moved = array.at[:, sources].get(mode="promise_in_bounds")
+        moved = sign * array.at[:, sources].get(mode="promise_in_bounds")
         return moved.reshape(shape), table[:, sources].reshape(shape)
 
     return [x.made_of(part(*pair) for pair in x.parts)]
