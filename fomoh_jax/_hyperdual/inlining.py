@@ -35,20 +35,21 @@ class _Value(NamedTuple):
     Attributes:
       traced: the value.
       compute: of a memo.
-      count: of how many operations, at most.
+      operations: how many these are, at most.
     """
 
     traced: Leaf
     compute: Callable[[Memo], Leaf] | None = None
-    count: int = 0
+    operations: int = 0
 
     def evaluated(self) -> Leaf:
         """The value as an array, not traced; it must be known."""
-        assert self.compute is not None
+        compute = self.compute
+        assert compute is not None
         with jax.ensure_compile_time_eval():
-            if self.count <= _FEW:
-                return self.compute({})
-            return jax.jit(lambda: self.compute({}))()
+            if self.operations <= _FEW:
+                return compute({})
+            return jax.jit(lambda: compute({}))()
 
 
 def inlined(jaxpr: ClosedJaxpr) -> ClosedJaxpr:
@@ -94,7 +95,7 @@ def _applied(op: Operation, operands: list[_Value], effects: bool) -> list[_Valu
         return memo[id(op)]
 
     traced = op(*(value.traced for value in operands))
-    count = 1 + sum(value.count for value in operands)
+    count = 1 + sum(value.operations for value in operands)
     return [
         _Value(x, lambda memo, i=i: results(memo)[i], count)
         for i, x in enumerate(traced)

@@ -9,8 +9,8 @@ from jaxtyping import Array
 
 from fomoh_jax._hyperdual.channels import Channel, Stack
 from fomoh_jax._hyperdual.form import Bilinear
-from fomoh_jax._hyperdual.local import NotLocalError
 from fomoh_jax._hyperdual.pair_forms import Pairs
+from fomoh_jax._hyperdual.parts import NotLocalError
 
 
 @register_static

@@ -35,8 +35,9 @@ class _Sum(Form):
         return super().product(a, b) if met is None else self._total(met)
 
     def bilinear(self, product: Callable, a: Channel, b: Channel, axis: int) -> Channel:
-        is_known = self.is_of_each_alone and isinstance(product, Bilinear)
-        met = a.met_in(product, b) if is_known else None
+        met = None
+        if self.is_of_each_alone and isinstance(product, Bilinear):
+            met = a.met_in(product, b)
         if met is None:
             return super().bilinear(product, a, b, axis)
         return 2 * self._total(met)

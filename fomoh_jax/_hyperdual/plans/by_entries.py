@@ -8,6 +8,7 @@ never run.
 """
 
 import math
+import warnings
 from collections.abc import Sequence
 
 import jax
@@ -19,9 +20,11 @@ from fomoh_jax._compat import open_jaxpr, programs_in
 from fomoh_jax._hyperdual.channels import Stack
 from fomoh_jax._hyperdual.inlining import inlined
 from fomoh_jax._hyperdual.interpreter import interpret
-from fomoh_jax._hyperdual.local import NotLocalError, unit_vectors
+from fomoh_jax._hyperdual.local import unit_vectors
 from fomoh_jax._hyperdual.local_pairs import AllLocal, added_up
 from fomoh_jax._hyperdual.number import HyperDual
+from fomoh_jax._hyperdual.parts import NotLocalError
+from fomoh_jax._hyperdual.registry import operation_of
 from fomoh_jax._types import Leaf, Program
 
 
@@ -49,12 +52,16 @@ def hessian_by_entries(
         slopes = outs[0].tangents.whole(size).array
         return [out.primal for out in outs], slopes, matrix
 
-    try:
-        traced, shapes = jax.make_jaxpr(program, return_shape=True)(*primals)
-    except NotLocalError:
-        return None
-    if _work(traced) > size * _work(jaxpr):
-        return None
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        try:
+            traced, shapes = jax.make_jaxpr(program, return_shape=True)(*primals)
+        except NotLocalError:
+            return None
+        if _work(traced) > size * _work(jaxpr):
+            return None
+    for x in said:  # the other way would say it by itself
+        warnings.warn_explicit(x.message, x.category, x.filename, x.lineno)
     results = jaxpr_as_fun(traced)(*primals)
     (out, *aux), slopes, matrix = jax.tree.unflatten(
         jax.tree.structure(shapes), results
@@ -74,5 +81,6 @@ def _operations(eqn: JaxprEqn) -> int:
     terms = 1
     if eqn.primitive.name == "dot_general":
         (over, _), _ = eqn.params["dimension_numbers"]
-        terms = math.prod(eqn.invars[0].aval.shape[i] for i in over)
-    return terms * sum(math.prod(getattr(v.aval, "shape", ())) for v in eqn.outvars)
+        terms = math.prod(operation_of(eqn).inputs[0].shape[i] for i in over)
+    shapes = [getattr(out, "shape", ()) for out in operation_of(eqn).outputs]
+    return terms * sum(map(math.prod, shapes))

@@ -19,7 +19,7 @@ from jaxtyping import Array
 
 from fomoh_jax._compat import ScanLayout, open_jaxpr, programs_in
 from fomoh_jax._hyperdual.registry import Operation
-from fomoh_jax._types import Leaf, Program
+from fomoh_jax._types import Aval, Leaf, Program
 
 
 def all_steps(
@@ -38,10 +38,11 @@ def all_steps(
     counts: dict[int, Any] = {}
     for i, out in zip(layout.carry, layout.carry_out):
         carry, after = program.invars[i], program.outvars[out]
-        by = _increment(program, carry, after)
+        aval = op.inputs[i]
+        by = _increment(program, carry, after) if _is_integer(aval) else None
         # A counter that is known is the index of something, and is to be known there.
         if by is not None and not isinstance(primals[i], Tracer):
-            counts[i] = np.asarray(primals[i] + by * times, carry.aval.dtype)
+            counts[i] = np.asarray(primals[i] + by * times, aval.dtype)
         elif not _only_adds(program, carry, after):
             return None
 
@@ -88,10 +89,12 @@ def _increment(program: Jaxpr, carry: Var, after: Any) -> int | None:
     for eqn in program.eqns:
         if eqn.outvars[0] is after and eqn.primitive.name == "add":
             x, by = eqn.invars
-            is_count = x is carry and isinstance(by, Literal) and not carry.aval.shape
-            if is_count and jnp.issubdtype(carry.aval.dtype, jnp.integer):
-                return int(by.val)
+            return int(by.val) if x is carry and isinstance(by, Literal) else None
     return None
+
+
+def _is_integer(aval: Aval) -> bool:
+    return not aval.shape and jnp.issubdtype(aval.dtype, jnp.integer)
 
 
 def _only_adds(program: Jaxpr, carry: Var, after: Any) -> bool:

@@ -11,7 +11,8 @@ from jax import lax
 from jaxtyping import Array
 
 from fomoh_jax._hyperdual.channels import Channel, vectorise
-from fomoh_jax._hyperdual.local import Alone, Local, Part, way
+from fomoh_jax._hyperdual.local import Alone, Local, way
+from fomoh_jax._hyperdual.parts import Part
 from fomoh_jax._hyperdual.tables import is_ascending, rows_of, same_along
 from fomoh_jax._types import Leaf
 
