@@ -134,6 +134,7 @@ def test_who_opts_out_has_neither_the_flag_nor_the_warning():
 @pytest.fixture
 def not_trusted(monkeypatch):
     """The check is due in this process, as under a jaxlib that is not known."""
+    jax.devices()  # XLA has read its flags
     monkeypatch.setattr(_xla, "VERSION", "99.0")
     monkeypatch.delenv("XLA_FLAGS", raising=False)
     monkeypatch.delenv(_xla.OPT_OUT, raising=False)
