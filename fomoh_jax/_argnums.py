@@ -54,7 +54,7 @@ class Varied:
     ) -> list[Shaped[Array, "n ..."]]:
         """``[n, D]`` to ``[n, *leaf]`` for each leaf, in its dtype."""
         return [
-            in_dtype(piece.reshape(-1, *jnp.shape(a)), jnp.result_type(a))
+            in_dtype(piece.reshape(len(vectors), *jnp.shape(a)), jnp.result_type(a))
             for a, piece in zip(self.leaves, self._split(vectors, -1))
         ]
 

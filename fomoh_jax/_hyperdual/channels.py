@@ -240,6 +240,10 @@ class Channel(abc.ABC):
         """The channel with its stacking axis, if it is to have one, at ``axis``."""
         return self.moved(axis)
 
+    def within(self) -> "Channel":
+        """The channel, stored if it has more of whatever it is made of than it may."""
+        return self
+
     def behind(self, first: PyTree) -> "Channel":
         """The channel, not to be looked at before ``first`` is there.
 

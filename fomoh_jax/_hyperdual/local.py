@@ -11,7 +11,7 @@ network that sees each electron by itself.
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -250,6 +250,9 @@ class Local(Channel):
         del axis  # slots lead
         return self
 
+    def within(self) -> Channel:
+        return self.made_of(self.parts)
+
     def behind(self, first: PyTree) -> "Local":
         del first  # they are small
         return self
@@ -337,6 +340,31 @@ class Local(Channel):
         fewer = np.full(slots * size + 1, -1, table.dtype)
         fewer[places] = np.where(table >= 0, table, -1).reshape(-1)
         return self._with([(flat.reshape(shape), fewer[:-1].reshape(shape))])
+
+
+class Slots(NamedTuple):
+    """The slots that a local channel has, without what is in them."""
+
+    tables: tuple[Table, ...]
+    n: int
+    most: int | None
+
+    @classmethod
+    def of_all(cls, channels: Sequence[Channel]) -> "Slots | None":
+        """Those of several channels side by side; None if they are not all local."""
+        some = [channel for channel in channels if isinstance(channel, Local)]
+        if not some or not all(x.is_zero or isinstance(x, Local) for x in channels):
+            return None
+        tables = dict.fromkeys(table for channel in some for table in channel.tables)
+        return cls(tuple(tables), some[0].n, some[0].most)
+
+    def filled(self, channel: Channel, like: Leaf) -> Local:
+        """The channel in these slots; those that it has not are zero."""
+        is_local = isinstance(channel, Local)
+        held = dict(zip(channel.tables, channel.arrays)) if is_local else {}
+        zero = lambda table: lax.full_like(like, 0, shape=table.numbers.shape)
+        arrays = [held[t] if t in held else zero(t) for t in self.tables]
+        return Local(tuple(arrays), *self)
 
 
 # How linear operations act on local channels, by the name of their primitive.

@@ -98,7 +98,9 @@ PROGRAMS = {
     "sums on the way": lambda x: jnp.sum(jnp.cumsum(electrons(x), 1) ** 3),
     "a wide variance": lambda x: jnp.var(x) ** 2,
     "steps": lambda x: lax.scan(
-        lambda c, ab: (c + jnp.sin(ab[0] * ab[1]), ab[0] ** 2), 0.0, (x[:-1], x[1:])
+        lambda c, ab: (c + jnp.sin(ab[0] * ab[1]) - ab[0] ** 3, ab[0] ** 2),
+        0.0,
+        (x[:-1], x[1:]),
     )[0],
     "steps, backwards": lambda x: jnp.sum(
         lax.scan(lambda c, v: (c + v**3, v**2), 1.0, x, reverse=True)[1] * x**2
@@ -167,6 +169,31 @@ def _windows(x):
 def test_what_meets_in_no_operation_is_not_stored(name):
     fun, entries = SPARSE[name]
     assert fomoh_jax.hessian_sparsity(fun, jnp.ones(D)).nse == entries
+
+
+def test_a_branch_that_is_not_taken_neither_runs_nor_spoils_a_gradient():
+    def negative(v):
+        raise ValueError("it ran")
+
+    never = lambda v: (
+        v * jax.pure_callback(negative, jax.typeof(v), lax.stop_gradient(v))
+    )
+    roots = lambda v: lax.cond(v > 0, jnp.sqrt, lambda v: v**2, v)
+    fun = lambda x: roots(x[0]) + roots(x[1]) + lax.cond(x[2] > 9, never, jnp.sin, x[2])
+    x = jnp.array([-1.0, 2.0, 1.0, 5.0])
+    laplacian = fomoh_jax.laplacian(fun)
+    assert_close(laplacian(x), 2 - 2**-1.5 / 4 - np.sin(1))
+    expected = jnp.array([0, 2**-2.5 * 3 / 8, -np.cos(1), 0])
+    assert_close(jax.grad(laplacian)(x), expected)
+
+
+def test_steps_that_cannot_be_batched_are_taken_one_by_one():
+    def step(total, v):
+        double = jax.pure_callback(lambda v: 2 * v, jax.typeof(v), lax.stop_gradient(v))
+        return total + double * v, None
+
+    fun = lambda x: lax.scan(step, 0.0, x)[0]
+    assert_close(fomoh_jax.laplacian(fun)(normal(6)), 0.0)
 
 
 # --- what it costs --------------------------------------------------------------------

@@ -1,11 +1,11 @@
-"""Loops and branches as programs without control flow, where their parts are local.
+"""Loops as programs over all their steps, where what they read is local.
 
 A step of a loop has no table of its own: which variables it sees changes with time. If
 no step waits for another, all of them are one program over arrays of all the steps, and
-the tables are those of its operations. So are the branches of a condition, if one is
-selected from the results of all.
+the tables are those of its operations.
 """
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,8 +18,10 @@ from jax.extend.core import Jaxpr, Literal, Var, jaxpr_as_fun
 from jaxtyping import Array
 
 from fomoh_jax._compat import ScanLayout, open_jaxpr, programs_in
-from fomoh_jax._hyperdual.registry import Operation
+from fomoh_jax._hyperdual.registry import Operation, is_known
 from fomoh_jax._types import Aval, Leaf, Program
+
+_PARTS = 4
 
 
 def all_steps(
@@ -31,7 +33,7 @@ def all_steps(
     to it that does not depend on the carry.
     """
     jaxpr, length = op.params["jaxpr"], op.params["length"]
-    if not length or not _is_pure(jaxpr):
+    if not length or not _is_plain(jaxpr):
         return None
     program, _ = open_jaxpr(jaxpr)
     times = np.arange(length)[:: -1 if op.params["reverse"] else 1]
@@ -55,8 +57,17 @@ def all_steps(
                 operands[i] = x
             return jaxpr_as_fun(jaxpr)(*operands)
 
-        slices = [*counts.values(), *(args[i] for i in layout.xs)]
-        outs = list(jax.vmap(step, axis_size=length)(slices))
+        # In some parts, one after the other: at once they would keep what is between.
+        ends = [length * n // _PARTS for n in range(_PARTS + 1)]
+        parts: list[list[Array]] = []
+        for start, stop in itertools.pairwise(ends):
+            slices = [args[i][start:stop] for i in layout.xs]
+            if parts:
+                slices, _ = lax.optimization_barrier((slices, parts[-1]))
+            slices = [*(count[start:stop] for count in counts.values()), *slices]
+            if start < stop:
+                parts.append(jax.vmap(step, axis_size=stop - start)(slices))
+        outs = list(map(jnp.concatenate, zip(*parts)))
         for i, out in zip(layout.carry, layout.carry_out):
             if i in counts:
                 outs[out] = outs[out][np.argmax(times)]
@@ -67,29 +78,13 @@ def all_steps(
     return at_once
 
 
-def all_branches(op: Operation) -> Callable[..., list[Array]] | None:
-    """A condition as a program that selects from the results of all its branches.
-
-    None if one of them has effects, or a loop that may never end.
-    """
-    branches = op.params["branches"]
-    if op.params.get("branches_platforms") or not all(map(_is_pure, branches)):
-        return None
-
-    def program(index: Array, *operands: Array) -> list[Array]:
-        results = [jaxpr_as_fun(branch)(*operands) for branch in branches]
-        index = jnp.clip(index, 0, len(branches) - 1)
-        return [lax.select_n(index, *outs) for outs in zip(*results)]
-
-    return program
-
-
 def _increment(program: Jaxpr, carry: Var, after: Any) -> int | None:
     """What is added to an integer of the carry at each step, if it is known."""
     for eqn in program.eqns:
-        if eqn.outvars[0] is after and eqn.primitive.name == "add":
-            x, by = eqn.invars
-            return int(by.val) if x is carry and isinstance(by, Literal) else None
+        if any(out is after for out in eqn.outvars) and eqn.primitive.name == "add":
+            by = [x.val for x in eqn.invars if isinstance(x, Literal)]
+            counts = any(x is carry for x in eqn.invars) and len(by) == 1
+            return int(by[0]) if counts else None
     return None
 
 
@@ -98,30 +93,36 @@ def _is_integer(aval: Aval) -> bool:
 
 
 def _only_adds(program: Jaxpr, carry: Var, after: Any) -> bool:
-    """Whether a part of the carry is read once, to add something to it."""
+    """Whether a part of the carry is only read to add something to it."""
     read = [*(v for eqn in program.eqns for v in eqn.invars), *program.outvars]
     count = lambda variable: sum(v is variable for v in read)
     for eqn in program.eqns:
         if any(v is carry for v in eqn.invars):
-            (out, *_), name = eqn.outvars, eqn.primitive.name
-            if count(carry) > 1 or name not in ("add", "add_any", *_SAME):
+            is_sum = eqn.primitive.name in ("add", "add_any", *_SAME)
+            is_sum |= eqn.primitive.name == "sub" and eqn.invars[0] is carry
+            if count(carry) > 1 or not is_sum:
                 return False
-            if out is after:
-                return count(after) == 1 and name not in _SAME
-            if name not in _SAME:
-                return False
-            carry = out
-    return False
+            (carry,) = eqn.outvars
+    return carry is after and count(carry) == 1
 
 
 # What changes the type of a number alone.
 _SAME = ("convert_element_type", "copy")
 
 
-def _is_pure(jaxpr: Program) -> bool:
+def _is_plain(jaxpr: Program) -> bool:
+    """Whether a program is one of JAX's own operations, and runs once for each step.
+
+    Where a step has a loop of unknown length, all would run as long as the longest, and
+    what leaves the program may not be batched.
+    """
     program, _ = open_jaxpr(jaxpr)
-    if program.effects:
+    names = {eqn.primitive.name for eqn in program.eqns}
+    if program.effects or not names.isdisjoint(_OTHERS):
         return False
-    if any(eqn.primitive.name == "while" for eqn in program.eqns):
+    if not all(is_known(eqn.primitive) for eqn in program.eqns):
         return False
-    return all(_is_pure(p) for eqn in program.eqns for p in programs_in(eqn.params))
+    return all(_is_plain(p) for eqn in program.eqns for p in programs_in(eqn.params))
+
+
+_OTHERS = {"cond", "while", "pure_callback", "io_callback", "pallas_call", "shard_map"}

@@ -20,10 +20,11 @@ from fomoh_jax._compat import open_jaxpr, scan_layout
 from fomoh_jax._hyperdual.channels import ZERO, Channel
 from fomoh_jax._hyperdual.form import Form
 from fomoh_jax._hyperdual.interpreter import interpret, staged
+from fomoh_jax._hyperdual.local import Slots
 from fomoh_jax._hyperdual.mesh_axes import varies_along, varying_alike
 from fomoh_jax._hyperdual.number import HyperDual, Pattern, is_inexact, pattern_of
 from fomoh_jax._hyperdual.registry import Operation, rule
-from fomoh_jax._hyperdual.rules.at_once import all_branches, all_steps
+from fomoh_jax._hyperdual.rules.at_once import all_steps
 from fomoh_jax._hyperdual.rules.decomposed import rewritten
 
 
@@ -268,27 +269,59 @@ def _where(
     ]
 
 
+def _alike(
+    form: Form,
+    numbers: Sequence[HyperDual],
+    pattern: Pattern,
+    slots: Sequence[Sequence[Slots | None]],
+    axes: Collection[str],
+) -> list[HyperDual]:
+    """The results of a branch with the channels of all, stored or in slots."""
+    stored = [
+        tuple(None if x else axis for axis, x in zip(places, of_number))
+        for places, of_number in zip(pattern, slots)
+    ]
+
+    def filled(number: HyperDual, of_number: Sequence[Slots | None]) -> HyperDual:
+        channels = [
+            x.filled(channel, number.primal) if x else channel
+            for channel, x in zip(number.channels, of_number)
+        ]
+        return HyperDual(number.primal, *channels)
+
+    return _widen(form, list(map(filled, numbers, slots)), stored, axes)
+
+
 @rule("cond")
 def _cond(form: Form, op: Operation, args: Sequence[HyperDual]) -> list[HyperDual]:
-    if _are_best_apart(args[1:], 1, 1):
-        program = all_branches(op)
-        if program is not None:
-            return rewritten(program, form, args)
-    index, *operands = (arg.stored() for arg in args)
+    index = args[0].stored()
+    operands = [arg.map_channels(lambda c: c.arranged(c.axis)) for arg in args[1:]]
 
     def branch(jaxpr):
         return lambda operands: staged(jaxpr, "branch")(form, operands)
 
     branches = [branch(jaxpr) for jaxpr in op.params["branches"]]
-    pattern = _union(*(pattern_of(jax.eval_shape(b, operands)) for b in branches))
+    results = [jax.eval_shape(b, operands) for b in branches]
+    pattern = _union(*map(pattern_of, results))
     axes = varies_along(args)
+    slots = [
+        [Slots.of_all(channels) for channels in zip(*(n.channels for n in numbers))]
+        for numbers in zip(*results)
+    ]
     alike = [
-        lambda operands, b=b: _widen(form, b(operands), pattern, axes) for b in branches
+        lambda operands, b=b: _alike(form, b(operands), pattern, slots, axes)
+        for b in branches
     ]
     platforms = op.params.get("branches_platforms")
     if platforms is None:
-        return lax.switch(index.primal, alike, operands)
+        return _within(lax.switch(index.primal, alike, operands))
     # lax.platform_dependent: the compiler picks, and may be unable to lower the others.
     each = {name: b for names, b in zip(platforms, alike) for name in names or ()}
     default = [b for names, b in zip(platforms, alike) if names is None]
-    return lax.platform_dependent(operands, default=(*default, None)[0], **each)
+    outs = lax.platform_dependent(operands, default=(*default, None)[0], **each)
+    return _within(outs)
+
+
+def _within(numbers: Sequence[HyperDual]) -> list[HyperDual]:
+    """The numbers, with what has too many slots stored."""
+    return [number.map_channels(lambda x: x.within()) for number in numbers]

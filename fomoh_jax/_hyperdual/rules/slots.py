@@ -10,7 +10,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array
 
-from fomoh_jax._hyperdual.channels import Channel, vectorise
+from fomoh_jax._hyperdual.channels import ZERO, Channel, vectorise
 from fomoh_jax._hyperdual.local import Alone, Local, way
 from fomoh_jax._hyperdual.parts import Part
 from fomoh_jax._hyperdual.tables import is_ascending, rows_of, same_along
@@ -181,6 +181,12 @@ def _ranks(values: np.ndarray) -> np.ndarray:
     ranks = np.empty_like(order)
     ranks[order] = np.arange(len(values)) - np.searchsorted(ascending, ascending)
     return ranks
+
+
+@way("optimization_barrier")
+def _ordered(x: Local, function: Alone) -> list[Channel]:
+    """Each result is an operand; channels are computed from primals, which wait."""
+    return [x if i == function.place else ZERO for i in function.joint.places]
 
 
 @way("select_n")
