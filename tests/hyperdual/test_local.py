@@ -105,6 +105,11 @@ PROGRAMS = {
     "steps, backwards": lambda x: jnp.sum(
         lax.scan(lambda c, v: (c + v**3, v**2), 1.0, x, reverse=True)[1] * x**2
     ),
+    "steps with constants": lambda x: lax.scan(
+        lambda c, v: ((c[0] + v**3 * c[1], *c[1:]), v),
+        (0.0, 2.0, True, jax.random.key(0)),
+        x,
+    )[0][0],
     "counted steps": lambda x: lax.fori_loop(
         0, D - 1, lambda i, c: c + x[i] ** 2 * x[i + 1], 0.0
     ),

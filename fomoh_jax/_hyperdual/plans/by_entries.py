@@ -78,9 +78,11 @@ def _operations(eqn: JaxprEqn) -> int:
     inside = sum(map(_work, programs_in(eqn.params)))
     if inside:
         return inside * eqn.params.get("length", 1)
-    terms = 1
+    op, terms = operation_of(eqn), 1
     if eqn.primitive.name == "dot_general":
-        (over, _), _ = eqn.params["dimension_numbers"]
-        terms = math.prod(operation_of(eqn).inputs[0].shape[i] for i in over)
-    shapes = [getattr(out, "shape", ()) for out in operation_of(eqn).outputs]
-    return terms * sum(map(math.prod, shapes))
+        (over, _), _ = op.params["dimension_numbers"]
+        terms = math.prod(op.inputs[0].shape[i] for i in over)
+    elif eqn.primitive.name == "conv_general_dilated":
+        kernel, numbers = op.inputs[1].shape, op.params["dimension_numbers"]
+        terms = math.prod(kernel) // max(1, kernel[numbers.rhs_spec[0]])
+    return terms * sum(math.prod(getattr(out, "shape", ())) for out in op.outputs)

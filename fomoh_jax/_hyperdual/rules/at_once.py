@@ -21,6 +21,8 @@ from fomoh_jax._compat import ScanLayout, open_jaxpr, programs_in
 from fomoh_jax._hyperdual.registry import Operation, is_known
 from fomoh_jax._types import Aval, Leaf, Program
 
+# The steps are so many programs, one after the other: at once they would keep more than
+# a loop that carries stored directions.
 _PARTS = 4
 
 
@@ -29,21 +31,24 @@ def all_steps(
 ) -> Callable[..., list[Array]] | None:
     """A scan as a program over all its steps, or None if one waits for another.
 
-    None does where each part of the carry counts the steps, or only has something added
-    to it that does not depend on the carry.
+    None does where each part of the carry stays what it is, counts the steps, or only
+    has something added to it that does not depend on the carry.
     """
     jaxpr, length = op.params["jaxpr"], op.params["length"]
     if not length or not _is_plain(jaxpr):
         return None
     program, _ = open_jaxpr(jaxpr)
     times = np.arange(length)[:: -1 if op.params["reverse"] else 1]
-    counts: dict[int, Any] = {}
+    counts: dict[int, np.ndarray] = {}
+    same: set[int] = set()
     for i, out in zip(layout.carry, layout.carry_out):
         carry, after = program.invars[i], program.outvars[out]
         aval = op.inputs[i]
         by = _increment(program, carry, after) if _is_integer(aval) else None
+        if carry is after:
+            same.add(i)
         # A counter that is known is the index of something, and is to be known there.
-        if by is not None and not isinstance(primals[i], Tracer):
+        elif by is not None and not isinstance(primals[i], Tracer):
             counts[i] = np.asarray(primals[i] + by * times, aval.dtype)
         elif not _only_adds(program, carry, after):
             return None
@@ -51,13 +56,12 @@ def all_steps(
     def at_once(*args: Array) -> list[Array]:
         def step(xs: Sequence[Array]) -> list[Array]:
             operands = list(args)
-            for i in layout.carry:
+            for i in set(layout.carry) - same:
                 operands[i] = lax.full_like(args[i], 0)
             for i, x in zip((*counts, *layout.xs), xs):
                 operands[i] = x
             return jaxpr_as_fun(jaxpr)(*operands)
 
-        # In some parts, one after the other: at once they would keep what is between.
         ends = [length * n // _PARTS for n in range(_PARTS + 1)]
         parts: list[list[Array]] = []
         for start, stop in itertools.pairwise(ends):
@@ -69,7 +73,9 @@ def all_steps(
                 parts.append(jax.vmap(step, axis_size=stop - start)(slices))
         outs = list(map(jnp.concatenate, zip(*parts)))
         for i, out in zip(layout.carry, layout.carry_out):
-            if i in counts:
+            if i in same:
+                outs[out] = args[i]
+            elif i in counts:
                 outs[out] = outs[out][np.argmax(times)]
             else:
                 outs[out] = args[i] + outs[out].sum(0, dtype=args[i].dtype)
