@@ -156,8 +156,8 @@ def joined(
         elif is_repeated and whole:
             stacks = [x.stack for x in group if isinstance(x, Repeated)]
             part = Repeated(_concatenated(stacks, dimension), shape)
-        else:
-            part = _concatenated(group, dimension)
+        else:  # one alone may be local
+            part = _concatenated(group, dimension) if len(group) > 1 else group[0]
         parts.append(part)
         extents.append(shape)
     return Joined(tuple(parts), tuple(extents), dimension)

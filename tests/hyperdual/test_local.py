@@ -12,7 +12,7 @@ from fomoh_jax._compat import open_jaxpr, programs_in
 from fomoh_jax._hyperdual.channels import Stack
 from fomoh_jax._hyperdual.trace_forms import Trace
 from fomoh_jax._operators.basis import along_directions, standard_basis, trace_in
-from tests.reference import assert_close, normal
+from tests.reference import assert_close, normal, partly_slow
 
 D = 24
 EDGES = np.array([(0, 1), (2, 5), (5, 7), (7, 2), (3, 3), (4, 6)])
@@ -120,7 +120,7 @@ PROGRAMS = {
 }
 
 
-@pytest.mark.parametrize("name", PROGRAMS)
+@pytest.mark.parametrize("name", partly_slow(PROGRAMS))
 def test_the_operators_agree_with_jax(name):
     fun, x, weights = PROGRAMS[name], normal(D), np.linspace(-1, 1, D)
 
