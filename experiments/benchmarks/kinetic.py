@@ -30,8 +30,8 @@ SIZES = {
     ("solid", "float64"): ((12, 8),),
 }
 # Determinants of random networks are nearly singular. In float32 kinetic energies of 20
-# electrons are up to 9e-4 (ours) and 7e-3 (folx) of the largest away from float64; those
-# of a PsiFormer of 30 are not to be compared in float32.
+# electrons are up to 9e-4 (ours) and 7e-3 (folx) of the largest away from float64. For
+# those of a PsiFormer of 30 it takes float64.
 TOLERANCES = {"float32": 2e-2, "float64": 1e-8}
 QUICK = {("FermiNet", "float32"): [(4, 2)], ("solid", "float64"): [(4, 2)]}
 SMALL = {"width": 8, "layers": 1, "determinants": 2}
