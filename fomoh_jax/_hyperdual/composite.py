@@ -157,7 +157,8 @@ def joined(
             stacks = [x.stack for x in group if isinstance(x, Repeated)]
             part = Repeated(_concatenated(stacks, dimension), shape)
         else:  # one alone may be local
-            part = _concatenated(group, dimension) if len(group) > 1 else group[0]
+            first, *others = group
+            part = _concatenated(group, dimension) if others else first
         parts.append(part)
         extents.append(shape)
     return Joined(tuple(parts), tuple(extents), dimension)
