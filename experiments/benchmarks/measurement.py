@@ -2,6 +2,7 @@
 
 import functools
 import math
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
@@ -235,5 +236,7 @@ def rounded(value: float) -> float:
 
 
 def _first_line(error: Exception) -> str:
-    message = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {message[0] if message else ''}".rstrip(": ")
+    """Of its message, without the path of a module on this machine."""
+    line = (str(error).strip().splitlines() or [""])[0]
+    line = re.sub(r" \([^()]*[/\\][^()]*\)$", "", line)
+    return f"{type(error).__name__}: {line}".rstrip(": ")

@@ -1,5 +1,6 @@
 """Parts of a local channel: slots of each element, and what they belong to."""
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 
@@ -58,22 +59,25 @@ def meetings(
         take seconds.
       symmetric: whether both sides are the same.
     """
-    found, slots = [], 0
-    for i, (x, p) in enumerate(parts):
-        for j, (y, q) in enumerate(others):
-            if symmetric and i > j:
-                continue
-            if len(p) * len(q) * p[0].size > _MOST:
-                return None
-            left, right, here = meeting(p, q)
-            if not len(left):
-                continue
-            out = pairwise(rows_at(x, left), rows_at(y, right))
-            out = out if np.all(here) else jnp.where(here, out, 0)
-            out = 2 * out if symmetric and i < j else out
-            found.append((out, np.where(here, p[left], -1)))
-            slots += len(left)
-    return found if slots <= most else None
+    if symmetric:
+        pairs = list(itertools.combinations_with_replacement(parts, 2))
+    else:
+        pairs = list(itertools.product(parts, others))
+    if any(len(p) * len(q) * p[0].size > _MOST for (_, p), (_, q) in pairs):
+        return None
+    met = [meeting(p, q) for (_, p), (_, q) in pairs]
+    if sum(len(left) for left, _, _ in met) > most:
+        return None
+    found = []
+    for (a, b), (left, right, here) in zip(pairs, met):
+        if not len(left):
+            continue
+        (x, table), (y, _) = a, b
+        out = pairwise(rows_at(x, left), rows_at(y, right))
+        out = out if np.all(here) else jnp.where(here, out, 0)
+        out = 2 * out if symmetric and a is not b else out
+        found.append((out, np.where(here, table[left], -1)))
+    return found
 
 
 def rows_at(array: Array, places: np.ndarray) -> Array:
