@@ -157,7 +157,7 @@ def aligned(parts: Sequence[Part], target: np.ndarray) -> Part:
             total += array
             continue
         here = (target[:, None] == compact(table)) & (target[:, None] >= 0)
-        total += jnp.sum(jnp.where(here, array, 0), 1)
+        total += jnp.sum(jnp.where(here, array[None], 0), 1)
     return jnp.asarray(total), full
 
 
@@ -170,12 +170,14 @@ def dense(array: Array, table: np.ndarray, n: int) -> Array:
     if blocks is not None and n % len(table) == 0:
         count = n // len(table)
         each = lax.broadcasted_iota(blocks.dtype, (count, *(1,) * (blocks.ndim + 1)), 0)
-        chosen = jnp.where(each == blocks, array, 0)
+        chosen = jnp.where(each == blocks[None, None], array[None], 0)
         return chosen.reshape(n, *array.shape[1:])
     if len(table) <= _FEW:
         small = compact(table)
         each = lax.broadcasted_iota(small.dtype, (n, *(1,) * (table.ndim - 1)), 0)
-        chosen = [jnp.where(each == t, x, 0) for x, t in zip(array, small)]
+        chosen = [
+            jnp.where(each == t[None], x[None], 0) for x, t in zip(array, small)
+        ]
         return sum(chosen[1:], chosen[0])
     size = math.prod(table.shape[1:])
     places = table.astype(np.int64) * size

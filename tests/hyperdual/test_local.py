@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from jax.extend.core import jaxpr_as_fun
 
 import fomoh_jax
 from fomoh_jax._argnums import Varied
@@ -123,11 +124,16 @@ PROGRAMS = {
 @pytest.mark.parametrize("name", partly_slow(PROGRAMS))
 def test_the_operators_agree_with_jax(name):
     fun, x, weights = PROGRAMS[name], normal(D), np.linspace(-1, 1, D)
+    # The program itself broadcasts silently where it is traced; no rule does.
+    traced = jaxpr_as_fun(jax.make_jaxpr(fun)(x))
+    of_traced = lambda x: traced(x)[0]
 
     @jax.jit
+    @jax.numpy_rank_promotion("raise")
     def compared(x):
-        found = fomoh_jax.value_grad_and_laplacian(fun, weights=weights)(x)
-        return found, fomoh_jax.hessian_diagonal(fun)(x), fomoh_jax.laplacian(fun)(x)
+        found = fomoh_jax.value_grad_and_laplacian(of_traced, weights=weights)(x)
+        diagonal = fomoh_jax.hessian_diagonal(of_traced)(x)
+        return found, diagonal, fomoh_jax.laplacian(of_traced)(x)
 
     hessian = jax.jit(jax.jacfwd(jax.jacfwd(fun)))(x)
     (value, gradient, weighted), diagonal, laplacian = compared(x)
