@@ -175,9 +175,7 @@ def dense(array: Array, table: np.ndarray, n: int) -> Array:
     if len(table) <= _FEW:
         small = compact(table)
         each = lax.broadcasted_iota(small.dtype, (n, *(1,) * (table.ndim - 1)), 0)
-        chosen = [
-            jnp.where(each == t[None], x[None], 0) for x, t in zip(array, small)
-        ]
+        chosen = [jnp.where(each == t[None], x[None], 0) for x, t in zip(array, small)]
         return sum(chosen[1:], chosen[0])
     size = math.prod(table.shape[1:])
     places = table.astype(np.int64) * size
