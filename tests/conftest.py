@@ -6,7 +6,8 @@ of a test's time would be spent in LLVM on a program that runs once.
 ``pytest --optimised`` optimises everything.
 
 ``pytest --sample 4`` is for a second version of JAX: the tests of what differs between
-versions, and one in four of the others.
+versions, and one in four of the others. ``pytest -m '' --slow-turn 2/6`` takes, beside the
+quick tests, those slow ones whose turn it is.
 """
 
 import os
@@ -54,6 +55,13 @@ def pytest_addoption(parser):
         metavar="N",
         help="one in N of the tests that depend on no version of JAX",
     )
+    parser.addoption(
+        "--slow-turn",
+        type=lambda turn: tuple(map(int, turn.split("/"))),
+        default=(0, 1),
+        metavar="T/N",
+        help="one in N of the slow tests, others for each T from 0 to N - 1",
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -67,9 +75,14 @@ def is_optimised(item):
 
 
 def is_sampled(item):
+    number = zlib.crc32(item.nodeid.encode())
+    if item.get_closest_marker("slow"):
+        turn, of = item.config.getoption("--slow-turn")
+        if number % of != turn:
+            return False
     if any(part in item.nodeid for part in OF_VERSIONS):
         return True
-    return zlib.crc32(item.nodeid.encode()) % item.config.getoption("--sample") == 0
+    return number % item.config.getoption("--sample") == 0
 
 
 def pytest_collection_modifyitems(config, items):

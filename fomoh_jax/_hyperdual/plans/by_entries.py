@@ -69,6 +69,11 @@ def hessian_by_entries(
     return [HyperDual(out, Stack(slopes)), *map(HyperDual, aux)], [matrix]
 
 
+# XLA on the CPU moves elements by their indices one by one, in the time of so many
+# operations.
+_MOVED = 16
+
+
 def _work(jaxpr: Program) -> int:
     """About how many operations a program is."""
     return sum(map(_operations, open_jaxpr(jaxpr)[0].eqns))
@@ -79,7 +84,11 @@ def _operations(eqn: JaxprEqn) -> int:
     if inside:
         return inside * eqn.params.get("length", 1)
     op, terms = operation_of(eqn), 1
-    if eqn.primitive.name == "dot_general":
+    if eqn.primitive.name.startswith("scatter"):
+        return _MOVED * math.prod(op.inputs[2].shape)
+    if eqn.primitive.name == "gather":
+        terms = _MOVED
+    elif eqn.primitive.name == "dot_general":
         (over, _), _ = op.params["dimension_numbers"]
         terms = math.prod(op.inputs[0].shape[i] for i in over)
     elif eqn.primitive.name == "conv_general_dilated":
