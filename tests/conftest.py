@@ -6,8 +6,8 @@ of a test's time would be spent in LLVM on a program that runs once.
 ``pytest --optimised`` optimises everything.
 
 ``pytest --sample 4`` is for a second version of JAX: the tests of what differs between
-versions, and one in four of the others. ``pytest -m '' --slow-turn 2/6`` takes, beside the
-quick tests, those slow ones whose turn it is.
+versions, and one in four of the others. ``pytest -m '' --slow-turn 2/6`` takes, beside
+the quick tests, those slow ones whose turn it is.
 """
 
 import os

@@ -14,7 +14,7 @@ from jax import export
 import fomoh_jax
 from experiments.benchmarks.workloads import digits, transformer
 from fomoh_jax import _serialisation, curvature
-from tests.reference import random_directions
+from tests.reference import partly_slow, random_directions
 
 pytestmark = pytest.mark.optimised
 
@@ -37,7 +37,7 @@ def step_of(loss, tx):
     return jax.jit(step)
 
 
-@pytest.mark.parametrize("name", WORKLOADS)
+@pytest.mark.parametrize("name", partly_slow(WORKLOADS))
 def test_model_and_step_are_lowered_for_every_platform(name):
     loss, params, data = WORKLOADS[name]()
     tx = fomoh_jax.fomoh_kd(K)

@@ -135,11 +135,13 @@ def test_directions_are_born_sharded_like_their_leaves(name):
     assert seen and all(spec == P(None, "data", None) for spec in seen)
 
 
+@pytest.mark.slow
 def test_stored_directions_of_sharded_parameters_give_the_step_of_one_device():
     compiled, args = compiled_step(kd("history"), AxisType.Explicit, P("data"))
     assert_close(compiled(*args)[0], one_device("history"))
 
 
+@pytest.mark.slow
 def test_features_may_be_sharded_in_the_place_of_the_batch():
     compiled, args = compiled_step(kd(), AxisType.Auto, P(None, "data"), P())
     new, _ = compiled(*args)

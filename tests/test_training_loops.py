@@ -338,7 +338,7 @@ def test_optax_finds_the_parameters_in_a_state(name):
         assert set(model) == {"none"}
 
 
-@pytest.mark.parametrize("name", KEYED)
+@pytest.mark.parametrize("name", partly_slow(KEYED))
 def test_the_same_key_is_the_same_run_and_another_is_another(name):
     step = compiled(name)
     runs = []
@@ -541,7 +541,7 @@ def test_a_wrapper_passes_the_loss_on_and_keeps_the_types(wrapper, name):
     assert types(jax.eval_shape(step, *carry)) == types(carry)
 
 
-@pytest.mark.parametrize("wrapper", TRANSPARENT)
+@pytest.mark.parametrize("wrapper", partly_slow(TRANSPARENT))
 @pytest.mark.parametrize(
     "name", ["fomoh_kd(k)", slow("sum of incoming and history, damped")]
 )

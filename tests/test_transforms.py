@@ -177,6 +177,7 @@ def test_the_gram_matrix_is_that_of_the_dense_directions():
             assert_close(gram, flat @ flat.T)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("base", "chunk_size"), [(directions.gaussian(2), 2), (directions.incoming(), None)]
 )

@@ -76,6 +76,7 @@ def test_all_three_agree_with_jax(name):
     assert_close(jax.jit(ours)(*primals), jax.jit(theirs)(*primals))
 
 
+@pytest.mark.slow
 def test_complex_outputs():
     log_psi = lambda x: -0.5 * jnp.sum(x**2) + 1j * jnp.prod(x)
     assert fj.laplacian(log_psi)(normal(3)) == -3 + 0j

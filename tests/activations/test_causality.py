@@ -222,6 +222,7 @@ def samples_of(name, causal, **options):
     return make() if causal else without_causality(make)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MOSTLY_SLOW)
 def test_estimates_of_sequences_are_unbiased_and_less_noisy(name):
     gradient = jax.jit(jax.grad(mean_loss(ALL[name])))(ALL[name].params)
@@ -356,6 +357,7 @@ def test_one_block_is_backpropagation_and_has_no_positions(name):
     assert_close(jax.jit(grad)(case.params, case.batch, KEY), expected, rtol=1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [slow("scanned transformer"), "recurrent language"])
 def test_noise_is_the_spread_of_estimates_of_sequences(name):
     case, n = ALL[name], 500

@@ -43,6 +43,7 @@ def test_a_sharded_batch_takes_the_exchanges_of_a_gradient(name):
     assert "all-reduce" in text and not exchanged
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["scanned layers", "recurrent"])
 def test_a_batch_may_say_how_it_is_sharded(name):
     case, mesh = CASES[name], data_mesh(AxisType.Explicit)

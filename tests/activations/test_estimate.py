@@ -140,6 +140,7 @@ def test_so_many_blocks_need_the_least_memory(count):
         assert peak <= max(sum(sizes[a:b]) for a, b in itertools.pairwise(ends))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [2, slow(3), 4, slow(5)])
 @pytest.mark.parametrize("name", ["scanned layers", "linear layers", "long short-term"])
 def test_so_many_blocks_of_a_loop_are_unbiased(name, count):
@@ -278,6 +279,7 @@ def test_a_loss_that_knows_no_example_or_no_parameter():
     assert value == 1 and not np.any(gradient["w"])
 
 
+@pytest.mark.slow
 def test_the_same_under_jit_vmap_and_over_seeds():
     case = CASES["scanned layers"]
     grad = fomoh_jax.forward_value_and_grad(case.loss, probes=2)

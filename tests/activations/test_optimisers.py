@@ -74,6 +74,7 @@ def test_optax_follows_the_link():
     assert_close(actual, rest.update(gradient, rest.init(DENSE.params))[0], rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_what_the_loss_takes_beside_an_example_is_the_same_for_all():
     def loss(params, example, *, scale):
         return scale * dense(params, example)
@@ -125,6 +126,7 @@ def test_a_step_goes_to_the_minimum_in_the_plane_of_two_parts():
     assert_close(step, expected, rtol=1e-7, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_steps_between_models_go_on_with_their_coefficients_and_no_further():
     tx = optax.chain(
         fomoh_jax.scale_by_activity_gradient(key=KEY),
@@ -218,7 +220,8 @@ def test_a_model_of_one_block_is_trained_by_its_gradient():
     assert state[2].coefficients[0] != 0 == state[2].coefficients[1]
 
 
-@pytest.mark.parametrize("blocks", [slow(None), 2, slow(1)])
+@pytest.mark.slow
+@pytest.mark.parametrize("blocks", [None, 2, 1])
 def test_it_learns_what_the_last_block_alone_cannot(blocks):
     """The sign of a product, in float32."""
     x = np.asarray(normal(256, 2), np.float32)
@@ -308,6 +311,7 @@ def test_the_worth_does_not_depend_on_the_scale_of_the_loss():
         assert reconsidered(EffortState(one, one), true, model, true).worth == 1
 
 
+@pytest.mark.slow
 def test_parameters_that_the_loss_does_not_know_stay():
     params = {"in": DENSE.params, "unused": jnp.ones(3)}
     loss = lambda p, example: dense(p["in"], example)
@@ -316,6 +320,7 @@ def test_parameters_that_the_loss_does_not_know_stay():
     assert np.all(after["unused"] == 1) and effort.worth[-1] > 0.05
 
 
+@pytest.mark.slow
 def test_the_two_parts_may_be_of_two_precisions():
     params = DENSE.params | {"out": DENSE.params["out"].astype(jnp.float32)}
     _, (estimates, *_) = trained(
@@ -325,6 +330,7 @@ def test_the_two_parts_may_be_of_two_precisions():
     assert estimates.value[-1] < estimates.value[0]
 
 
+@pytest.mark.slow
 def test_half_precision_is_averaged_in_float32():
     params = jax.tree.map(lambda x: x.astype(jnp.float16), DENSE.params)
     params["out"] = jnp.zeros_like(params["out"])
@@ -336,6 +342,7 @@ def test_half_precision_is_averaged_in_float32():
     assert {x.dtype for x in jax.tree.leaves(averages[1].ema)} == {jnp.dtype("float32")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "direction",
     [
@@ -350,6 +357,7 @@ def test_any_direction_of_optax_will_do(direction):
     assert estimates.value[-1] < 0.9 * estimates.value[0]
 
 
+@pytest.mark.slow
 def test_inside_a_shard_map_each_device_steps_by_its_own_examples():
     mesh = jax.make_mesh((2,), ("data",), (jax.sharding.AxisType.Auto,))
     batch = jax.tree.map(lambda x: x[:4], DENSE.batch)

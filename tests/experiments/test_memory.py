@@ -26,6 +26,7 @@ def test_the_loss_is_what_numpy_computes_layer_by_layer():
     np.testing.assert_allclose(memory.make_loss(16)(params, *DATA), expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("segments", [(16,), (4, 4), (2, 2, 4)])
 def test_checkpoints_change_no_gradient(segments):
     params = memory.initialise(jax.random.key(0), 16, 4)

@@ -41,6 +41,7 @@ def test_too_few_steps_give_nan_and_not_a_wrong_solution():
     np.testing.assert_array_equal(jnp.isnan(states[:, 0]), [False, True])
 
 
+@pytest.mark.slow
 def test_newton_by_the_full_hyperplane_ends_where_scipy_s_least_squares_does():
     times, data = map(np.asarray, ode.observe(CONFIG))
     residuals = lambda x: (scipy_trajectory(x, times) - data).ravel()

@@ -82,6 +82,7 @@ def runs():
     return training.train(config)
 
 
+@pytest.mark.slow
 def test_a_few_steps_make_residual_and_error_smaller(runs):
     (run,) = runs["poisson"]
     np.testing.assert_array_equal(run.steps, [0, 40, 80])

@@ -196,6 +196,7 @@ def test_resume_is_the_only_flag_and_contradictions_are_refused(whole, tmp_path)
         digits.parse(["--resume", str(tmp_path)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["fomoh_kd", "adam"])
 def test_non_finite_losses_are_skipped_and_counted(
     small_set, tmp_path, monkeypatch, capsys, method
@@ -220,6 +221,7 @@ def test_non_finite_losses_are_skipped_and_counted(
     assert row.split("|")[-2].strip() == "6"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, slow(signal.SIGTERM)])
 def test_a_signal_stops_it_after_the_epoch_and_says_how_to_go_on(
     whole, tmp_path, number

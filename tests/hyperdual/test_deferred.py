@@ -166,6 +166,7 @@ def test_a_leaf_is_a_key_and_passes_through_jit_and_vmap():
     assert_close(jax.jit(jax.vmap(slope))(keys), each)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("impl", [slow("threefry2x32"), "rbg"])
 def test_a_batch_of_parameters_takes_the_same_steps(impl):
     # Of a batch of keys, rbg makes other numbers than of each of them.

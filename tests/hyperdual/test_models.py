@@ -34,6 +34,7 @@ def test_agrees_with_nested_jvp(name):
     assert_agrees_with_nested_jvp(fun, *primals)
 
 
+@pytest.mark.slow
 @pytest.mark.optimised
 def test_agrees_with_nested_jvp_on_the_cnn():
     params, images, labels = cnn_arguments()

@@ -225,6 +225,7 @@ def flops(function, *args):
     return analysis["flops"]
 
 
+@pytest.mark.slow
 @pytest.mark.optimised
 def test_ten_layers_cost_at_most_035_of_a_dense_hyperplane():
     layers, width, batch = 10, 64, 64

@@ -47,6 +47,7 @@ def test_a_user_s_primitive_is_not_mistaken_for_a_private_one_of_the_same_name()
     assert_close(ours, second_jvp(squares, primals, v, w))
 
 
+@pytest.mark.slow
 def test_products_over_any_axes_of_any_size():
     each = (None, 0, 1, (0, 2), ())
     assert_hyper_jvp_agrees(

@@ -14,6 +14,7 @@ from tests.reference import (
     assert_agrees_with_nested_jvp,
     assert_close,
     normal,
+    partly_slow,
     random_directions,
     second_jvp,
 )
@@ -163,7 +164,7 @@ def test_directions_of_which_each_device_has_some(name):
 
 @pytest.mark.parametrize(
     "plan",
-    ["auto", plans.adjoint(), plans.forward(1)],
+    partly_slow(["auto", plans.adjoint(), plans.forward(1)]),
     ids=["whole", "adjoint", "chunks"],
 )
 def test_directions_and_a_batch_of_which_each_device_has_some(plan):
