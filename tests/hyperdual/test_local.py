@@ -74,8 +74,8 @@ def image(x):
 
 
 PROGRAMS = {
-    "layers of each electron": lambda x: jnp.sum(jnp.sin(features(x) @ normal(5, 5))),
     "pairs": pairs,
+    "layers of each electron": lambda x: jnp.sum(jnp.sin(features(x) @ normal(5, 5))),
     "attention": attention,
     "layer norm": layer_norm,
     "embeddings": lambda x: jnp.sum(jnp.tanh(x[EDGES[:, 0]] * x[EDGES[:, 1]]) ** 2),
