@@ -84,12 +84,12 @@ PROGRAMS = {
     "determinants": lambda x: log_abs_det(
         jnp.moveaxis((features(x, 16) @ normal(16, 16)).reshape(8, 2, 8), 1, 0)
     ),
-    "a complex determinant": lambda x: jnp.linalg.slogdet(
-        jnp.exp(1j * electrons(x) @ normal(3, 8))
-    )[1],
     "mixed positions": lambda x: jnp.sum(
         jnp.sin(jnp.einsum("jn,nc->jc", normal(5, 8), electrons(x)) @ normal(3, 4))
     ),
+    "a complex determinant": lambda x: jnp.linalg.slogdet(
+        jnp.exp(1j * electrons(x) @ normal(3, 8))
+    )[1],
     "all products": lambda x: jnp.sum((electrons(x) @ electrons(x).T) ** 2),
     "image": image,
     "sort": lambda x: jnp.sum(jnp.sort(electrons(x), 0)[:, 0] ** 3),
@@ -98,14 +98,14 @@ PROGRAMS = {
     "maxima": lambda x: jnp.sum(jnp.max(electrons(x), 1) ** 3),
     "sums on the way": lambda x: jnp.sum(jnp.cumsum(electrons(x), 1) ** 3),
     "a wide variance": lambda x: jnp.var(x) ** 2,
+    "steps, backwards": lambda x: jnp.sum(
+        lax.scan(lambda i, v: (i + 1, v**2 * x[i]), 0, x, reverse=True)[1] * x**2
+    ),
     "steps": lambda x: lax.scan(
         lambda c, ab: (c + jnp.sin(ab[0] * ab[1]) - ab[0] ** 3, ab[0] ** 2),
         0.0,
         (x[:-1], x[1:]),
     )[0],
-    "steps, backwards": lambda x: jnp.sum(
-        lax.scan(lambda c, v: (c + v**3, v**2), 1.0, x, reverse=True)[1] * x**2
-    ),
     "steps with constants": lambda x: lax.scan(
         lambda c, v: ((c[0] + v**3 * c[1], *c[1:]), v),
         (0.0, 2.0, True, jax.random.key(0)),
