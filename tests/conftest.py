@@ -85,6 +85,7 @@ def is_sampled(item):
     return number % item.config.getoption("--sample") == 0
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in this hook
 def pytest_collection_modifyitems(config, items):
     """The optimised tests first: their programs may serve the others, not vice versa.
 
