@@ -21,6 +21,7 @@ UNCHECKED = {
     *("fomoh_jax._aliases", "fomoh_jax._transforms"),
     # Called for every equation, with no shape in their signatures.
     *("fomoh_jax._hyperdual.environment", "fomoh_jax._hyperdual.registry"),
+    "fomoh_jax._activations.graph",
 }
 
 

@@ -10,6 +10,7 @@ import scipy.optimize
 import fomoh_jax as fj
 from fomoh_jax import QuadraticModel, solvers
 from fomoh_jax.solvers import Outcome
+from tests.reference import partly_slow
 
 N, D = 64, 3
 X = np.random.default_rng(0).standard_normal((N, D))
@@ -65,7 +66,7 @@ OPTIMISERS = {
 }
 
 
-@pytest.mark.parametrize("name", OPTIMISERS)
+@pytest.mark.parametrize("name", partly_slow(OPTIMISERS))
 def test_a_loss_without_curvature_is_minimised(name):
     tx = OPTIMISERS[name]
 

@@ -12,7 +12,7 @@ from jax.flatten_util import ravel_pytree
 from fomoh_jax import hessian_sparsity, sparse_hessian
 from fomoh_jax._compat import open_jaxpr, programs_in
 from fomoh_jax._operators import sparse
-from tests.reference import assert_close, normal
+from tests.reference import assert_close, normal, partly_slow
 
 D = 12
 EDGES = np.random.default_rng(0).permuted(np.tile(np.arange(6), (8, 1)), axis=1)[:, :2]
@@ -148,7 +148,7 @@ def places(matrix):
 # --- right --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [*EXACT, *MORE])
+@pytest.mark.parametrize("name", partly_slow([*EXACT, *MORE]))
 def test_agrees_with_jax_and_is_symmetric_to_the_last_bit(name):
     fun, x = (EXACT | MORE)[name], normal(D)
     expected = dense(fun, x)

@@ -28,7 +28,7 @@ from tests.activations.sequences import (
     stacked,
 )
 from tests.activations.test_estimate import KEY, assert_unbiased, estimates
-from tests.reference import assert_close, slow
+from tests.reference import assert_close, partly_slow, slow
 
 ALL = SEQUENCES | {"transformer": CASES["transformer"]}
 ATTENTION = CAUSAL["attention"]
@@ -82,7 +82,7 @@ def assert_nothing_flows_back(case):
             assert not np.any(of_cut[s, s + 1 :]), (block, s)
 
 
-@pytest.mark.parametrize("name", CAUSAL)
+@pytest.mark.parametrize("name", partly_slow(CAUSAL))
 def test_causal_layers_are_seen(name):
     case = Case(stacked(CAUSAL[name]), PARAMS, BATCH)
     assert axes(program_of(case).partition)[0] == 0
@@ -132,7 +132,7 @@ def test_masks_are_read_inside_a_shard_map():
     assert_close(jax.jit(mapped)(*args), jax.jit(grad)(*args), rtol=1e-10)
 
 
-@pytest.mark.parametrize("name", MIXING)
+@pytest.mark.parametrize("name", partly_slow(MIXING))
 def test_layers_that_look_ahead_are_not_taken_for_causal(name):
     case = Case(stacked(MIXING[name]), PARAMS, BATCH)
     first, *others = axes(program_of(case).partition)

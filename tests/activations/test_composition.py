@@ -15,7 +15,7 @@ import fomoh_jax
 from experiments.benchmarks import workloads
 from experiments.models import MODELS
 from tests.activations.models import CASES
-from tests.reference import assert_close, slow
+from tests.reference import assert_close, partly_slow, slow
 
 KEY = jax.random.key(3)
 NAMES = ["dense", "recurrent", "a reverse rule of its own"]
@@ -60,7 +60,7 @@ def test_a_batch_may_say_how_it_is_sharded(name):
             assert_close(grad(params, sharded, KEY), expected, rtol=1e-10)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", partly_slow(NAMES))
 def test_inside_a_shard_map_each_device_has_the_gradient_of_its_own(name):
     case = CASES[name]
     batch, keys = eight_examples(case), jax.random.split(KEY, 4)

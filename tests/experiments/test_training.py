@@ -9,6 +9,7 @@ from experiments import methods
 from experiments.data import Dataset, Split
 from experiments.models import MODELS
 from experiments.training import Trainer, make_evaluation
+from tests.reference import partly_slow
 
 NAMES = methods.FORWARD + methods.BACKWARD
 
@@ -50,7 +51,7 @@ def test_the_models_take_the_shape_of_the_data(name, shape):
         assert sum(x.size for x in jax.tree.leaves(params)) == 814_570
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", partly_slow(NAMES))
 def test_every_method_trains(name):
     rate = methods.LEARNING_RATES["softmax"].get(name)
     ends = run(trainer(name, rate / 2 if name == "fgd" else rate, k=4), 20)

@@ -5,7 +5,13 @@ import jax.numpy as jnp
 import pytest
 
 import fomoh_jax
-from tests.reference import assert_agrees_with_nested_jvp, assert_close, normal, slow
+from tests.reference import (
+    assert_agrees_with_nested_jvp,
+    assert_close,
+    normal,
+    partly_slow,
+    slow,
+)
 
 X = normal(3)
 
@@ -48,7 +54,7 @@ INNER = {
 }
 
 
-@pytest.mark.parametrize("name", OUTER)
+@pytest.mark.parametrize("name", partly_slow(OUTER))
 def test_ours_inside(name):
     wrap = OUTER[name]
     expected = jax.jit(wrap(jax.hessian(fun)))(X)
@@ -62,7 +68,7 @@ def test_ours_inside_without_jit(name):
     assert_close(wrap(fomoh_jax.hessian(fun))(X), expected)
 
 
-@pytest.mark.parametrize("name", INNER)
+@pytest.mark.parametrize("name", partly_slow(INNER))
 def test_inside_ours(name):
     assert_agrees_with_nested_jvp(INNER[name](fun), X, k=2)
 
