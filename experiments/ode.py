@@ -76,7 +76,11 @@ ERROR = tuple(b - c for b, c in zip((*STAGES[-1], 0), FOURTH))
 
 
 def solve(
-    field: Callable, y: jax.Array, times: jax.Array, max_steps: int = 200
+    field: Callable,
+    y: jax.Array,
+    times: jax.Array,
+    max_steps: int = 200,
+    tolerance: float = TOLERANCE,
 ) -> jax.Array:
     """The solution of ``y' = field(y)``, ``y(0) = y``, at the times.
 
@@ -88,6 +92,7 @@ def solve(
       times: increasing, ``[m]``.
       max_steps: in all, the rejected ones too, beside one for each of the times. Where
         they do not suffice the state is NaN.
+      tolerance: of the error of a step, absolute and relative.
 
     Returns:
       The states, ``[m, n]``.
@@ -99,7 +104,7 @@ def solve(
             stage = y + h * sum(a * s for a, s in zip(row, slopes))
             slopes.append(field(stage))
         error = h * sum(e * s for e, s in zip(ERROR, slopes))
-        scale = TOLERANCE + TOLERANCE * jnp.maximum(jnp.abs(y), jnp.abs(stage))
+        scale = tolerance + tolerance * jnp.maximum(jnp.abs(y), jnp.abs(stage))
         # A step's length is a choice and no part of the solution: nothing is learnt
         # from its derivative.
         norm = lax.stop_gradient(jnp.sqrt(jnp.mean((error / scale) ** 2)))

@@ -26,6 +26,7 @@ from fomoh_jax._aliases import fgd, fomoh, fomoh_bp, fomoh_kd  # noqa: E402
 from fomoh_jax._hyperdual import (  # noqa: E402
     Deferred,
     DirectionalCurvature,
+    LowRank,
     QuadraticModel,
     Stack,
     directional_curvature,
@@ -60,6 +61,7 @@ __all__ = [
     "Deferred",
     "DirectionalCurvature",
     "EffortState",
+    "LowRank",
     "QuadraticModel",
     "ScaleByActivityGradientState",
     "ScaleByForwardGradientState",

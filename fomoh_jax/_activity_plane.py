@@ -8,7 +8,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, Float, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from fomoh_jax import directions, solvers
 from fomoh_jax._activations.partition import Blocks
@@ -27,7 +27,7 @@ from fomoh_jax.directions._structured import grouped
 _WORTHWHILE = 0.05
 # They are tried again at least once in so many times.
 _RARELY = 16
-# The worth is an average over so many models.
+# The worth is an average over so many models, or over all while they are fewer.
 _MEMORY = 3
 
 # The number of the direction along which each leaf moves; ``None`` if it stays.
@@ -145,7 +145,7 @@ def fomoh_ap(
 
     def init_fn(params):
         one = lambda: jnp.ones((), solve_dtype(params))
-        effort = EffortState(worth=one(), due=one())
+        effort = EffortState(one(), jnp.zeros((), jnp.int32), one())
         return *(link.init(params) for link in first), effort
 
     def update_fn(
@@ -233,11 +233,14 @@ class EffortState(NamedTuple):
 
     Attributes:
       worth: a running average of how much further the model falls with them, as a part
-        of how far it falls along the last block alone; at most 1.
+        of how far it falls along the last block alone; at most 1, and 1 before the
+        first model.
+      models: how many of them it is an average of, int32.
       due: grows by what part of the time is theirs; they are taken from 1 on.
     """
 
     worth: Float[Array, ""]
+    models: Int[Array, ""]
     due: Float[Array, ""]
 
 
@@ -257,10 +260,12 @@ def reconsidered(
     worth = jnp.where(alone > 0, further / positive(alone), further > 0)
     worth = jnp.clip(worth, 0, 1)
     known = takes_all & ended & jnp.isfinite(worth)
-    average = effort.worth + jnp.where(known, worth - effort.worth, 0) / _MEMORY
+    models = jnp.where(known, jnp.minimum(effort.models + 1, _MEMORY), effort.models)
+    change = jnp.where(known, worth - effort.worth, 0)
+    average = effort.worth + change / jnp.maximum(models, 1).astype(worth.dtype)
     often = jnp.clip(average / _WORTHWHILE, 1 / _RARELY, 1)
     due = jnp.where(effort.due >= 1, effort.due - 1, effort.due) + often
-    return EffortState(average, jnp.where(ended, due, effort.due))
+    return EffortState(average, models, jnp.where(ended, due, effort.due))
 
 
 def normalised_average() -> optax.GradientTransformation:

@@ -7,7 +7,12 @@ from jax import lax
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, ArrayLike, DTypeLike, Float, Inexact, PyTree
 
-from fomoh_jax._hyperdual.channels import LeafDirections, as_stack, is_channel
+from fomoh_jax._hyperdual.channels import (
+    Channel,
+    LeafDirections,
+    as_stack,
+    is_channel,
+)
 
 
 def gram(
@@ -25,6 +30,9 @@ def gram(
             dtype = jnp.result_type(jnp.float32, *(leaf.dtype for leaf in leaves))
 
     def of_leaf(leaf: LeafDirections, after: Array | None) -> Array:
+        known = leaf.gram(dtype) if isinstance(leaf, Channel) else None
+        if known is not None:
+            return known
         v = as_stack(leaf, after)
         every = tuple(range(1, v.array.ndim))
         block = lax.dot_general(
@@ -54,6 +62,10 @@ def combination(
     """
 
     def of_leaf(leaf, after):
+        if isinstance(leaf, Channel):
+            known = leaf.combined(coefficients, dtype)
+            if known is not None:
+                return known.astype(leaf.dtype)
         v = as_stack(leaf, after)
         own = coefficients
         if len(v.indices) < v.k:

@@ -13,6 +13,7 @@ from tqdm import tqdm
 from experiments import study
 from experiments.benchmarks import (
     depth,
+    directions,
     environment,
     gradient,
     hessian,
@@ -31,6 +32,7 @@ from experiments.benchmarks.measurement import Limits, Row, measure
 TABLES: dict[str, Callable] = {
     "hyperplane": hyperplane.rows,
     "step": step.rows,
+    "directions": directions.rows,
     "operators": operators.rows,
     "hessian": hessian.rows,
     "sparse": sparse.rows,

@@ -16,7 +16,7 @@ from fomoh_jax._activations.first_pass import perturbed_values
 from fomoh_jax._activations.graph import type_of
 from fomoh_jax._activations.partition import Blocks, Partition, partition
 from fomoh_jax._activations.program import flattened, read
-from fomoh_jax._activations.second_pass import Slopes, differentiate_blocks
+from fomoh_jax._activations.second_pass import Slopes, differentiate_blocks, is_of_all
 from fomoh_jax._compat import primitives_of
 from fomoh_jax._hyperdual import directional_derivatives
 from fomoh_jax._hyperdual.arguments import (
@@ -147,29 +147,35 @@ def forward_value_and_grad(
         program = read_program(loss_of_one, params, example, has_aux, blocks)
         args = [*jax.tree.leaves(params), *jax.tree.leaves(batch)]
         keys = _keys(key, _numbers(batch, examples), probes)
-        losses, slope, rest = _first_pass(program, args, keys)
         weight = 1 / examples
-        # Otherwise XLA would keep what it computes in the first pass for the second,
-        # and with it the activations of all blocks. One of the two is enough.
-        first, second = jax.tree.leaves(params), jax.tree.leaves(batch)
-        if _bytes(first) < _bytes(second):
-            first = after(first, slope)
+        if program.partition.is_exact:  # then the second pass is all that there is
+            outs, slope = None, jnp.zeros(keys.shape[:2])
+            slopes = Slopes(keys, slope, weight)
         else:
-            second = after(second, slope)
-        slopes = Slopes(keys, slope / probes, weight)
-        if program.by_position is not None:
-            later = lax.cumsum(slope / probes, 2, reverse=True)
-            slopes = Slopes(keys, later[..., 0], weight, later)
+            slope, *outs = _first_pass(program, args, keys)
+            # Otherwise XLA would keep what it computes in the first pass for the
+            # second, and with it the activations of all blocks. One of the two is
+            # enough.
+            first, second = jax.tree.leaves(params), jax.tree.leaves(batch)
+            if _bytes(first) < _bytes(second):
+                first = after(first, slope)
+            else:
+                second = after(second, slope)
+            args = [*first, *second]
+            slopes = Slopes(keys, slope / probes, weight)
+            if program.by_position is not None:
+                later = lax.cumsum(slope / probes, 2, reverse=True)
+                slopes = Slopes(keys, later[..., 0], weight, later)
 
         def second_pass():
             groups = _groups(examples) if return_noise else 1
-            args = [*first, *second]
             return differentiate_blocks(program.partition, args, slopes, groups)
 
         convolves = CONVOLUTION in primitives_of(program.partition.jaxpr)
         if convolves and jax.default_backend() == "cpu":
             second_pass = with_axes_in_order(second_pass)
-        _, gradients, noise = second_pass()
+        results, gradients, noise = second_pass()
+        losses, *rest = _of_each(program, results, keys) if outs is None else outs
         value = jnp.mean(losses)
         of_params = gradients[: len(jax.tree.leaves(params))]
         finite = jnp.array(True)
@@ -253,8 +259,8 @@ def read_program(
 
 def _first_pass(
     program: ProgramOfOne, args: list[Any], keys: Shaped[Array, "examples probes *data"]
-) -> tuple[Array, Array, list[Any]]:
-    """The loss of each example, its derivative along each probe, and the aux.
+) -> list[Any]:
+    """The derivative of each example's loss along each probe, the loss, and the aux.
 
     The derivative is ``[examples, probes]``, or of each position, ``[..., positions]``.
     """
@@ -287,7 +293,17 @@ def _first_pass(
 
     axes = [None if learned else 0 for learned in program.learned]
     slope, losses, rest = jax.vmap(of_example, (0, *axes))(keys, *args)
-    return losses, slope, rest
+    return [slope, losses, *rest]
+
+
+def _of_each(program: ProgramOfOne, results: list[Any], keys: Array) -> list[Array]:
+    """The results of the second pass with the examples in front of all of them."""
+    cut = program.partition
+    repeated = jax.vmap(lambda key, x: x, (0, None))
+    return [
+        repeated(keys, x) if is_of_all(cut.graph, v) else x
+        for v, x in zip(cut.jaxpr.outvars, results)
+    ]
 
 
 def _numbers(batch: PyTree, examples: int) -> Int[Array, " examples"]:

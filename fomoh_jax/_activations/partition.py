@@ -76,6 +76,11 @@ class Partition:
     def jaxpr(self) -> Jaxpr:
         return self.graph.jaxpr
 
+    @property
+    def is_exact(self) -> bool:
+        """Whether nothing is perturbed."""
+        return not self.scans and all(b.perturbs == "nothing" for b in self.blocks)
+
     def count(self) -> int:
         """How many blocks there are; those in a loop count once an iteration."""
         return len(self.blocks) + self._inside(lambda inner: inner.count())

@@ -346,24 +346,23 @@ class _SecondPass:
         slopes = self.slopes.of_block(len(self.partition.blocks) + i)
         layout = scan_layout(eqn.params, len(eqn.invars), len(eqn.outvars))
         operands = read(self.values, eqn.invars)
-        of_all = self.is_of_all
         for j, (outer, inner) in enumerate(zip(eqn.invars, body.jaxpr.invars)):
-            if of_all(self.graph, outer) and not of_all(body.graph, inner):
+            if is_of_all(self.graph, outer) and not is_of_all(body.graph, inner):
                 operands[j] = self.repeated(operands[j])
-            elif j in layout.xs and not of_all(body.graph, inner):
+            elif j in layout.xs and not is_of_all(body.graph, inner):
                 operands[j] = jnp.moveaxis(operands[j], 1, 0)
         learned = {use.operand for use in self.graph.inner if use.equation == i}
         consts = [j for j in layout.consts if j in learned]
         slices = [j for j in layout.xs if j in learned]
         # Whether what comes out of an iteration is the same for every example.
-        same = [of_all(body.graph, v) for v in body.jaxpr.outvars]
+        same = [is_of_all(body.graph, v) for v in body.jaxpr.outvars]
 
         def step(values, time):
             outs, gradients, noise = differentiate_blocks(
                 body, values, slopes.at(time), self.groups
             )
             for into, out in zip(layout.carry, layout.carry_out):
-                if same[out] and not of_all(body.graph, body.jaxpr.invars[into]):
+                if same[out] and not is_of_all(body.graph, body.jaxpr.invars[into]):
                     outs[out] = self.repeated(outs[out])
             by_consts, by_slices = (
                 [gradients[j] for j in places] for places in (consts, slices)
@@ -374,7 +373,7 @@ class _SecondPass:
         outs, (total, (stacked, noise)) = scan_with(eqn, operands, step, start)
         self.noise_inside[i] = noise
         for into, out in zip(layout.carry, layout.carry_out):
-            if of_all(body.graph, body.jaxpr.invars[into]):
+            if is_of_all(body.graph, body.jaxpr.invars[into]):
                 outs[out] = self.repeated(outs[out])
         for j in layout.ys:
             outs[j] = self.repeated(outs[j]) if same[j] else jnp.moveaxis(outs[j], 0, 1)
@@ -383,14 +382,14 @@ class _SecondPass:
             for j, part in zip(places, parts):
                 self.add({self.graph.parameter(Use(i, j)): part})
 
-    @staticmethod
-    def is_of_all(graph: Graph, atom: Any) -> bool:
-        """Whether a value is the same for every example."""
-        return not is_variable(atom) or atom in graph.shared
-
     def repeated(self, x: Any) -> Array:
         """A value that is the same for every example, once for each."""
         return jax.vmap(lambda _: x)(self.slopes.slope)  # and sharded as they are
+
+
+def is_of_all(graph: Graph, atom: Any) -> bool:
+    """Whether a value is the same for every example."""
+    return not is_variable(atom) or atom in graph.shared
 
 
 def squared_error_of_sum(parts: Float[Array, "groups *s"]) -> Float[Array, ""]:

@@ -2,6 +2,7 @@
 
 from fomoh_jax._hyperdual.channels import Deferred, Stack
 from fomoh_jax._hyperdual.extension import register_rule
+from fomoh_jax._hyperdual.low_rank import LowRank
 from fomoh_jax._hyperdual.models import (
     DirectionalCurvature,
     QuadraticModel,
@@ -15,6 +16,7 @@ from fomoh_jax._hyperdual.models import (
 __all__ = [
     "Deferred",
     "DirectionalCurvature",
+    "LowRank",
     "QuadraticModel",
     "Stack",
     "directional_curvature",

@@ -22,6 +22,7 @@ from fomoh_jax._hyperdual.channels import (
     Stack,
     is_channel,
 )
+from fomoh_jax._hyperdual.low_rank import LowRank
 from fomoh_jax._hyperdual.number import is_inexact
 
 
@@ -377,13 +378,12 @@ def _checked(
                 f"declared, {list(tangent.shape)} and {tangent.dtype}; got "
                 f"{list(made.shape)} and {made.dtype}."
             )
-        return tangent
-    return jnp.asarray(tangent)
+    return tangent if isinstance(tangent, Channel) else jnp.asarray(tangent)
 
 
 def _array_type(tangent: Any) -> jax.ShapeDtypeStruct:
     """Shape and dtype, also of what is yet to be made."""
-    if isinstance(tangent, Deferred):
+    if isinstance(tangent, (Deferred, LowRank)):
         return jax.ShapeDtypeStruct(tangent.shape, tangent.dtype)
     return jax.ShapeDtypeStruct(jnp.shape(tangent), jnp.result_type(tangent))
 

@@ -100,6 +100,8 @@ class Product(Protocol):
     @property
     def linears(self) -> "tuple[Linear, Linear] | None": ...
 
+    def __call__(self, x: Array, y: Array) -> Array: ...
+
     def pairwise(self, x: Array, y: Array) -> Array:
         """``B(x_q, y_q)`` of two stacks, all stacked along leading axes."""
         ...
@@ -184,6 +186,32 @@ class Channel(abc.ABC):
     def met_in(self, product: "Product", other: "Channel") -> "Channel | None":
         """``B(a_i, b_i)`` of a bilinear function, if there is a better way to them."""
         del product, other
+        return None
+
+    def crossed_in(
+        self,
+        product: "Product",
+        place: int,
+        other: "Channel",
+        pairs: tuple[Indices, Indices],
+        axis: int,
+    ) -> "Channel | None":
+        """``B(a_i, b_j) + B(a_j, b_i)`` for some pairs, if there is a better way.
+
+        ``place`` says which operand of the bilinear function this channel is, ``axis``
+        where the results are stacked.
+        """
+        del product, place, other, pairs, axis
+        return None
+
+    def gram(self, dtype: DTypeLike) -> Array | None:
+        """``⟨a_i, a_j⟩`` in a dtype, if there is a better way than to store them."""
+        del dtype
+        return None
+
+    def combined(self, coefficients: Array, dtype: DTypeLike) -> Array | None:
+        """``Σ_i coefficients_i a_i`` in a dtype, if there is a better way to it."""
+        del coefficients, dtype
         return None
 
     def summed(self, weights: ArrayLike | None = None) -> "Zero | Stack":
@@ -649,7 +677,7 @@ LeafDirections = Channel | Inexact[Array, "_ ..."]
 
 def is_channel(x: object) -> bool:
     """Whether ``x`` is a leaf of directions that is no array: a tree would look in."""
-    return isinstance(x, (Stack, Deferred))
+    return isinstance(x, Channel)
 
 
 def as_stack(leaf: LeafDirections, after: Array | None = None) -> Stack:

@@ -32,6 +32,14 @@ class IndexPairs(Form):
     def q(self) -> int:
         return len(self.pairs[0])
 
+    def bilinear(self, product: Callable, a: Channel, b: Channel, axis: int) -> Channel:
+        if self.q and isinstance(product, Bilinear):
+            for place, (x, other) in enumerate([(a, b), (b, a)]):
+                crossed = x.crossed_in(product, place, other, self.pairs, axis)
+                if crossed is not None:
+                    return crossed
+        return super().bilinear(product, a, b, axis)
+
     def _product(self, a: Stack, b: Stack) -> Channel:
         present, i, j = self._places(a, b)
         if present == ():

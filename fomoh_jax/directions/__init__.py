@@ -1,15 +1,16 @@
 """Where the hyperplane points: sources of directions.
 
 A source makes a tree like the parameters whose leaves have a leading axis ``k``, or are
-a :class:`fomoh_jax.Stack` where some of the ``k`` are known to be zero, or a
-:class:`fomoh_jax.Deferred`, made where it is needed. Sources compose by ``+``:
-``gaussian(7) + incoming()`` spans seven random directions and the update that the chain
-hands in.
+a :class:`fomoh_jax.Stack` where some of the ``k`` are known to be zero, a
+:class:`fomoh_jax.Deferred`, made where it is needed, or a :class:`fomoh_jax.LowRank`,
+which is a product. Sources compose by ``+``: ``gaussian(7) + incoming()`` spans seven
+random directions and the update that the chain hands in.
 """
 
 from fomoh_jax.directions._random import (
     deferred,
     gaussian,
+    low_rank,
     orthonormal,
     rademacher,
     sparse,
@@ -26,6 +27,7 @@ __all__ = [
     "history",
     "incoming",
     "layerwise",
+    "low_rank",
     "masked",
     "orthonormal",
     "rademacher",

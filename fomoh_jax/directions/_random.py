@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fomoh_jax._hyperdual import Deferred
+from fomoh_jax._hyperdual import Deferred, LowRank
 from fomoh_jax._hyperdual.arguments import check_size
 from fomoh_jax._hyperplane import gram, mixed, sharded_like
 from fomoh_jax.directions._source import Directions
@@ -109,6 +109,60 @@ def sparse(k: int, rate: float) -> Directions:
         return jnp.where(kept, values, 0).astype(dtype)
 
     return _random(k, sampler)
+
+
+def low_rank(k: int, rank: int = 1) -> Directions:
+    r"""``k`` directions that are a product of two thin factors on every matrix.
+
+    .. math:: v = U V^\top / \sqrt r, \qquad U_{ij}, V_{ij} \sim N(0, 1), \quad
+      U \in \mathbb{R}^{m \times r}, \ V \in \mathbb{R}^{n \times r}
+
+    so that :math:`E[v v^\top] = I`, and Gaussian directions on all other leaves. They
+    take :math:`r (m + n)` random numbers in the place of :math:`m n`, and are not
+    multiplied out (:class:`fomoh_jax.LowRank`): not in products with the matrix, not
+    in the Gram matrix, and in the step once for all of them. In a sum with other
+    directions, ``low_rank(k) + b``, they are.
+
+    Args:
+      k: number of directions, at least 1.
+      rank: :math:`r`, at least 1.
+
+    Returns:
+      A source of directions.
+
+    Raises:
+      TypeError: if ``k`` or ``rank`` is not a Python integer.
+      ValueError: if ``k < 1`` or ``rank < 1``.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from fomoh_jax import directions
+      >>> params = {"w": jnp.zeros((300, 200)), "b": jnp.zeros(200)}
+      >>> v = directions.low_rank(4).sample(jax.random.key(0), params, None)
+      >>> print(v["w"].shape, v["w"].left.shape, v["w"].right.shape, v["b"].shape)
+      (4, 300, 200) (4, 300, 1) (4, 200, 1) (4, 200)
+
+    References:
+      Sarkar et al., *Evolution Strategies at the Hyperscale*, 2025, arXiv:2511.16652.
+    """
+    k, rank = check_size("k", k), check_size("rank", rank)
+
+    def of_leaf(key, leaf):
+        shape, dtype = jnp.shape(leaf), jnp.result_type(leaf)
+        if len(shape) != 2:
+            drawn = jax.random.normal(key, (k, *shape), dtype)
+            return sharded_like(leaf, drawn)
+        left, right = (
+            jax.random.normal(own, (k, n, rank), dtype)
+            for own, n in zip(jax.random.split(key), shape)
+        )
+        return LowRank(left / rank**0.5, right)
+
+    def sample(key, params, updates, state=()):
+        del updates, state
+        return jax.tree.map(of_leaf, optax.tree.split_key_like(key, params), params)
+
+    return Directions(k, sample)
 
 
 def orthonormal(k: int) -> Directions:

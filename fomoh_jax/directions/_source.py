@@ -25,8 +25,8 @@ class Directions:
       size: how many directions it makes: an integer, or a function of ``params`` that
         returns one, where that depends on them.
       sample: ``sample(key, params, updates)``, a tree like ``params`` of leaves
-        ``[k, *leaf.shape]`` in the leaf's dtype, :class:`fomoh_jax.Stack` or
-        :class:`fomoh_jax.Deferred`.
+        ``[k, *leaf.shape]`` in the leaf's dtype, :class:`fomoh_jax.Stack`,
+        :class:`fomoh_jax.Deferred` or :class:`fomoh_jax.LowRank`.
         ``updates`` are those of the chain, or ``None``. A source that remembers is
         given its state as a fourth argument.
       init: ``init(params)``, the state of a source that remembers; ``()`` by default.

@@ -73,6 +73,34 @@ def test_one_block_is_backpropagation(name):
     assert_close(actual, by_reverse_mode(name), rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.optimised
+def test_one_block_takes_the_operations_of_backpropagation():
+    case = CASES["dense"]
+    grad = fomoh_jax.forward_value_and_grad(case.loss, blocks=1)
+    plain = lambda p, b, key: jax.value_and_grad(
+        lambda p: jnp.mean(jax.vmap(case.loss, (None, 0))(p, b))
+    )(p)
+    wide = [jnp.tile(x, (64,) + (1,) * (x.ndim - 1)) for x in case.batch]
+    flops = lambda f: (
+        jax.jit(f)
+        .lower(case.params, tuple(wide), KEY)
+        .compile()
+        .cost_analysis()["flops"]
+    )
+    assert flops(grad) < 1.05 * flops(plain)
+
+
+@pytest.mark.parametrize("loss", [lambda p, x: jnp.sum(p**2), lambda p, x: x - p @ p])
+def test_a_loss_and_aux_that_are_the_same_for_all_examples(loss):
+    both = lambda p, x: (loss(p, x), {"p": p[0], "x": x, "one": 1.0})
+    grad = fomoh_jax.forward_value_and_grad(both, blocks=1, has_aux=True)
+    p, xs = jnp.arange(3.0), jnp.arange(4.0)
+    (value, aux), gradient = grad(p, xs, KEY)
+    assert_close(value, jnp.mean(jax.vmap(loss, (None, 0))(p, xs)))
+    assert_close(gradient, jax.grad(lambda p: loss(p, 0.0))(p))
+    assert_close(aux, {"p": jnp.zeros(4), "x": xs, "one": jnp.ones(4)})
+
+
 def test_loops_that_reverse_mode_refuses_are_crossed():
     # jacfwd is exact there, and grad refuses.
     gradient = jax.jit(jax.jacfwd(mean_loss(LOOP)))(LOOP.params)

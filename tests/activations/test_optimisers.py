@@ -252,9 +252,15 @@ def test_the_worth_of_a_part_is_how_much_further_the_model_falls_with_it():
     alone = slope[0] ** 2 / curvature[0, 0]
     both = slope @ np.linalg.solve(curvature, slope)
     assert 0 < both / alone - 1 < 1
-    true, before = jnp.array(True), EffortState(jnp.zeros(()), jnp.ones(()))
+    true, before = (
+        jnp.array(True),
+        EffortState(jnp.zeros(()), jnp.array(3), jnp.ones(())),
+    )
     after = reconsidered(before, true, model, true)
     np.testing.assert_allclose(3 * after.worth, both / alone - 1, rtol=1e-6)
+    first = reconsidered(before._replace(models=jnp.array(0)), true, model, true)
+    np.testing.assert_allclose(first.worth, both / alone - 1, rtol=1e-6)
+    assert first.models == 1
     unknown = reconsidered(before, ~true, model, true)
     assert unknown.worth == 0 and unknown.due == 1 / 16  # it is tried again
     assert reconsidered(before, true, model, ~true).due == before.due
@@ -308,7 +314,8 @@ def test_the_worth_does_not_depend_on_the_scale_of_the_loss():
             one, scale * jnp.array([0.0, 1.0]), scale * jnp.diag(jnp.array([0.0, 1.0]))
         )
         true = jnp.array(True)
-        assert reconsidered(EffortState(one, one), true, model, true).worth == 1
+        effort = EffortState(one, jnp.array(1), one)
+        assert reconsidered(effort, true, model, true).worth == 1
 
 
 @pytest.mark.slow

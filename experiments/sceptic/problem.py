@@ -1,0 +1,42 @@
+"""What is trained: parameters, a loss, minibatches, and how well it does."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+
+
+class Problem(NamedTuple):
+    """Something to train.
+
+    Attributes:
+      title: for people.
+      init: ``init(seed)``, the parameters to start from.
+      loss_of_one: ``loss_of_one(params, example)``.
+      rematerialised: the same loss, of which a reverse pass keeps less; ``None`` where
+        there is no reverse pass.
+      sample: ``sample(key)``, a batch of the training split.
+      evaluate: ``evaluate(params, split)``, numbers by their names, of which ``loss``
+        is one; ``split`` is "validation" or "test".
+      in_tail: whether a leaf, by its path, belongs to the last block or the head;
+        ``None`` where that would be all or nothing.
+      passes: how long a run is, in the times of a forward pass of one batch.
+      in_loop: whether steps may be the body of a compiled loop.
+    """
+
+    title: str
+    init: Callable[[int], Any]
+    loss_of_one: Callable[[Any, Any], jax.Array]
+    rematerialised: Callable[[Any, Any], jax.Array] | None
+    sample: Callable[[jax.Array], Any]
+    evaluate: Callable[[Any, str], dict[str, float]]
+    in_tail: Callable[[str], bool] | None
+    passes: int
+    in_loop: bool = True
+
+    def tail(self, params: Any) -> Any:
+        """A tree of Booleans like the parameters: what tail only leaves alone."""
+        assert self.in_tail is not None
+        return jax.tree_util.tree_map_with_path(
+            lambda path, _: not self.in_tail(jax.tree_util.keystr(path)), params
+        )
