@@ -65,7 +65,7 @@ def combination(
         if isinstance(leaf, Channel):
             known = leaf.combined(coefficients, dtype)
             if known is not None:
-                return known.astype(leaf.dtype)
+                return known
         v = as_stack(leaf, after)
         own = coefficients
         if len(v.indices) < v.k:

@@ -39,6 +39,11 @@ SPARSE_COMPILATION = (
 )
 STEPS = ("ours ms", "SGD ms", "Adam ms", "SGD ÷ ours", "Adam ÷ ours")
 STEP_COUNTS = ("FLOPs, ours ÷ Adam", "temporaries, ours ÷ Adam")
+DIRECTIONS = (
+    *("ours ms", "forward pass ms", "Gaussian ÷ ours", "Gaussian, deferred ÷ ours"),
+    *("SGD ÷ ours", "forward pass ÷ ours", "FLOPs, ours ÷ forward pass"),
+    *("ours, MB", "Gaussian, MB", "Gaussian, deferred, MB"),
+)
 GRADIENTS = (
     *("ours ms", "jax.grad ms", "2 blocks ms", "4 probes ms", "jax.grad ÷ ours"),
     *("ours, MB", "jax.grad, MB", "2 blocks, MB", "FLOPs, ours ÷ jax.grad"),
@@ -76,6 +81,7 @@ TABLES = {
     "hyperplane": [TIMES + REVERSE, FRACTIONS],
     "operators": [LAPLACIANS, LAPLACIAN_COUNTS],
     "step": [STEPS + STEP_COUNTS],
+    "directions": [DIRECTIONS],
     "gradient": [GRADIENTS],
     "hessian": [HESSIANS],
     "sparse": [SPARSE_HESSIANS, SPARSE_COMPILATION],

@@ -150,7 +150,8 @@ class LowRank(Channel):
         left = coefficients[:, None, None] * self.left.astype(coefficients.dtype)
         flat = lambda x: jnp.moveaxis(x, 1, 0).reshape(x.shape[1], -1)
         right = self.right.astype(coefficients.dtype)
-        return jnp.matmul(flat(left), flat(right).T, preferred_element_type=dtype)
+        total = jnp.matmul(flat(left), flat(right).T, preferred_element_type=dtype)
+        return total.astype(self.dtype)
 
     def _way_through(self, linear: Callable) -> tuple[Array, Array, int] | None:
         """Of a product: the factors that it sums over, the others, and where these go.
