@@ -19,14 +19,29 @@ class Contender(NamedTuple):
       make: ``make(rate, problem, params)``, a transformation that takes the loss of one
         example and a batch; ``rate`` is ``None`` where there are no ``rates``.
       rates: learning rates to choose from.
-      backpropagates: through more than the block that is last.
+      backpropagates: through the whole loss.
       rematerialised: whether it is given the loss of which a reverse pass keeps less.
+      tail: whether it moves the last block and the head alone.
+      tangents: whether it takes a tangent for each parameter.
     """
 
     make: Callable[[float | None, Problem, Any], Transformation]
     rates: Sequence[float] = ()
     backpropagates: bool = False
     rematerialised: bool = False
+    tail: bool = False
+    tangents: bool = False
+
+
+def suits(contender: Contender, problem: Problem) -> bool:
+    """Whether the method can do it at all."""
+    if contender.tangents:
+        return not problem.is_reversible
+    if contender.rematerialised and problem.rematerialised is None:
+        return False
+    if contender.tail and problem.in_tail is None:
+        return False
+    return problem.is_reversible or not contender.backpropagates
 
 
 def chained(first: Callable[[], Any], *rest: Callable[[float], Any]) -> Callable:
@@ -66,7 +81,10 @@ CONTENDERS = {
         (0.1, 0.3, 1.0),
         True,
     ),
-    "tail only, Adam": Contender(tail_only, ADAM),
+    "tail only, Adam": Contender(tail_only, ADAM, tail=True),
+    "Adam, a tangent a parameter": Contender(
+        chained(methods.forward_accumulated, adam), ADAM, tangents=True
+    ),
     "fomoh_ap()": Contender(without_rate(fomoh_jax.fomoh_ap)),
     "fomoh_ap(blocks=3)": Contender(without_rate(lambda: fomoh_jax.fomoh_ap(3))),
     "fomoh_ap(blocks=None)": Contender(without_rate(lambda: fomoh_jax.fomoh_ap(None))),

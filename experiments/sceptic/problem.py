@@ -14,7 +14,7 @@ class Problem(NamedTuple):
       init: ``init(seed)``, the parameters to start from.
       loss_of_one: ``loss_of_one(params, example)``.
       rematerialised: the same loss, of which a reverse pass keeps less; ``None`` where
-        there is no reverse pass.
+        there is nothing to save.
       sample: ``sample(key)``, a batch of the training split.
       evaluate: ``evaluate(params, split)``, numbers by their names, of which ``loss``
         is one; ``split`` is "validation" or "test".
@@ -22,6 +22,7 @@ class Problem(NamedTuple):
         ``None`` where that would be all or nothing.
       passes: how long a run is, in the times of a forward pass of one batch.
       in_loop: whether steps may be the body of a compiled loop.
+      is_reversible: whether a reverse pass can take the loss.
     """
 
     title: str
@@ -33,6 +34,7 @@ class Problem(NamedTuple):
     in_tail: Callable[[str], bool] | None
     passes: int
     in_loop: bool = True
+    is_reversible: bool = True
 
     def tail(self, params: Any) -> Any:
         """A tree of Booleans like the parameters: what tail only leaves alone."""

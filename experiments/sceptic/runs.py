@@ -1,4 +1,4 @@
-"""One method on one problem, for so much time."""
+"""The runs of one method on one problem, for so much time each."""
 
 import dataclasses
 import json
@@ -29,114 +29,162 @@ class Run:
     passes: int
 
 
-def execute(run: Run, problem: Problem) -> dict[str, Any]:
-    """Train for so many forward passes' time, or until the loss is not finite.
+class Trials:
+    """A method on a problem, compiled once for all its learning rates and seeds.
 
-    Returns:
-      The record that is kept. ``curve`` has forward passes' times and the validation
-      losses then; ``validation`` and ``test`` are at the end. ``flops``: of a step, as
-      the compiler counts them, over those of a forward pass; ``temporary_bytes``: of a
-      step, and ``forward_bytes`` those of a forward pass. Compiling and evaluating do
-      not count.
+    Attributes:
+      counts: ``flops``: of a step, as the compiler counts them, over those of a forward
+        pass (of a branch the one with more, of a loop one iteration);
+        ``temporary_bytes`` of a step and ``forward_bytes`` of a forward pass;
+        ``compile_seconds``.
     """
-    contender = CONTENDERS[run.method]
-    params = problem.init(run.seed)
-    tx = contender.make(run.rate, problem, params)
-    state = seeded(tx.init(params), run.seed)
-    step = make_step(contender, problem, tx)
-    record = counted(step, problem, params, state)
-    clock = Clock(problem, params)
 
-    def steps(params, state, key, count):
-        def body(i, carry):
-            return step(*carry, jax.random.fold_in(key, i))
+    def __init__(self, contender: Contender, problem: Problem):
+        self.contender, self.problem = contender, problem
+        params, state = self.begin(seed=0, rate=1.0)
+        self.clock = Clock(problem, params)
+        given = params, state, jax.random.key(0), 1.0, 1
+        self.clock.restart()
+        lowered = jax.jit(self._steps).lower(*given)
+        self.steps = self.clock.timed(lowered.compile)
+        of_one = lambda params, key: make_forward(problem)(params, key, 1)
+        forward = jax.jit(of_one).lower(params, jax.random.key(0)).compile()
+        flops = lambda compiled: (compiled.cost_analysis() or {}).get("flops", np.nan)
+        self.counts = {
+            "flops": round(flops(self.steps) / flops(forward), 2),
+            "temporary_bytes": self.steps.memory_analysis().temp_size_in_bytes,
+            "forward_bytes": forward.memory_analysis().temp_size_in_bytes,
+            "compile_seconds": round(self.clock.seconds, 1),
+        }
+
+    def begin(self, seed: int, rate: float | None) -> tuple[Any, Any]:
+        """Parameters and state, with the keys of that seed."""
+        params = self.problem.init(seed)
+        state = self.contender.make(rate, self.problem, params).init(params)
+        is_key = lambda x: jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+        seeded = lambda x: jax.random.fold_in(x, seed) if is_key(x) else x
+        return params, jax.tree.map(seeded, jax.tree.map(jnp.asarray, state))
+
+    def _steps(self, params, state, key, rate, count):
+        problem = self.problem
+        of_method = problem.loss_of_one
+        if self.contender.rematerialised:
+            of_method = problem.rematerialised
+        tx = self.contender.make(rate, problem, params)
+
+        def step(i, carry):
+            params, state = carry
+            batch = problem.sample(jax.random.fold_in(key, i))
+            given = {"value_fn": of_method, "batch": batch}
+            updates, state = tx.update(None, state, params, **given)
+            return optax.apply_updates(params, updates), state
 
         if problem.in_loop:
-            return jax.lax.fori_loop(0, count, body, (params, state))
-        return step(params, state, key)
+            return jax.lax.fori_loop(0, count, step, (params, state))
+        return step(0, (params, state))
 
-    steps = jax.jit(steps)
-    key = jax.random.fold_in(jax.random.key(1), run.seed)
-    jax.block_until_ready(steps(params, state, key, 1))  # compiles
-    clock.restart()
-    count, done, curve = 1, 0, []
+    def execute(self, run: Run) -> dict[str, Any]:
+        """Train for so many forward passes' time, or until the loss is not finite.
 
-    def look() -> float:
-        loss = problem.evaluate(params, "validation")["loss"]
-        curve.append((round(clock.passes, 1), done, _rounded(loss)))
-        return loss
+        Returns:
+          The record that is kept. ``curve`` has forward passes' times, steps and the
+          validation losses then; ``validation`` and ``test`` are at the end. Compiling
+          and evaluating take no time.
+        """
+        problem, clock = self.problem, self.clock
+        params, state = self.begin(run.seed, run.rate)
+        rate = 1.0 if run.rate is None else run.rate
+        key = jax.random.fold_in(jax.random.key(1), run.seed)
+        # So that nothing is made for the first time when it counts.
+        jax.block_until_ready(self.steps(params, state, key, rate, 1))
+        clock.restart()
+        count, done, curve = 1, 0, []
 
-    loss = look()
-    while clock.passes < run.passes and np.isfinite(loss):
-        own = jax.random.fold_in(key, done)
-        before = clock.passes
-        params, state = clock.timed(steps, params, state, own, count)
-        done += count
-        if problem.in_loop:  # an eighth of the time between two points at most
-            speed = count / (clock.passes - before)
-            count = max(1, int(speed * run.passes / POINTS / 8))
-        if clock.passes >= min(run.passes, len(curve) * run.passes / POINTS):
-            loss = look()
-    ended = {
-        split: {
-            name: _rounded(x) for name, x in problem.evaluate(params, split).items()
+        def look() -> float:
+            loss = problem.evaluate(params, "validation")["loss"]
+            curve.append((round(clock.passes, 1), done, _rounded(loss)))
+            return loss
+
+        loss = look()
+        while clock.passes < run.passes and np.isfinite(loss):
+            own, before = jax.random.fold_in(key, done), clock.passes
+            params, state = clock.timed(self.steps, params, state, own, rate, count)
+            done += count
+            if problem.in_loop:  # at most an eighth of the time between two points
+                speed = count / (clock.passes - before)
+                count = max(1, int(speed * run.passes / POINTS / 8))
+            if clock.passes >= min(run.passes, len(curve) * run.passes / POINTS):
+                loss = look()
+        ended = {
+            split: {
+                name: _rounded(x) for name, x in problem.evaluate(params, split).items()
+            }
+            for split in ("validation", "test")
         }
-        for split in ("validation", "test")
-    }
-    return {
-        "run": dataclasses.asdict(run),
-        **record,
-        "steps": done,
-        "seconds": round(clock.seconds, 2),
-        "curve": curve,
-        **ended,
-        "environment": f"{jax.devices()[0].device_kind}, jax {jax.__version__}",
-    }
+        return {
+            "run": dataclasses.asdict(run),
+            **self.counts,
+            "steps": done,
+            "seconds": round(clock.seconds, 2),
+            "curve": curve,
+            **ended,
+            "environment": f"{jax.devices()[0].device_kind}, jax {jax.__version__}",
+        }
 
 
-def make_step(contender: Contender, problem: Problem, tx: Any) -> Callable:
-    """``step(params, state, key) -> params, state`` on a random batch."""
-    loss = problem.loss_of_one
-    if contender.rematerialised:
-        loss = problem.rematerialised
+def run_all(
+    name: str,
+    method: str,
+    make_trials: Callable[[], Trials],
+    passes: int,
+    seeds: int,
+    file: Path,
+    is_over: Callable[[], bool],
+) -> None:
+    """The runs of a method that are not kept yet, until the time is over.
 
-    def step(params, state, key):
-        batch = problem.sample(key)
-        updates, state = tx.update(None, state, params, value_fn=loss, batch=batch)
-        return optax.apply_updates(params, updates), state
+    Every learning rate with seed 0, and the one with the least validation loss with the
+    other seeds, too.
+    """
+    trials: Trials | None = None
 
-    return step
+    def records(runs: list[Run]) -> list[dict[str, Any]]:
+        nonlocal trials
+        kept = load(file)
+        for run in runs:
+            if run in kept or is_over():
+                continue
+            trials = trials or make_trials()
+            kept[run] = trials.execute(run)
+            save(file, kept[run])
+            print(f"{run}: {kept[run]['validation']}", flush=True)
+        return [kept[run] for run in runs if run in kept]
+
+    rates = CONTENDERS[method].rates or (None,)
+    grid = [Run(name, method, rate, 0, passes) for rate in rates]
+    tried = records(grid)
+    if len(tried) == len(grid):
+        rate = best(tried)["run"]["rate"]
+        records([Run(name, method, rate, seed, passes) for seed in range(1, seeds)])
 
 
-def counted(
-    step: Callable, problem: Problem, params: Any, state: Any
-) -> dict[str, Any]:
-    """Operations in forward passes, and bytes of temporaries."""
-    key = jax.random.key(0)
-    one = jax.jit(step).lower(params, state, key).compile()
-    of_one = lambda params, key: make_forward(problem)(params, key, 1)
-    forward = jax.jit(of_one).lower(params, key).compile()
-    flops = lambda compiled: (compiled.cost_analysis() or {}).get("flops", np.nan)
-    return {
-        "flops": round(flops(one) / flops(forward), 2),
-        "temporary_bytes": one.memory_analysis().temp_size_in_bytes,
-        "forward_bytes": forward.memory_analysis().temp_size_in_bytes,
-    }
-
-
-def seeded(state: Any, seed: int) -> Any:
-    """The state with other keys for other seeds."""
-    is_key = lambda x: jnp.issubdtype(getattr(x, "dtype", float), jax.dtypes.prng_key)
-    return jax.tree.map(
-        lambda x: jax.random.fold_in(x, seed) if is_key(x) else x, state
-    )
+def best(records: list[dict[str, Any]]) -> dict[str, Any]:
+    """The one with the least validation loss at its end; any, if all diverged."""
+    loss = lambda record: record["validation"]["loss"]
+    return min(records, key=lambda r: np.inf if loss(r) is None else loss(r))
 
 
 def load(file: Path) -> dict[Run, dict[str, Any]]:
     """The records that are kept, by their runs."""
     lines = file.read_text().splitlines() if file.exists() else []
-    records = map(json.loads, lines)
-    return {Run(**record["run"]): record for record in records}
+    return {Run(**record["run"]): record for record in map(json.loads, lines)}
+
+
+def save(file: Path, record: dict[str, Any]) -> None:
+    """One more line."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("a") as lines:
+        lines.write(json.dumps(record) + "\n")
 
 
 def _rounded(x: float) -> float | None:

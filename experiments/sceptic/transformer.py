@@ -64,9 +64,12 @@ class LanguageModel(nnx.Module):
 
     def __call__(self, text: jax.Array) -> jax.Array:
         x = self.embed(text) + self.place[...]
-        apply = lambda block, x: block(x)
-        if self.remat:
-            apply = nnx.remat(apply)
         for block in self.blocks:
-            x = apply(block, x)
+            x = rematerialised(block, x) if self.remat else block(x)
         return self.head(self.norm(x))
+
+
+def rematerialised(block: Block, x: jax.Array) -> jax.Array:
+    """What the block makes of ``x``, and a reverse pass makes again."""
+    graph, state = nnx.split(block)
+    return jax.checkpoint(lambda state, x: nnx.merge(graph, state)(x))(state, x)

@@ -210,7 +210,7 @@ class Channel(abc.ABC):
         return None
 
     def combined(self, coefficients: Array, dtype: DTypeLike) -> Array | None:
-        """``Σ_i coefficients_i a_i``, added up in a dtype, if there is a better way to it."""
+        """``Σ_i coefficients_i a_i``, summed in a dtype, if there is a better way."""
         del coefficients, dtype
         return None
 

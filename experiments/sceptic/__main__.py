@@ -1,0 +1,73 @@
+"""Every way to train without backpropagation, side by side, and those with it.
+
+    python -m experiments.sceptic --problems mlp language --minutes 10
+    taskset -c 0 python -m experiments.sceptic --part 1/2   # and on another core, 2/2
+
+Each run is kept as a line of RESULTS/PROBLEM.jsonl, and is not repeated while that is
+there. A run is so many forward passes long, in time: see ``experiments.sceptic.clock``.
+"""
+
+import dataclasses
+import functools
+import itertools
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from experiments import study
+from experiments.sceptic import digits, language, ode
+from experiments.sceptic.contenders import CONTENDERS, suits
+from experiments.sceptic.problem import Problem
+from experiments.sceptic.runs import Trials, run_all
+
+PROBLEMS: dict[str, Callable[[], Problem]] = {
+    **{
+        name: functools.partial(digits.make, name) for name in ("softmax", "mlp", "cnn")
+    },
+    "language": language.make,
+    "lora": functools.partial(language.make, rank=4),
+    "ode": ode.make,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Which runs."""
+
+    problems: tuple[Literal[*PROBLEMS], ...] = tuple(PROBLEMS)
+    methods: tuple[Literal[*CONTENDERS], ...] = tuple(CONTENDERS)
+    passes: int | None = None
+    """How long a run is, in the times of a forward pass; by default the problem's."""
+    seeds: int = 3
+    """For the best learning rate, the one that was searched with included."""
+    minutes: float = float("inf")
+    """No run is begun after these."""
+    part: str = "1/1"
+    """i/n: the i-th of n parts, for a process of its own."""
+    results: Path = study.RESULTS / "sceptic"
+
+
+def main(args: list[str] | None = None) -> None:
+    config = tyro.cli(Config, description=__doc__, args=args)
+    start = time.monotonic()
+    is_over = lambda: time.monotonic() - start > 60 * config.minutes
+    part, parts = map(int, config.part.split("/"))
+    pairs = list(itertools.product(config.problems, config.methods))
+    made = functools.cache(lambda name: PROBLEMS[name]())
+    for name, method in pairs[part - 1 :: parts]:
+        if is_over():
+            return
+        problem, contender = made(name), CONTENDERS[method]
+        if suits(contender, problem):
+            run_all(
+                *(name, method, functools.partial(Trials, contender, problem)),
+                *(config.passes or problem.passes, config.seeds),
+                *(config.results / f"{name}.jsonl", is_over),
+            )
+
+
+if __name__ == "__main__":
+    main()
