@@ -228,6 +228,20 @@ OPERATORS = {
         ),
         lambda at: np.zeros((2, 2)),
     ),
+    "LowRank": (
+        lambda x: (
+            fj.quadratic_model(
+                lambda w: fun(jnp.ones(1, w.dtype) @ w),
+                (x[None],),
+                (
+                    fj.LowRank(
+                        like(x, np.ones((3, 1, 1))), like(x, np.eye(3)[..., None])
+                    ),
+                ),
+            ).curvature
+        ),
+        lambda at: at.hessian,
+    ),
     "hessian": (lambda x: fj.hessian(fun)(x), lambda at: at.hessian),
     "hessian by chunks": (
         lambda x: fj.hessian(fun, plan=fj.plans.forward(2))(x),

@@ -11,7 +11,7 @@ import pytest
 import fomoh_jax
 from fomoh_jax import LowRank, directions, plans, solvers
 from fomoh_jax._hyperplane import combination, gram
-from tests.reference import assert_close, normal
+from tests.reference import assert_close, normal, partly_slow
 
 KEY = jax.random.key(0)
 PARAMS = {
@@ -73,7 +73,7 @@ def both(compute, vectors):
     return jax.jit(compute)(vectors), jax.jit(compute)(dense(vectors))
 
 
-@pytest.mark.parametrize("name", PROGRAMS)
+@pytest.mark.parametrize("name", partly_slow(PROGRAMS))
 def test_the_model_is_that_of_the_directions_multiplied_out(name):
     fun, rtol = PROGRAMS[name], 1e-5 if name == "another precision" else 1e-10
 
