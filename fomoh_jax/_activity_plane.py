@@ -62,7 +62,8 @@ def fomoh_ap(
 
     Estimates are noise where blocks are large and the batch is small. The model says
     what they are worth: how much further it falls along both directions than along the
-    exact one. Where that is less than a twentieth, the estimated blocks are moved for
+    exact one. Where that is less than a twentieth, on average over three models, the
+    estimated blocks are moved for
     so many fewer of the models, but at least for one of 16, and otherwise stay as they
     are. A batch whose loss is not finite moves nothing.
 
@@ -264,6 +265,7 @@ def reconsidered(
     change = jnp.where(known, worth - effort.worth, 0)
     average = effort.worth + change / jnp.maximum(models, 1).astype(worth.dtype)
     often = jnp.clip(average / _WORTHWHILE, 1 / _RARELY, 1)
+    often = jnp.where(models < _MEMORY, 1, often)  # one model alone says little
     due = jnp.where(effort.due >= 1, effort.due - 1, effort.due) + often
     return EffortState(average, models, jnp.where(ended, due, effort.due))
 
