@@ -63,9 +63,8 @@ def fomoh_ap(
     Estimates are noise where blocks are large and the batch is small. The model says
     what they are worth: how much further it falls along both directions than along the
     exact one. Where that is less than a twentieth, on average over three models, the
-    estimated blocks are moved for
-    so many fewer of the models, but at least for one of 16, and otherwise stay as they
-    are. A batch whose loss is not finite moves nothing.
+    estimated blocks are moved for so many fewer of the models, but at least for one of
+    16, and otherwise stay as they are. A batch whose loss is not finite moves nothing.
 
     Memory is that of the largest block, and of one more copy of the parameters. In
     forward passes, of a network of five equal layers: the estimate takes 4.0 and the

@@ -64,6 +64,8 @@ def checksum(manual: dict[str, np.ndarray]) -> str:
 def make(rank: int = 0) -> Problem:
     """All parameters, or adapters of that rank alone."""
     manual = read_manual()
+    if checksum(manual) != MANUAL_SHA256:
+        print("The manual of this Python is another one than that of the results.")
     params, loss_of_one = model_and_loss(pretrained(), rank)
     _, rematerialised = model_and_loss(pretrained(), rank, remat=True)
     held_out = {name: _sequences(manual[name]) for name in ("validation", "test")}
