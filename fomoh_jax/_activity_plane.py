@@ -11,6 +11,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from fomoh_jax import directions, solvers
+from fomoh_jax._activations.estimate import read_batch
 from fomoh_jax._activations.partition import Blocks
 from fomoh_jax._activations.table import kinds_of_leaves
 from fomoh_jax._hyperdual import QuadraticModel
@@ -29,6 +30,12 @@ _WORTHWHILE = 0.05
 _RARELY = 16
 # The worth is an average over so many models, or over all while they are fewer.
 _MEMORY = 3
+
+# The model holds six numbers for each of a forward pass. So it is computed in parts of
+# the batch, the first of these numbers of them that divides it.
+_PARTS = 4, 3, 2, 1
+# Fewer examples are not taken apart.
+_MANY = 16
 
 # The number of the direction along which each leaf moves; ``None`` if it stays.
 Groups = Sequence[int | None]
@@ -66,7 +73,9 @@ def fomoh_ap(
     estimated blocks are moved for so many fewer of the models, but at least for one of
     16, and otherwise stay as they are. A batch whose loss is not finite moves nothing.
 
-    Memory is that of the largest block, and of one more copy of the parameters. In
+    Memory is that of the largest block, and of one more copy of the parameters: the
+    model is computed in four parts of the batch, one after the other, if it divides by
+    four (or in three, or two; not where a batch is sharded explicitly). In
     forward passes, of a network of five equal layers: the estimate takes 4.0 and the
     model 5.1, and 2.0 in steps of the last block.
 
@@ -137,11 +146,13 @@ def fomoh_ap(
             aux_struct=aux_struct,
         )
 
-    def plane(groups: Groups) -> optax.GradientTransformationExtraArgs:
+    def plane(groups: Groups, parts: int) -> optax.GradientTransformationExtraArgs:
         along = grouped(directions.incoming(), lambda params: groups, lambda params: 2)
-        return scale_by_hyperplane(along, solver, per_example=True, every=every)
+        return scale_by_hyperplane(
+            along, solver, per_example=True, parts=parts, every=every
+        )
 
-    first = estimate(blocks), direction, plane([])
+    first = estimate(blocks), direction, plane([], 1)
 
     def init_fn(params):
         one = lambda: jnp.ones((), solve_dtype(params))
@@ -184,7 +195,7 @@ def fomoh_ap(
             usable = jnp.array([jnp.any(x != 0) for x in gradient]).any()
             gradient = merged(gradient, map(jnp.zeros_like, leaves))
             along, averaged = direction.update(gradient, before, params)
-            taken, after = plane(groups).update(
+            taken, after = plane(groups, parts_of(batch)).update(
                 *(along, planned, params), value_fn=alone, batch=batch, grad=gradient
             )
             averaged = _where_moved(params, groups, averaged, before)
@@ -208,6 +219,15 @@ def fomoh_ap(
         return jax.tree.map(jnp.negative, taken), (*links, effort)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def parts_of(batch: PyTree) -> int:
+    """In how many parts the model of a batch is computed."""
+    batch, examples = read_batch(batch)
+    specs = (jax.typeof(x).sharding.spec for x in jax.tree.leaves(batch))
+    if examples < _MANY or any(axis is not None for spec in specs for axis in spec):
+        return 1  # JAX takes no array apart along an axis that is sharded explicitly
+    return next(parts for parts in _PARTS if examples % parts == 0)
 
 
 def _where_moved(params: PyTree, groups: Groups, after: Any, before: Any) -> Any:

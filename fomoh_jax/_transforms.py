@@ -291,6 +291,7 @@ def scale_by_hyperplane(
     curvature: Literal["hessian", "gauss_newton"] = "hessian",
     plan: plans.Plan | Literal["auto"] = "auto",
     per_example: bool = False,
+    parts: int = 1,
     every: int = 1,
     has_aux: bool = False,
     aux_struct: PyTree = None,
@@ -323,6 +324,8 @@ def scale_by_hyperplane(
       per_example: whether ``value_fn(params, example)`` is the loss of one example, as
         :func:`fomoh_jax.scale_by_activity_gradient` takes it. The loss is then its mean
         over the examples in ``batch``, whose leaves are ``[B, ...]``.
+      parts: with ``per_example``, the model is computed in so many parts of the batch,
+        one after the other, which takes less memory; a divisor of ``B``.
       every: a model is computed at every so many steps. Those in between go along the
         directions of their own with the coefficients of the last model, for directions
         that mean the same at each step, such as ``directions.incoming()`` behind
@@ -346,7 +349,8 @@ def scale_by_hyperplane(
     Raises:
       TypeError: if ``directions``, ``solver`` or ``plan`` is not what its name says.
       ValueError: if ``curvature`` is neither of the two, or is ``"gauss_newton"`` with
-        ``per_example``; if ``every`` is less than 1, or more and directions are random.
+        ``per_example``; if ``parts`` is less than 1, or more without ``per_example``;
+        if ``every`` is less than 1, or more and directions are random.
       ValueError, TypeError: from ``init`` and ``update``, for parameters that are not
         real floating-point numbers, a missing ``params`` or ``value_fn``, a loss that
         is no real scalar, a ``grad`` unlike the parameters, or keyword arguments that
@@ -380,6 +384,12 @@ def scale_by_hyperplane(
         raise ValueError(
             'curvature="gauss_newton" takes the outputs of all examples at once; leave '
             "per_example out."
+        )
+    parts = check_size("parts", parts)
+    if parts > 1 and not per_example:
+        raise ValueError(
+            "parts are of a batch of examples: set per_example=True and let value_fn "
+            f"be the loss of one of them, or leave parts out; got {parts}."
         )
     every = check_size("every", every)
     if every > 1 and directions.is_random:
@@ -424,7 +434,7 @@ def scale_by_hyperplane(
             batch = extra_args.get("batch")
             others = {k: v for k, v in extra_args.items() if k != "batch"}
             of_one = loss_of_one(params, value_fn, batch, others)
-            loss = mean_loss(of_one, batch, has_aux)
+            loss = mean_loss(of_one, batch, has_aux, parts)
         else:
             value_fn = check_call(params, value_fn, extra_args)
             check_keywords([value_fn, *functions], extra_args)

@@ -114,13 +114,30 @@ def loss_of_one(
     return lambda params, example: value_fn(params, example, **keywords)
 
 
-def mean_loss(loss_of_one: Callable, batch: Any, has_aux: bool) -> Callable:
-    """The mean loss of the examples and the aux of each, by the parameters alone."""
-    batch, _ = read_batch(batch)
+def mean_loss(
+    loss_of_one: Callable, batch: Any, has_aux: bool, parts: int = 1
+) -> Callable:
+    """The mean loss of the examples and the aux of each, by the parameters alone.
+
+    In so many parts of the batch, one after the other. A part has every ``parts``-th
+    example: where a batch is spread over devices, each has some of it.
+    """
+    batch, examples = read_batch(batch)
+    if examples % parts:
+        raise ValueError(
+            f"parts must be a divisor of the batch's {examples} examples; got {parts}."
+        )
     of_one = scalar_loss(loss_of_one, {}, has_aux)
+    split = lambda x: jnp.moveaxis(jnp.reshape(x, (-1, parts, *x.shape[1:])), 1, 0)
+    joined = lambda x: jnp.reshape(jnp.moveaxis(x, 0, 1), (examples, *x.shape[2:]))
 
     def loss(params):
-        losses, aux = jax.vmap(of_one, (None, 0))(params, batch)
+        of_part = lambda part: jax.vmap(of_one, (None, 0))(params, part)
+        if parts == 1:
+            losses, aux = of_part(batch)
+        else:
+            found = jax.lax.map(of_part, jax.tree.map(split, batch))
+            losses, aux = jax.tree.map(joined, found)
         return jnp.mean(losses), aux
 
     return loss

@@ -14,7 +14,12 @@ from jax.sharding import PartitionSpec as P
 import fomoh_jax
 from fomoh_jax import directions, solvers
 from fomoh_jax._activations.table import kinds_of_leaves
-from fomoh_jax._activity_plane import EffortState, normalised_average, reconsidered
+from fomoh_jax._activity_plane import (
+    EffortState,
+    normalised_average,
+    parts_of,
+    reconsidered,
+)
 from fomoh_jax.directions._structured import grouped
 from fomoh_jax.solvers._solver import Search
 from tests.activations.models import CASES, dense
@@ -100,6 +105,65 @@ def test_the_plane_of_the_loss_of_one_example_is_that_of_the_mean():
     actual, state = one_step(make(key=KEY, per_example=True))
     assert_close(actual, expected, rtol=1e-9)
     assert_close(state.model, plain.model, rtol=1e-9)
+
+
+def test_the_plane_of_parts_of_the_batch_is_that_of_the_whole():
+    def loss(params, example):
+        return dense(params, example), {"label": example[1]}
+
+    make = functools.partial(
+        fomoh_jax.scale_by_hyperplane, directions.gaussian(3), solvers.saddle_free()
+    )
+    given = {"key": KEY, "per_example": True, "has_aux": True}
+    batch = jax.tree.map(lambda x: jnp.concatenate([x, x + 1])[:6], DENSE.batch)
+    expected, whole = one_step(make(**given), value_fn=loss, batch=batch)
+    for parts in (2, 6):
+        tx = make(**given, parts=parts)
+        actual, state = one_step(tx, value_fn=loss, batch=batch)
+        assert_close(actual, expected, rtol=1e-9)
+        assert_close(state.model, whole.model, rtol=1e-9)
+        assert_close(state.aux["label"], batch[1])
+    with pytest.raises(ValueError, match="a divisor of the batch's 5 examples; got 2"):
+        one_step(make(key=KEY, per_example=True, parts=2))
+    with pytest.raises(ValueError, match="set per_example=True"):
+        make(parts=2)
+    with pytest.raises(ValueError, match="parts must be at least 1"):
+        make(per_example=True, parts=0)
+
+
+def test_batches_that_can_be_taken_apart_are():
+    mesh = jax.make_mesh((4,), ("data",), (jax.sharding.AxisType.Explicit,))
+    counts = {8: 1, 16: 4, 17: 1, 18: 3, 22: 2, 1024: 4}
+    for examples, parts in counts.items():
+        batch = np.zeros((examples, 3)), np.zeros(examples)
+        assert parts_of(batch) == parts
+    with jax.set_mesh(mesh):
+        assert parts_of(jax.device_put(jnp.zeros((16, 3)), P("data"))) == 1
+        assert parts_of(jnp.zeros((16, 3))) == 4
+
+
+@pytest.mark.optimised
+def test_the_plane_of_parts_takes_less_memory():
+    widths = (4, 128, 128, 4)
+    layers = [jnp.zeros(s, jnp.float32) for s in itertools.pairwise(widths)]
+    batch = jnp.zeros((4096, 4), jnp.float32)
+    loss = lambda params, x: jnp.sum(
+        functools.reduce(lambda x, w: jnp.tanh(x @ w), params, x)
+    )
+
+    def temporaries(parts):
+        tx = fomoh_jax.scale_by_hyperplane(
+            directions.incoming(), per_example=True, parts=parts
+        )
+        step = jax.jit(
+            lambda params, batch: tx.update(
+                params, tx.init(params), params, value_fn=loss, batch=batch
+            )[0]
+        )
+        compiled = step.lower(layers, batch).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    assert temporaries(4) < 0.4 * temporaries(1)
 
 
 def test_a_step_goes_to_the_minimum_in_the_plane_of_two_parts():
