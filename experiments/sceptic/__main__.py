@@ -5,6 +5,8 @@
 
 Each run is kept as a line of RESULTS/PROBLEM.jsonl, and is not repeated while that is
 there. A run is so many forward passes long, in time: see ``experiments.sceptic.clock``.
+
+    python -m experiments.sceptic --report   # tables and figures of what there is
 """
 
 import dataclasses
@@ -18,10 +20,10 @@ from typing import Literal
 import tyro
 
 from experiments import study
-from experiments.sceptic import digits, language, ode
+from experiments.sceptic import digits, language, ode, report, teacher
 from experiments.sceptic.contenders import CONTENDERS, suits
 from experiments.sceptic.problem import Problem
-from experiments.sceptic.runs import Trials, run_all
+from experiments.sceptic.runs import run_all
 
 PROBLEMS: dict[str, Callable[[], Problem]] = {
     **{
@@ -30,6 +32,10 @@ PROBLEMS: dict[str, Callable[[], Problem]] = {
     "language": language.make,
     "lora": functools.partial(language.make, rank=4),
     "ode": ode.make,
+    **{
+        f"teacher-{inputs}-{rank}": functools.partial(teacher.make, inputs, rank)
+        for inputs, rank in teacher.SIZES
+    },
 }
 
 
@@ -48,10 +54,14 @@ class Config:
     part: str = "1/1"
     """i/n: the i-th of n parts, for a process of its own."""
     results: Path = study.RESULTS / "sceptic"
+    report: bool = False
+    """Nothing is run; the tables and figures are made of what is there."""
 
 
 def main(args: list[str] | None = None) -> None:
     config = tyro.cli(Config, description=__doc__, args=args)
+    if config.report:
+        return report.main(config.results)
     start = time.monotonic()
     is_over = lambda: time.monotonic() - start > 60 * config.minutes
     part, parts = map(int, config.part.split("/"))
@@ -60,12 +70,11 @@ def main(args: list[str] | None = None) -> None:
     for name, method in pairs[part - 1 :: parts]:
         if is_over():
             return
-        problem, contender = made(name), CONTENDERS[method]
-        if suits(contender, problem):
+        problem = made(name)
+        if suits(CONTENDERS[method], problem):
             run_all(
-                *(name, method, functools.partial(Trials, contender, problem)),
-                *(config.passes or problem.passes, config.seeds),
-                *(config.results / f"{name}.jsonl", is_over),
+                *(name, method, problem, config.passes or problem.passes),
+                *(config.seeds, config.results / f"{name}.jsonl", is_over),
             )
 
 

@@ -44,6 +44,11 @@ def suits(contender: Contender, problem: Problem) -> bool:
     return problem.is_reversible or not contender.backpropagates
 
 
+def rates_of(method: str, problem: Problem) -> Sequence[float | None]:
+    """The learning rates to choose from; ``(None,)`` of a method that has none."""
+    return problem.rates.get(method, CONTENDERS[method].rates) or (None,)
+
+
 def chained(first: Callable[[], Any], *rest: Callable[[float], Any]) -> Callable:
     """A chain of a link, and of links that take the learning rate."""
     return lambda rate, problem, params: optax.chain(first(), *(f(rate) for f in rest))

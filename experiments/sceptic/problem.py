@@ -1,6 +1,6 @@
 """What is trained: parameters, a loss, minibatches, and how well it does."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -23,6 +23,9 @@ class Problem(NamedTuple):
       passes: how long a run is, in the times of a forward pass of one batch.
       in_loop: whether steps may be the body of a compiled loop.
       is_reversible: whether a reverse pass can take the loss.
+      target: a validation loss at which a run ends.
+      rates: of methods by their names, the learning rates to choose from, instead of
+        those that the method has.
     """
 
     title: str
@@ -35,6 +38,8 @@ class Problem(NamedTuple):
     passes: int
     in_loop: bool = True
     is_reversible: bool = True
+    target: float | None = None
+    rates: Mapping[str, Sequence[float]] = {}
 
     def tail(self, params: Any) -> Any:
         """A tree of Booleans like the parameters: what tail only leaves alone."""

@@ -12,10 +12,12 @@ import numpy as np
 import optax
 
 from experiments.sceptic.clock import Clock, make_forward
-from experiments.sceptic.contenders import CONTENDERS, Contender
+from experiments.sceptic.contenders import CONTENDERS, Contender, rates_of
 from experiments.sceptic.problem import Problem
 
-POINTS = 16  # of a curve
+# Losses are looked at when so many times the time of the last look has passed, but at
+# least so many times a run.
+RATIO, POINTS = 1.5, 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,12 +95,13 @@ class Trials:
         """
         problem, clock = self.problem, self.clock
         params, state = self.begin(run.seed, run.rate)
-        rate = 1.0 if run.rate is None else run.rate
+        rate = 1.0 if run.rate is None else float(run.rate)
         key = jax.random.fold_in(jax.random.key(1), run.seed)
         # So that nothing is made for the first time when it counts.
         jax.block_until_ready(self.steps(params, state, key, rate, 1))
         clock.restart()
         count, done, curve = 1, 0, []
+        target = -np.inf if problem.target is None else problem.target
 
         def look() -> float:
             loss = problem.evaluate(params, "validation")["loss"]
@@ -106,15 +109,19 @@ class Trials:
             return loss
 
         loss = look()
-        while clock.passes < run.passes and np.isfinite(loss):
+        following, stretch = 0.0, run.passes / POINTS / 8
+        while clock.passes < run.passes and target < loss < np.inf:
             own, before = jax.random.fold_in(key, done), clock.passes
             params, state = clock.timed(self.steps, params, state, own, rate, count)
             done += count
-            if problem.in_loop:  # at most an eighth of the time between two points
+            if problem.in_loop:
                 speed = count / (clock.passes - before)
-                count = max(1, int(speed * run.passes / POINTS / 8))
-            if clock.passes >= min(run.passes, len(curve) * run.passes / POINTS):
+                longest = min(stretch, max(following - clock.passes, stretch / 8))
+                count = max(1, int(speed * longest))
+            if clock.passes >= min(run.passes, following):
                 loss = look()
+                longer = min(RATIO * clock.passes, clock.passes + 8 * stretch)
+                following = max(longer, clock.passes + stretch / 4)
         ended = {
             split: {
                 name: _rounded(x) for name, x in problem.evaluate(params, split).items()
@@ -135,7 +142,7 @@ class Trials:
 def run_all(
     name: str,
     method: str,
-    make_trials: Callable[[], Trials],
+    problem: Problem,
     passes: int,
     seeds: int,
     file: Path,
@@ -143,8 +150,7 @@ def run_all(
 ) -> None:
     """The runs of a method that are not kept yet, until the time is over.
 
-    Every learning rate with seed 0, and the one with the least validation loss with the
-    other seeds, too.
+    Every learning rate with seed 0, and the best with the other seeds, too.
     """
     trials: Trials | None = None
 
@@ -154,24 +160,35 @@ def run_all(
         for run in runs:
             if run in kept or is_over():
                 continue
-            trials = trials or make_trials()
+            trials = trials or Trials(CONTENDERS[method], problem)
             kept[run] = trials.execute(run)
             save(file, kept[run])
             print(f"{run}: {kept[run]['validation']}", flush=True)
         return [kept[run] for run in runs if run in kept]
 
-    rates = CONTENDERS[method].rates or (None,)
+    rates = rates_of(method, problem)
     grid = [Run(name, method, rate, 0, passes) for rate in rates]
     tried = records(grid)
     if len(tried) == len(grid):
-        rate = best(tried)["run"]["rate"]
+        rate = best(tried, problem.target)["run"]["rate"]
         records([Run(name, method, rate, seed, passes) for seed in range(1, seeds)])
 
 
-def best(records: list[dict[str, Any]]) -> dict[str, Any]:
-    """The one with the least validation loss at its end; any, if all diverged."""
-    loss = lambda record: record["validation"]["loss"]
-    return min(records, key=lambda r: np.inf if loss(r) is None else loss(r))
+def best(records: list[dict[str, Any]], target: float | None = None) -> dict[str, Any]:
+    """The one with the least validation loss at its end; any, if all diverged.
+
+    Of several that have reached the target, the fastest.
+    """
+
+    def badness(record):
+        loss = record["validation"]["loss"]
+        if loss is None:
+            return np.inf, 0.0
+        if target is not None and loss <= target:
+            return target, record["curve"][-1][0]
+        return loss, 0.0
+
+    return min(records, key=badness)
 
 
 def load(file: Path) -> dict[Run, dict[str, Any]]:

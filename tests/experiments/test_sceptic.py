@@ -11,8 +11,8 @@ import pytest
 from experiments import methods
 from experiments.models import MODELS
 from experiments.sceptic import __main__ as sceptic
-from experiments.sceptic import clock, digits, language, ode, runs
-from experiments.sceptic.contenders import CONTENDERS, suits
+from experiments.sceptic import clock, digits, language, ode, runs, teacher
+from experiments.sceptic.contenders import CONTENDERS, rates_of, suits
 from experiments.sceptic.problem import Problem
 from experiments.training import make_losses
 from tests.reference import assert_close, normal
@@ -102,6 +102,82 @@ def test_the_clock_counts_in_forward_passes(monkeypatch):
         ours._recent.append(ours._time_forward())
     ours.timed(work)
     assert ours.passes == 20 and ours.seconds == 50
+
+
+def test_a_run_ends_at_its_target_and_the_fastest_is_the_best():
+    problem = quadratic(passes=3000, target=0.5, rates={"SGD": (1e-4, 3e-4)})
+    assert rates_of("SGD", problem) == (1e-4, 3e-4)
+    assert rates_of("fomoh_ap()", problem) == (None,)
+    assert rates_of("Adam", problem) == CONTENDERS["Adam"].rates
+    trials = runs.Trials(CONTENDERS["SGD"], problem)
+    records = [trials.execute(runs.Run("q", "SGD", r, 0, 3000)) for r in (1e-2, 1e-4)]
+    assert records[0]["validation"]["loss"] <= 0.5
+    made = [
+        {"validation": {"loss": loss}, "curve": [(0, 0, 2.0), (time, 9, loss)]}
+        for loss, time in ((0.6, 90.0), (0.3, 50.0), (0.4, 20.0), (None, 5.0))
+    ]
+    assert runs.best(made) is made[1]
+    assert runs.best(made, target=0.5) is made[2]
+    assert runs.best(made[::3], target=0.5) is made[0]
+
+
+def test_the_teacher_has_the_spectrum_that_is_said():
+    problem = teacher.make(24, 4)
+    params = problem.init(0)
+    np.testing.assert_allclose(problem.evaluate(params, "test")["loss"], 1, rtol=1e-4)
+    pool = jax.vmap(problem.sample)(jax.random.split(jax.random.key(0), 200))
+    pool = pool.reshape(-1, 24)
+    mean = lambda p: jnp.mean(jax.vmap(problem.loss_of_one, (None, 0))(p, pool))
+    hessian = jax.jit(jax.hessian(mean))(params)["w"]["w"].reshape(384, 384)
+    values = np.linalg.eigvalsh(hessian)
+    assert abs(values.sum() - 2) < 0.1
+    expected = 2 * teacher.eigenvalues(24, 4) / teacher.OUTPUTS
+    np.testing.assert_allclose(values[::-1][:16].mean(), expected[0], rtol=0.1)
+    assert 3.9 < 1 / teacher.eigenvalues(400, 4)[0] < 5
+
+
+def test_the_report_shows_what_there_is(tmp_path):
+    def record(problem, method, rate, seed, losses):
+        curve = [(10.0 * i, 5 * i, loss) for i, loss in enumerate(losses)]
+        end = {"loss": losses[-1], "accuracy": 0.5}
+        return {
+            "run": vars(runs.Run(problem, method, rate, seed, 40)),
+            **{"flops": 3.0, "temporary_bytes": 2e6, "forward_bytes": 1e6},
+            **{"compile_seconds": 1.0, "steps": 20, "seconds": 1.0, "curve": curve},
+            **{"validation": end, "test": end, "environment": "cpu, jax 0"},
+        }
+
+    made = [
+        record("mlp", "Adam", 3e-4, 0, [2.0, 1.5, 1.0, 0.9, 0.8]),
+        record("mlp", "Adam", 1e-3, 0, [2.0, 1.2, 0.6, 0.5, 0.4]),
+        record("mlp", "Adam", 3e-3, 0, [2.0, 3.0, None]),
+        record("mlp", "Adam", 1e-3, 1, [2.0, 1.2, 0.6, 0.5, 0.6]),
+        record("mlp", "fomoh_ap()", None, 0, [2.0, 1.0, 0.5, 0.4, 0.3]),
+        record("teacher-64-16", "SGD", 1.0, 0, [1.0, 0.4, 0.16, 0.04]),
+        record("teacher-1024-16", "SGD", 1.0, 0, [1.0, 0.4]),
+        record("teacher-1024-4", "MeZO", 1.0, 0, [1.0, 0.4, 0.05]),
+    ]
+    for one in made:
+        runs.save(tmp_path / f"{one['run']['problem']}.jsonl", one)
+    sceptic.main(["--report", "--results", str(tmp_path)])
+    text = (tmp_path / "README.md").read_text()
+    cells = [[x.strip() for x in line.split("|")[1:-1]] for line in text.splitlines()]
+    names, ours, adam = (
+        next(row for row in cells if row and row[0] == name)
+        for name in ("method", "fomoh_ap()", "Adam")
+    )
+    assert cells.index(ours) < cells.index(adam)  # the best is first
+    shown = dict(zip(names, adam))
+    assert shown["learning rate"] == "0.001" and shown["failed"] == "1 of 3"
+    assert shown["validation loss"] == "0.500 ± 0.141" and shown["seeds"] == "2"
+    # Half of 40 forward passes are spent after 20 / 3 steps, a third of the way.
+    assert shown["at equal operations"] == "1.000"
+    assert dict(zip(names, ours))["at equal operations"] == "0.833"
+    # On a logarithmic scale, 0.1 is a third of the way from 0.16 to 0.04.
+    sgd = next(row for row in cells if row and row[0] == "SGD")
+    assert sorted(sgd) == ["23", "SGD", "not reached", "–"]
+    figures = {path.name for path in tmp_path.glob("*.png")}
+    assert figures == {"mlp.png", "mlp-memory.png", "teacher.png"}
 
 
 def test_the_manual_is_split_by_topics_and_is_that_of_the_results():
