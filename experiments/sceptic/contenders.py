@@ -17,8 +17,9 @@ class Contender(NamedTuple):
 
     Attributes:
       make: ``make(rate, problem, params)``, a transformation that takes the loss of one
-        example and a batch; ``rate`` is ``None`` where there are no ``rates``.
-      rates: learning rates to choose from.
+        example and a batch; ``rate`` is ``None`` where the method has none.
+      rate: in the middle of the learning rates to choose from, where the problem names
+        no other.
       backpropagates: through the whole loss.
       rematerialised: whether it is given the loss of which a reverse pass keeps less.
       tail: whether it moves the last block and the head alone.
@@ -26,7 +27,7 @@ class Contender(NamedTuple):
     """
 
     make: Callable[[float | None, Problem, Any], Transformation]
-    rates: Sequence[float] = ()
+    rate: float | None = None
     backpropagates: bool = False
     rematerialised: bool = False
     tail: bool = False
@@ -45,8 +46,9 @@ def suits(contender: Contender, problem: Problem) -> bool:
 
 
 def rates_of(method: str, problem: Problem) -> Sequence[float | None]:
-    """The learning rates to choose from; ``(None,)`` of a method that has none."""
-    return problem.rates.get(method, CONTENDERS[method].rates) or (None,)
+    """Three learning rates to choose from; ``(None,)`` of a method that has none."""
+    middle = problem.rates.get(method, CONTENDERS[method].rate)
+    return (None,) if middle is None else (middle / 3, middle, 3 * middle)
 
 
 def chained(first: Callable[[], Any], *rest: Callable[[float], Any]) -> Callable:
@@ -69,48 +71,45 @@ def without_rate(make: Callable[[], Transformation]) -> Callable:
 
 
 sgd, adam = optax.scale_by_learning_rate, optax.adam
-WIDE = (1e-2, 3e-2, 1e-1)
-ADAM = (3e-4, 1e-3, 3e-3)
 K = 8  # directions of what takes several
 
 CONTENDERS = {
-    "SGD": Contender(chained(methods.backpropagated, sgd), (0.03, 0.1, 0.3), True),
-    "Adam": Contender(chained(methods.backpropagated, adam), ADAM, True),
+    "SGD": Contender(chained(methods.backpropagated, sgd), 0.03, True),
+    "Adam": Contender(chained(methods.backpropagated, adam), 1e-3, True),
     "Adam, rematerialised": Contender(
-        chained(methods.backpropagated, adam), ADAM, True, rematerialised=True
+        chained(methods.backpropagated, adam), 1e-3, True, rematerialised=True
     ),
     "FoMoH-BP": Contender(
         lambda rate, *_: optax.chain(
             methods.backpropagated(), methods.of_mean(fomoh_jax.fomoh_bp(rate))
         ),
-        (0.1, 0.3, 1.0),
+        0.3,
         True,
     ),
-    "tail only, Adam": Contender(tail_only, ADAM, tail=True),
+    "tail only, Adam": Contender(tail_only, 1e-3, tail=True),
     "Adam, a tangent a parameter": Contender(
-        chained(methods.forward_accumulated, adam), ADAM, tangents=True
+        chained(methods.forward_accumulated, adam), 1e-3, tangents=True
     ),
     "fomoh_ap()": Contender(without_rate(fomoh_jax.fomoh_ap)),
+    "fomoh_ap(), rematerialised": Contender(
+        without_rate(fomoh_jax.fomoh_ap), rematerialised=True
+    ),
     "fomoh_ap(blocks=3)": Contender(without_rate(lambda: fomoh_jax.fomoh_ap(3))),
     "fomoh_ap(blocks=None)": Contender(without_rate(lambda: fomoh_jax.fomoh_ap(None))),
-    "estimate, 2 blocks, Adam": Contender(chained(estimate(2), adam), ADAM),
-    "estimate, 3 blocks, Adam": Contender(chained(estimate(3), adam), ADAM),
-    "estimate, all blocks, Adam": Contender(chained(estimate(None), adam), ADAM),
-    "FGD": Contender(
-        lambda rate, *_: methods.of_mean(fomoh_jax.fgd(rate)), (1e-4, 3e-4, 1e-3)
-    ),
+    "estimate, 2 blocks, Adam": Contender(chained(estimate(2), adam), 1e-3),
+    "estimate, 3 blocks, Adam": Contender(chained(estimate(3), adam), 1e-3),
+    "estimate, all blocks, Adam": Contender(chained(estimate(None), adam), 1e-3),
+    "FGD": Contender(lambda rate, *_: methods.of_mean(fomoh_jax.fgd(rate)), 3e-4),
     f"multi-tangent({K})": Contender(
-        chained(lambda: methods.multi_tangent(K), sgd), (0.3, 3.0, 30.0)
+        chained(lambda: methods.multi_tangent(K), sgd), 30.0
     ),
-    "MeZO": Contender(chained(methods.mezo, sgd), (1e-4, 3e-4, 1e-3)),
-    "HiZOO": Contender(chained(methods.hizoo, sgd), (1e-4, 3e-4, 1e-3)),
-    "LOZO": Contender(chained(methods.lozo, sgd), (1e-4, 3e-4, 1e-3)),
-    "EGGROLL": Contender(chained(methods.eggroll, sgd), (1e-4, 3e-4, 1e-3)),
-    "FoMoH": Contender(
-        lambda rate, *_: methods.of_mean(fomoh_jax.fomoh(rate)), (0.1, 0.3, 1.0)
-    ),
+    "MeZO": Contender(chained(methods.mezo, sgd), 3e-4),
+    "HiZOO": Contender(chained(methods.hizoo, sgd), 1e-2),
+    "LOZO": Contender(chained(methods.lozo, sgd), 3e-4),
+    "EGGROLL": Contender(chained(methods.eggroll, sgd), 3e-3),
+    "FoMoH": Contender(lambda rate, *_: methods.of_mean(fomoh_jax.fomoh(rate)), 0.3),
     f"FoMoH-KD({K})": Contender(
-        lambda rate, *_: methods.of_mean(fomoh_jax.fomoh_kd(K, rate)), WIDE
+        lambda rate, *_: methods.of_mean(fomoh_jax.fomoh_kd(K, rate)), 0.3
     ),
     f"fomoh_kd({K})": Contender(
         without_rate(lambda: methods.of_mean(fomoh_jax.fomoh_kd(K)))

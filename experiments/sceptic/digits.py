@@ -9,11 +9,18 @@ import jax.numpy as jnp
 
 from experiments.data import load_small, load_validation
 from experiments.models import MODELS
+from experiments.sceptic.contenders import K
 from experiments.sceptic.problem import Problem
 from experiments.training import make_evaluation, make_losses
 
 BATCH = {"softmax": 256, "mlp": 256, "cnn": 128}
 PASSES = {"softmax": 40_000, "mlp": 20_000, "cnn": 1500}
+# Other learning rates than those that the methods have.
+RATES = {
+    "softmax": {"SGD": 0.01, "Adam": 3e-4, f"multi-tangent({K})": 10.0},
+    "mlp": {"Adam": 1e-4, "estimate, 2 blocks, Adam": 3e-4},
+    "cnn": {"SGD": 0.1, "EGGROLL": 1e-2},
+}
 # What tail only trains.
 TAIL = {"softmax": (), "mlp": ("Dense_1",), "cnn": ("Dense_0", "Dense_1")}
 
@@ -44,6 +51,7 @@ def make(name: str) -> Problem:
         evaluate=evaluated,
         in_tail=in_layers(TAIL[name]) if TAIL[name] else None,
         passes=PASSES[name],
+        rates=RATES[name],
         in_loop=name != "cnn",  # XLA transposes a convolution slowly in a loop
     )
 

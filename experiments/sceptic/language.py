@@ -19,10 +19,31 @@ import numpy as np
 import optax
 from flax import nnx
 
+from experiments.sceptic.contenders import K
 from experiments.sceptic.problem import Problem
 from experiments.sceptic.transformer import LanguageModel
 
 LENGTH, BATCH = 64, 32
+SPSA = "FGD", "MeZO", "LOZO"
+# Other learning rates than those that the methods have: of all parameters, of adapters.
+RATES = {
+    **dict.fromkeys(SPSA, 1e-4),
+    "HiZOO": 1e-3,
+    "EGGROLL": 1e-3,
+    f"multi-tangent({K})": 30.0,
+    "estimate, 2 blocks, Adam": 1e-4,
+    "estimate, 3 blocks, Adam": 1e-4,
+    "estimate, all blocks, Adam": 1e-4,
+}
+RATES_OF_ADAPTERS = {
+    **dict.fromkeys(SPSA, 1e-2),
+    "SGD": 3.0,
+    "Adam": 3e-3,
+    "Adam, rematerialised": 3e-3,
+    "tail only, Adam": 3e-3,
+    "HiZOO": 0.1,
+    f"multi-tangent({K})": 300.0,
+}
 EVALUATED = 256  # sequences of each split
 PRETRAINING = 5_000  # steps
 CHECKPOINT = Path(__file__).with_name("language.msgpack")
@@ -79,7 +100,8 @@ def make(rank: int = 0) -> Problem:
         sample=sampler(manual["train"]),
         evaluate=lambda at, split: {"loss": float(evaluate(at, held_out[split]))},
         in_tail=lambda path: path.startswith(("['blocks'][3]", "['norm']", "['head']")),
-        passes=1500,
+        passes=1200,
+        rates=RATES_OF_ADAPTERS if rank else RATES,
     )
 
 

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from experiments.ode import TRUTH, lotka_volterra, solve
+from experiments.sceptic.contenders import K
 from experiments.sceptic.problem import Problem
 
 TIMES = jnp.linspace(0, 5, 11)[1:]
@@ -95,6 +96,15 @@ def make() -> Problem:
         sample=sample,
         evaluate=lambda params, split: {"loss": float(evaluate(params, splits[split]))},
         in_tail=None,
-        passes=10_000,
+        passes=40_000,
         is_reversible=False,
+        rates={
+            "Adam, a tangent a parameter": 1e-2,
+            "estimate, all blocks, Adam": 3e-3,
+            "HiZOO": 3e-3,
+            "EGGROLL": 1e-2,
+            "FoMoH": 0.1,
+            f"FoMoH-KD({K})": 0.01,
+            f"multi-tangent({K})": 0.01,
+        },
     )

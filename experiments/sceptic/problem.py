@@ -1,6 +1,6 @@
 """What is trained: parameters, a loss, minibatches, and how well it does."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -24,8 +24,7 @@ class Problem(NamedTuple):
       in_loop: whether steps may be the body of a compiled loop.
       is_reversible: whether a reverse pass can take the loss.
       target: a validation loss at which a run ends.
-      rates: of methods by their names, the learning rates to choose from, instead of
-        those that the method has.
+      rates: of methods by their names, the middle of the learning rates to choose from.
     """
 
     title: str
@@ -39,7 +38,7 @@ class Problem(NamedTuple):
     in_loop: bool = True
     is_reversible: bool = True
     target: float | None = None
-    rates: Mapping[str, Sequence[float]] = {}
+    rates: Mapping[str, float] = {}
 
     def tail(self, params: Any) -> Any:
         """A tree of Booleans like the parameters: what tail only leaves alone."""

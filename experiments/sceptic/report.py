@@ -119,7 +119,7 @@ def _row(
         "method": method,
         "learning rate": study.NONE
         if rate is None
-        else f"{rate:g}{' (edge)' if rate in (rates[0], rates[-1]) else ''}",
+        else f"{rate:.2g}{' (edge)' if rate in (rates[0], rates[-1]) else ''}",
         "failed": f"{lost} of {len(grid)}" if lost else study.NONE,
         "steps": f"{np.mean([r['steps'] for r in seeds]):,.0f}",
         "validation loss": of("validation", "loss"),

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.sceptic.contenders import K
 from experiments.sceptic.problem import Problem
 
 OUTPUTS, BATCH, EXAMPLES = 16, 64, 2048
@@ -61,9 +62,11 @@ def make(inputs: int, rank: int) -> Problem:
         passes=20_000,
         target=TARGET,
         rates={
-            **dict.fromkeys(("SGD",), tuple(c / largest for c in (0.1, 0.3, 1.0))),
-            **dict.fromkeys(("FGD", "MeZO", "HiZOO", "LOZO"), (0.03, 0.1, 0.3)),
-            "EGGROLL": (0.003, 0.01, 0.03),
-            "Adam": (0.01, 0.03, 0.1),
+            "SGD": 0.3 / largest,
+            **dict.fromkeys(("FGD", "MeZO", "LOZO"), 0.1),
+            "HiZOO": 1.0,
+            "EGGROLL": 0.03,
+            "Adam": 0.03,
+            f"multi-tangent({K})": 0.1 * OUTPUTS * inputs,
         },
     )
