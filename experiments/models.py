@@ -71,13 +71,11 @@ class Block(nn.Module):
 
     width: int
     heads: int = 4
-    causal: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         normed = nn.LayerNorm()(x)
-        mask = nn.make_causal_mask(x[..., 0]) if self.causal else None
-        x = x + nn.MultiHeadDotProductAttention(self.heads)(normed, normed, mask=mask)
+        x = x + nn.MultiHeadDotProductAttention(self.heads)(normed, normed)
         wide = nn.Dense(4 * self.width)(nn.LayerNorm()(x))
         return x + nn.Dense(self.width)(nn.gelu(wide))
 
@@ -95,22 +93,6 @@ class RowTransformer(nn.Module):
         for _ in range(2):
             x = Block(self.width)(x)
         return nn.Dense(10)(jnp.mean(nn.LayerNorm()(x), axis=1))
-
-
-class LanguageModel(nn.Module):
-    """Logits of the next byte at each place of texts ``[..., length]``, causal."""
-
-    width: int = 96
-    layers: int = 3
-
-    @nn.compact
-    def __call__(self, text: jax.Array) -> jax.Array:
-        scale = nn.initializers.normal(0.02)
-        place = self.param("place", scale, (text.shape[-1], self.width))
-        x = nn.Embed(256, self.width)(text) + place
-        for _ in range(self.layers):
-            x = Block(self.width, causal=True)(x)
-        return nn.Dense(256)(nn.LayerNorm()(x))
 
 
 MODELS = {

@@ -3,7 +3,7 @@
     python -m experiments.studies tuning --problems softmax --rates fixed
     python -m experiments.studies batches
     python -m experiments.studies paper --problem cnn --steps 200
-    python -m experiments.studies forward --problems mlp --no-language
+    python -m experiments.studies forward --problems mlp
     python -m experiments.studies report
 
 Each run is kept as a line of RESULTS/runs.jsonl and is not repeated while that is
@@ -17,15 +17,7 @@ from typing import Annotated
 import tyro
 
 from experiments.data import load
-from experiments.studies import (
-    cosines,
-    forward,
-    forward_report,
-    language,
-    paper,
-    report,
-    tuning,
-)
+from experiments.studies import cosines, forward, forward_report, paper, report, tuning
 from experiments.studies.runner import run_all
 from experiments.studies.runs import Run, load_all
 
@@ -71,9 +63,6 @@ def perturb(
         for data in dict.fromkeys(run.data for run in runs):
             mine = [run for run in runs if run.data == data]
             run_all(mine, file, load(data))
-    if config.language:
-        seeds = config.seeds or language.SEEDS
-        language.run_all(results / "language.jsonl", seeds, config.seconds)
     if config.cosines:
         cosines.run_all(results / "cosines.jsonl", config.steps or cosines.STEPS)
     forward_report.main(results)

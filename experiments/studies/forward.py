@@ -71,12 +71,8 @@ class Config:
     """By perturbed activations, with a learning rate and without, and other ways."""
 
     problems: tuple[Literal[*PROBLEMS], ...] = tuple(PROBLEMS)
-    language: bool = True
-    """Also the language model."""
     cosines: bool = True
     """Also the cosines between estimates and gradients."""
-    seconds: float = 60.0
-    """For each run of the language model."""
     seeds: int | None = None
     """Number of seeds, from 0 on; by default the problem's."""
     steps: int | None = None

@@ -14,12 +14,12 @@ from experiments.studies.tables import rate_name, show
 
 HEADER = """# Training by perturbed activations
 
-Made by `python -m experiments.studies forward` of the runs in `runs.jsonl`,
-`language.jsonl` and `cosines.jsonl`. Learning rates are those of the best accuracy on
-1,000 of the 4,000 training digits, after as many steps on the others (one seed). *Tail
-only* is `fomoh_ap()` with all parameters frozen whose gradient it does not know
-exactly. Mean ± standard deviation over seeds; *train loss* is that of all training
-images at the end.
+Made by `python -m experiments.studies forward` of the runs in `runs.jsonl` and
+`cosines.jsonl`. Learning rates are those of the best accuracy on 1,000 of the 4,000
+training digits, after as many steps on the others (one seed). *Tail only* is
+`fomoh_ap()` with all parameters frozen whose gradient it does not know exactly.
+Mean ± standard deviation over seeds; *train loss* is that of all training images at the
+end.
 """
 COLORS = dict(zip(forward.CONTENDERS, plt.colormaps["tab10"].colors))
 
@@ -31,8 +31,6 @@ def main(results: Path) -> None:
     if not kept.empty:
         final = kept[kept.data != "validation"]
         parts += list(_problems(final, kept, results))
-    if (file := results / "language.jsonl").exists():
-        parts += _language(pd.read_json(file, lines=True), results)
     if (file := results / "cosines.jsonl").exists():
         parts += _cosines(pd.read_json(file, lines=True), results)
     (results / "README.md").write_text("\n".join(parts))
@@ -98,41 +96,6 @@ def _curves(group: pd.DataFrame, title: str) -> plt.Figure:
     left.get_legend().remove()
     figure.suptitle(title)
     return figure
-
-
-def _language(frame: pd.DataFrame, folder: Path) -> list[str]:
-    rows = []
-    figure, axes = plt.subplots(figsize=(6.4, 4))
-    frame = frame[frame.seconds == frame.seconds.max()]
-    before = frame.curve.iloc[0][0][1]
-    for method, mine in frame.groupby("method", sort=False):
-        rows.append(
-            {
-                "method": method,
-                "steps": f"{mine.steps.mean():,.0f}",
-                "validation loss": study.mean_and_deviation(
-                    [curve[-1][1] for curve in mine.curve]
-                ),
-                "least on the way": study.mean_and_deviation(
-                    [min(loss for _, loss in curve) for curve in mine.curve]
-                ),
-                "seeds": len(mine),
-            }
-        )
-        length = min(map(len, mine.curve))
-        curves = np.array([curve[:length] for curve in mine.curve])
-        label = {"label": method}
-        plotting.plot_seeds(axes, curves[0, :, 0], curves[:, :, 1], **label)
-    plotting.dress(axes, xlabel="seconds", ylabel="validation loss")
-    plotting.save(figure, folder / "language.png")
-    seconds = frame.seconds.max()
-    return [
-        f"## A small language model, {seconds:g} seconds\n",
-        f"From a validation loss of {before:.3f}, that of a model of Python's source "
-        "on Python's headers in C.\n",
-        study.table(rows) + "\n",
-        "![Validation loss against seconds](language.png)\n",
-    ]
 
 
 def _cosines(frame: pd.DataFrame, folder: Path) -> list[str]:

@@ -210,7 +210,7 @@ BATCH = normal(3, LENGTH, WIDTH, seed=50), normal(3, LENGTH, 2, seed=51)
 
 
 class Transformer(nn.Module):
-    """As that of the study of language, smaller."""
+    """Causal, of two layers."""
 
     @nn.compact
     def __call__(self, tokens):

@@ -6,7 +6,6 @@ import json
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pandas as pd
 import pytest
 
@@ -15,7 +14,7 @@ from experiments import methods
 from experiments.data import Dataset
 from experiments.models import MODELS
 from experiments.studies import __main__ as studies
-from experiments.studies import cosines, forward, forward_report, language, runner
+from experiments.studies import cosines, forward, forward_report, runner
 from experiments.studies.runs import load_all, save
 from experiments.training import make_losses
 from tests.experiments.test_studies import a_result
@@ -59,19 +58,6 @@ def test_the_report_has_a_row_for_every_contender(tmp_path):
     for run in forward.chosen(config, load_all(file)):
         save(file, record(run, 0.1 + 0.01 * run.seed, accuracy=0.91))
     lines = [
-        {
-            "method": method,
-            "seed": seed,
-            "seconds": 1.0,
-            "steps": 10 + seed,
-            "curve": [[0.0, 2.5], [0.5, 2.0], [1.0, loss + seed / 10]],
-        }
-        for method, loss in (("fomoh_ap()", 1.5), ("MeZO", 2.4))
-        for seed in (0, 1)
-    ]
-    text = "".join(json.dumps(line) + "\n" for line in lines)
-    (tmp_path / "language.jsonl").write_text(text)
-    lines = [
         {"step": step, "blocks": blocks, "probes": 1, "cosine": 0.5 / blocks}
         for step in (0, 50)
         for blocks in (2, 5)
@@ -89,8 +75,8 @@ def test_the_report_has_a_row_for_every_contender(tmp_path):
         assert all(name in rows for name in forward.PROBLEMS[problem].contenders)
     assert "784-100-10, batch 1,024, 1,000 steps" in report
     assert "0.110 ± 0.010" in report  # of three seeds
-    assert "1.550 ± 0.071" in report and "0.25" in report
-    for name in ("mlp-1000", "deep-600", "language", "cosines"):
+    assert "0.25" in report
+    for name in ("mlp-1000", "deep-600", "cosines"):
         assert (tmp_path / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
 
 
@@ -115,42 +101,6 @@ def test_tail_only_moves_the_last_block_as_if_there_were_no_other():
     assert np.isfinite(state[0].value)
 
 
-def test_mezo_steps_by_the_slope_along_a_random_direction(monkeypatch):
-    monkeypatch.setattr(language, "mean_loss", lambda p, batch: p["a"] @ batch)
-    params, batch = {"a": jnp.zeros(3)}, jnp.array([1.0, 2.0, 3.0])
-    tx = language.mezo(0.1, scale=1e-2)
-    state = tx.init(params)
-    step, after = tx.update(None, state, params, value_fn=None, batch=batch)
-    z = optax.tree.random_like(jax.random.split(state)[1], params)["a"]
-    np.testing.assert_allclose(step["a"], -0.1 * (z @ batch) * z, rtol=1e-6)
-    assert after != state
-
-
-@pytest.mark.slow
-def test_a_language_model_is_tuned_for_so_many_seconds(tmp_path, monkeypatch):
-    text = np.frombuffer(b"abcdefgh" * 100, np.uint8)
-    held_out = np.stack([text[i : i + language.LENGTH + 1] for i in range(4)])
-    texts = language.Texts(text, text, held_out.astype(np.int32))
-    monkeypatch.setattr(language, "read_texts", lambda: texts)
-    chosen = ("fomoh_ap()", "MeZO")
-    make = language.make_methods
-    few = lambda params: {k: v for k, v in make(params).items() if k in chosen}
-    monkeypatch.setattr(language, "make_methods", few)
-    for _ in range(2):  # the second time there is nothing to do
-        language.run_all(tmp_path / "language.jsonl", 1, 0.1, steps=2)
-    lines = (tmp_path / "language.jsonl").read_text().splitlines()
-    kept = [json.loads(line) for line in lines]
-    assert [line["method"] for line in kept] == list(chosen)
-    assert all(line["curve"][-1][0] >= 0.1 and line["steps"] >= 10 for line in kept)
-    assert kept[0]["curve"][0] == kept[1]["curve"][0]  # they start alike
-
-
-def test_the_texts_are_there():
-    texts = language.read_texts()
-    assert len(texts.source) > 1e6 and len(texts.target) > 3e5
-    assert texts.held_out.shape == (language.HELD_OUT, language.LENGTH + 1)
-
-
 @pytest.mark.slow
 def test_more_probes_and_fewer_blocks_are_closer_to_the_gradient(tmp_path):
     file = tmp_path / "cosines.jsonl"
@@ -163,7 +113,7 @@ def test_more_probes_and_fewer_blocks_are_closer_to_the_gradient(tmp_path):
 
 @pytest.mark.slow
 def test_from_the_command_line(tmp_path, capsys):
-    command = "forward --problems mlp --steps 2 --seeds 1 --no-language --no-cosines"
+    command = "forward --problems mlp --steps 2 --seeds 1 --no-cosines"
     for done in ("15 runs done", "0 runs done"):
         studies.main([*command.split(), "--results", str(tmp_path)])
         assert done in capsys.readouterr().out
