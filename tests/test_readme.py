@@ -13,7 +13,16 @@ import fomoh_jax
 from tests.programs import max_pool
 from tests.reference import assert_close, normal
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+EXAMPLES = {
+    f"{page.relative_to(ROOT)} {i}": block
+    for page in PAGES
+    for i, block in enumerate(
+        re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+    )
+}
 
 
 @jax.custom_vjp
@@ -74,16 +83,31 @@ def test_the_table_of_what_works(name):
     ]
 
 
-def test_the_examples_run(capsys):
-    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert len(blocks) == 11
-    for block in blocks:
-        exec(block, {})
-        printed = re.findall(r"# prints (.*)", block)
-        assert capsys.readouterr().out.split() == " ".join(printed).split()
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_the_examples_run(name, capsys):
+    block = EXAMPLES[name]
+    exec(block, {})
+    printed = re.findall(r"# prints (.*)", block)
+    assert capsys.readouterr().out.split() == " ".join(printed).split()
+
+
+def test_every_guide_has_examples_and_every_link_leads_somewhere():
+    assert {name.split()[0] for name in EXAMPLES} >= {
+        str(page.relative_to(ROOT)) for page in (ROOT / "docs/guide").glob("*.md")
+    } - {"docs/guide/devices.md"}
+    others = [ROOT / "experiments/README.md", ROOT / "CHANGELOG.md"]
+    for page in [*PAGES, *others]:
+        for link in re.findall(r"\]\(([^)#]+)", page.read_text()):
+            if not link.startswith("http"):
+                assert (page.parent / link).exists(), f"{page.name}: {link}"
+
+
+def test_readme_is_short():
+    assert len(README.splitlines()) <= 150
 
 
 def test_both_commands_start_from_nothing_but_python():
-    commands = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
-    for command in commands[:2]:
+    commands = re.findall(r"<!-- the [a-z ]* -->\n```sh\n(.*?)```", README, re.DOTALL)
+    assert len(commands) == 2
+    for command in commands:
         assert command.startswith("python3 -m venv .venv")
