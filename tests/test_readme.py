@@ -1,5 +1,6 @@
 """What README says is so."""
 
+import inspect
 import re
 from pathlib import Path
 
@@ -100,6 +101,18 @@ def test_every_guide_has_examples_and_every_link_leads_somewhere():
         for link in re.findall(r"\]\(([^)#]+)", page.read_text()):
             if not link.startswith("http"):
                 assert (page.parent / link).exists(), f"{page.name}: {link}"
+
+
+def test_every_public_module_has_its_page():
+    def modules(module):
+        yield module.__name__
+        for name in module.__all__:
+            if inspect.ismodule(getattr(module, name)):
+                yield from modules(getattr(module, name))
+
+    pages = "".join(page.read_text() for page in (ROOT / "docs/api").glob("*.md"))
+    documented = re.findall(r"^::: (.*)$", pages, re.MULTILINE)
+    assert sorted(documented) == sorted(modules(fomoh_jax))
 
 
 def test_readme_is_short():
