@@ -19,13 +19,14 @@ HEADER = """# The sceptic's table
 
 Made by `python -m experiments.sceptic --report` of the runs in `*.jsonl`. All methods
 have the same time, counted in forward passes of the same batch that are timed between
-the stretches of a run on the same core; compiling and evaluating take none of it. Of as
-many learning rates for every method that has one, the best by validation loss at the
-end is shown (*edge*: the first or the last of them); *failed* is how many diverged or
-ended above the loss at the start. Losses are mean ± standard deviation over the seeds.
-*At equal operations* is the validation loss once the operations of {part} of the time's
-forward passes are spent, as the compiler counts those of a step; where it counts both
-sides of a branch, of which one is taken, as in `fomoh_ap`, that is too many.
+the stretches of a run on the same core; compiling and evaluating take none of it. Of
+three learning rates, and one more beyond the first or the last where that is best, the
+one with the least validation loss at the end is shown (*edge*: there is none beyond);
+*failed* is how many diverged or ended above the loss at the start. Losses are mean ±
+standard deviation over the seeds. *At equal operations* is the validation loss once the
+operations of {part} of the time's forward passes are spent, as the compiler counts
+those of a step; where it counts both sides of a branch, of which one is taken, as in
+`fomoh_ap`, that is too many.
 """
 SHARE, PART = 0.5, "half"
 LINES = ("-", "--", "-.", ":")

@@ -150,7 +150,8 @@ def run_all(
 ) -> None:
     """The runs of a method that are not kept yet, until the time is over.
 
-    Every learning rate with seed 0, and the best with the other seeds, too.
+    Every learning rate with seed 0, one more if the best is the first or the last of
+    them, and the best with the other seeds, too.
     """
     trials: Trials | None = None
 
@@ -166,12 +167,18 @@ def run_all(
             print(f"{run}: {kept[run]['validation']}", flush=True)
         return [kept[run] for run in runs if run in kept]
 
+    run = lambda rate, seed: Run(name, method, rate, seed, passes)
     rates = rates_of(method, problem)
-    grid = [Run(name, method, rate, 0, passes) for rate in rates]
-    tried = records(grid)
-    if len(tried) == len(grid):
-        rate = best(tried, problem.target)["run"]["rate"]
-        records([Run(name, method, rate, seed, passes) for seed in range(1, seeds)])
+    tried = records([run(rate, 0) for rate in rates])
+    if len(tried) < len(rates):
+        return
+    rate = best(tried, problem.target)["run"]["rate"]
+    if rate is not None and rate != rates[1]:
+        beyond = rate / 3 if rate == rates[0] else 3 * rate
+        if not (further := records([run(beyond, 0)])):
+            return
+        rate = best(tried + further, problem.target)["run"]["rate"]
+    records([run(rate, seed) for seed in range(1, seeds)])
 
 
 def best(records: list[dict[str, Any]], target: float | None = None) -> dict[str, Any]:
