@@ -7,6 +7,8 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.axis import Axis
+from matplotlib.ticker import StrMethodFormatter
 
 from experiments import plotting, study
 from experiments.sceptic import teacher
@@ -159,6 +161,7 @@ def _curves(methods: dict, passes: int) -> plt.Figure:
         xlim=(passes / 200, passes),
         ylim=(0.97 * lowest, 1.1 * start),
     )
+    _with_plain_numbers(axes.yaxis)
     return figure
 
 
@@ -182,7 +185,16 @@ def _pareto(methods: dict) -> plt.Figure:
         xlabel="temporaries of a step, MB",
         ylabel="validation loss at the end (black: none is better with less memory)",
     )
+    for axis in (axes.xaxis, axes.yaxis):
+        _with_plain_numbers(axis)
     return figure
+
+
+def _with_plain_numbers(axis: Axis) -> None:
+    """1.2 instead of 1.2 × 10⁰; of less than a power of ten, minor ticks have some."""
+    axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    if axis.get_view_interval()[1] < 10 * axis.get_view_interval()[0]:
+        axis.set_minor_formatter(StrMethodFormatter("{x:g}"))
 
 
 def _teacher(found: dict[str, list[Record]], folder: Path) -> Iterator[str]:
