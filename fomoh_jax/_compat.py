@@ -1,8 +1,9 @@
 """The differences between the versions of JAX that the library supports."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
 from fomoh_jax._types import Leaf, Program
@@ -74,6 +75,23 @@ def primitives_of(jaxpr: Program) -> set[str]:
         names.add(eqn.primitive.name)
         names.update(*map(primitives_of, programs_in(eqn.params)))
     return names
+
+
+def expansion_of_root_map(params: dict[str, Any]) -> Callable | None:
+    """The program of the linear map that ``lax.custom_root`` hands to its solver.
+
+    From jax 0.12 on it is an operation of its own, which is expanded when it is
+    compiled; before, it was written out.
+    """
+    root_map: Any = params.get("_prim")
+    if type(root_map).__name__ != "_RootLinearMap":
+        return None
+
+    def expand(*operands: Leaf) -> Sequence[Leaf]:
+        args = jax.tree.unflatten(root_map.in_tree, operands)
+        return jax.tree.leaves(root_map.expand(*args))
+
+    return expand
 
 
 def called_jaxpr(params: dict[str, Any]) -> Program:

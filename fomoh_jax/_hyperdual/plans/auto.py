@@ -10,7 +10,7 @@ from jax.extend.core import ClosedJaxpr, JaxprEqn
 from jax.sharding import AxisType
 from jaxtyping import Array, Float, PyTree
 
-from fomoh_jax._compat import open_jaxpr, programs_in
+from fomoh_jax._compat import open_jaxpr, primitives_of, programs_in
 from fomoh_jax._hyperdual.mesh_axes import exchanged_over, in_shard_map
 from fomoh_jax._hyperdual.number import HyperDual, is_inexact
 from fomoh_jax._hyperdual.plans.adjoint import Adjoint
@@ -27,10 +27,12 @@ from fomoh_jax._types import Aval, Leaf, Program
 _FEWEST = 5
 
 # What a reverse pass cannot take, or only by an error: loops whose length is not known,
-# mutable arrays, what leaves the program, and maps over devices.
+# mutable arrays, what leaves the program, maps over devices, and (from jax 0.12 on) the
+# operations of a root.
 _FORWARD_ONLY = {
     *("while", "ref", "new_ref", "get", "swap", "addupdate", "freeze"),
     *("pure_callback", "io_callback", "pallas_call", "shard_map", "reduce_window"),
+    "call_hi_primitive",
 }
 
 
@@ -140,7 +142,11 @@ def _equation_reverses(eqn: JaxprEqn, rules: bool) -> bool:
             return False
     if not all(_reverses(program, rules=rules) for program in inside):
         return False
-    if eqn.primitive.name != "custom_jvp_call" or not rules:
+    if eqn.primitive.name != "custom_jvp_call":
+        return True
+    if any("custom_vjp_call" in primitives_of(program) for program in inside):
+        return False  # JAX would differentiate that forwards
+    if not rules:
         return True
     try:
         return _reverses(_derivative(eqn), rules=False)

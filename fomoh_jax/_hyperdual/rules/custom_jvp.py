@@ -20,6 +20,7 @@ from fomoh_jax._hyperdual.form import Form
 from fomoh_jax._hyperdual.interpreter import interpret
 from fomoh_jax._hyperdual.number import HyperDual, is_inexact
 from fomoh_jax._hyperdual.registry import Operation, names_with_rule, operation_of, rule
+from fomoh_jax._hyperdual.rules import custom_lin
 from fomoh_jax._hyperdual.rules.determinant import slogdet
 from fomoh_jax._hyperdual.rules.elementwise import elementwise, partial_derivative
 from fomoh_jax._hyperdual.rules.generic import forward, generic
@@ -32,6 +33,8 @@ def _custom_jvp(
 ) -> Sequence[HyperDual]:
     if is_slogdet(op.params):
         return slogdet(form, op, args)
+    if custom_lin.is_needed(op):
+        return _asked_anew(op, args, custom_lin.by_backward_rules(form, op, args))
     active = [i for i, arg in enumerate(args) if not arg.is_constant]
     # A rule that changes the dtype rounds its tangents on the way.
     kinds = {(x.shape, x.dtype) for x in (*(op.inputs[i] for i in active), *op.outputs)}

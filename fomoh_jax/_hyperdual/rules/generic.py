@@ -5,6 +5,7 @@ of ``jax.jvp`` for the second derivative, over the pairs of the form.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple
 
 import jax
 from jax import lax
@@ -105,6 +106,43 @@ def generic(
         pushforward = lambda *u: along(u)(*primals)
         in_halves = False
 
+    def second_derivative(*directions):
+        u, v = directions[: len(primals)], directions[len(primals) :]
+        if in_halves:
+            return forward(along(u), primals, v, effects=False)[1]
+        # And that operation wants to know that its tangents may vary too.
+        both = lambda *xs: along(xs[len(primals) :])(*xs[: len(primals)])
+        still = [lax.full_like(x, 0) for x in u]
+        return forward(both, (*primals, *u), (*v, *still), effects=False)[1]
+
+    results = Results(outs, rest)
+    return pushed(form, op, active, results, pushforward, curved and second_derivative)
+
+
+class Results(NamedTuple):
+    """The results of an operation: those that can carry a derivative, and the rest."""
+
+    inexact: Sequence[Array]
+    others: Sequence[Array]
+
+
+def pushed(
+    form: Form,
+    op: Operation,
+    active: Sequence[HyperDual],
+    results: Results,
+    pushforward: Callable,
+    second_derivative: Callable | Literal[False],
+) -> list[HyperDual]:
+    """The numbers of an operation whose derivatives are given as functions.
+
+    Args:
+      active: the operands that carry a channel.
+      results: the results of the operation on their primals.
+      pushforward: of tangents of the active operands, those of the inexact results.
+      second_derivative: of two directions, one after the other; ``False`` is zero.
+    """
+    primals = [arg.primal for arg in active]
     tangents_in = [arg.tangents for arg in active]
     seconds_in = [arg.seconds for arg in active]
     axes = _axes(op, active, "tangents")
@@ -113,20 +151,10 @@ def generic(
     joint = Joint(pushforward, name, op.params, primals, places)
     tangents = _pushed(joint, tangents_in, axes)
     seconds = _pushed(joint, seconds_in, _axes(op, active, "seconds"))
-    if curved:
-
-        def second_derivative(*directions):
-            u, v = directions[: len(primals)], directions[len(primals) :]
-            if in_halves:
-                return forward(along(u), primals, v, effects=False)[1]
-            # And that operation wants to know that its tangents may vary too.
-            both = lambda *xs: along(xs[len(primals) :])(*xs[: len(primals)])
-            still = [lax.full_like(x, 0) for x in u]
-            return forward(both, (*primals, *u), (*v, *still), effects=False)[1]
-
+    if second_derivative:
         curved_terms = form.quadratic(second_derivative, tangents_in, axes)
         seconds = [s + b for s, b in zip(seconds, curved_terms)]
 
-    inexact = iter(map(HyperDual, outs, tangents, seconds))
-    others = iter(map(HyperDual, rest))
+    inexact = iter(map(HyperDual, results.inexact, tangents, seconds))
+    others = iter(map(HyperDual, results.others))
     return [next(inexact if is_inexact(out) else others) for out in op.outputs]
