@@ -24,6 +24,7 @@ class Contender(NamedTuple):
       rematerialised: whether it is given the loss of which a reverse pass keeps less.
       tail: whether it moves the last block and the head alone.
       tangents: whether it takes a tangent for each parameter.
+      blocks: how many a loss must have; with fewer the method is another contender.
     """
 
     make: Callable[[float | None, Problem, Any], Transformation]
@@ -32,6 +33,7 @@ class Contender(NamedTuple):
     rematerialised: bool = False
     tail: bool = False
     tangents: bool = False
+    blocks: int = 0
 
 
 def suits(contender: Contender, problem: Problem) -> bool:
@@ -41,6 +43,8 @@ def suits(contender: Contender, problem: Problem) -> bool:
     if contender.rematerialised and problem.rematerialised is None:
         return False
     if contender.tail and problem.in_tail is None:
+        return False
+    if contender.blocks and contender.blocks > problem.count_blocks():
         return False
     return problem.is_reversible or not contender.backpropagates
 
@@ -94,11 +98,17 @@ CONTENDERS = {
     "fomoh_ap(), rematerialised": Contender(
         without_rate(fomoh_jax.fomoh_ap), rematerialised=True
     ),
-    "fomoh_ap(blocks=3)": Contender(without_rate(lambda: fomoh_jax.fomoh_ap(3))),
-    "fomoh_ap(blocks=None)": Contender(without_rate(lambda: fomoh_jax.fomoh_ap(None))),
-    "estimate, 2 blocks, Adam": Contender(chained(estimate(2), adam), 1e-3),
-    "estimate, 3 blocks, Adam": Contender(chained(estimate(3), adam), 1e-3),
-    "estimate, all blocks, Adam": Contender(chained(estimate(None), adam), 1e-3),
+    "fomoh_ap(blocks=3)": Contender(
+        without_rate(lambda: fomoh_jax.fomoh_ap(3)), blocks=3
+    ),
+    "fomoh_ap(blocks=None)": Contender(
+        without_rate(lambda: fomoh_jax.fomoh_ap(None)), blocks=4
+    ),
+    "estimate, 2 blocks, Adam": Contender(chained(estimate(2), adam), 1e-3, blocks=2),
+    "estimate, 3 blocks, Adam": Contender(chained(estimate(3), adam), 1e-3, blocks=3),
+    "estimate, all blocks, Adam": Contender(
+        chained(estimate(None), adam), 1e-3, blocks=4
+    ),
     "FGD": Contender(lambda rate, *_: methods.of_mean(fomoh_jax.fgd(rate)), 3e-4),
     f"multi-tangent({K})": Contender(
         chained(lambda: methods.multi_tangent(K), sgd), 30.0

@@ -51,6 +51,7 @@ def make(name: str) -> Problem:
         evaluate=evaluated,
         in_tail=in_layers(TAIL[name]) if TAIL[name] else None,
         passes=PASSES[name],
+        stops_early=True,
         rates=RATES[name],
         in_loop=name != "cnn",  # XLA transposes a convolution slowly in a loop
     )

@@ -100,7 +100,7 @@ def make() -> Problem:
         is_reversible=False,
         rates={
             "Adam, a tangent a parameter": 1e-2,
-            "estimate, all blocks, Adam": 3e-3,
+            "estimate, 2 blocks, Adam": 3e-3,
             "HiZOO": 3e-3,
             "EGGROLL": 1e-2,
             "FoMoH": 0.1,

@@ -5,6 +5,8 @@ from typing import Any, NamedTuple
 
 import jax
 
+import fomoh_jax
+
 
 class Problem(NamedTuple):
     """Something to train.
@@ -23,6 +25,8 @@ class Problem(NamedTuple):
       passes: how long a run is, in the times of a forward pass of one batch.
       in_loop: whether steps may be the body of a compiled loop.
       is_reversible: whether a reverse pass can take the loss.
+      stops_early: whether a run results in its parameters of the least validation
+        loss, where all would learn the training split by heart; else in the last.
       target: a validation loss at which a run ends.
       rates: of methods by their names, the middle of the learning rates to choose from.
     """
@@ -37,8 +41,14 @@ class Problem(NamedTuple):
     passes: int
     in_loop: bool = True
     is_reversible: bool = True
+    stops_early: bool = False
     target: float | None = None
     rates: Mapping[str, float] = {}
+
+    def count_blocks(self) -> int:
+        """The blocks that an estimate by activations can cut the loss into."""
+        example = jax.tree.map(lambda x: x[0], self.sample(jax.random.key(0)))
+        return len(fomoh_jax.blocks_of(self.loss_of_one, self.init(0), example))
 
     def tail(self, params: Any) -> Any:
         """A tree of Booleans like the parameters: what tail only leaves alone."""

@@ -23,9 +23,11 @@ Made by `python -m experiments.sceptic --report` of the runs in `*.jsonl`. All m
 have the same time, counted in forward passes of the same batch that are timed between
 the stretches of a run on the same core; compiling and evaluating take none of it. Of
 three learning rates, and one more beyond the first or the last where that is best, the
-one with the least validation loss at the end is shown (*edge*: there is none beyond);
-*failed* is how many diverged or ended above the loss at the start. Losses are mean ±
-standard deviation over the seeds. *At equal operations* is the validation loss once the
+one with the least validation loss is shown (*edge*: there is none beyond). A run is
+judged at its end or, on the digits, which all would learn by heart, by the parameters
+with which its validation loss was least (*best after* so many passes). *Failed* is how
+many diverged or never were better than at the start. Losses are mean ± standard
+deviation over the seeds. *At equal operations* is the validation loss once the
 operations of {part} of the time's forward passes are spent, as the compiler counts
 those of a step; where it counts both sides of a branch, of which one is taken, as in
 `fomoh_ap`, that is too many.
@@ -66,7 +68,7 @@ def of_methods(
 
 
 def final(record: Record) -> float:
-    """The validation loss at the end."""
+    """The validation loss of a run's result."""
     loss = record["validation"]["loss"]
     return np.inf if loss is None else loss
 
@@ -74,8 +76,15 @@ def final(record: Record) -> float:
 def at_operations(record: Record, budget: float) -> float:
     """The validation loss after the operations of so many forward passes."""
     _, steps, losses = map(np.array, zip(*_finite(record["curve"])))
+    if record.get("stops_early"):
+        losses = np.minimum.accumulate(losses)
     spent = steps * record["flops"]
     return np.interp(budget, spent, losses) if spent[-1] >= budget else np.nan
+
+
+def _time_of_least(record: Record) -> float:
+    """When the validation loss was least."""
+    return min(_finite(record["curve"]), key=lambda point: point[2])[0]
 
 
 def to_target(record: Record) -> float:
@@ -112,7 +121,7 @@ def _row(
     one = seeds[0]
     rate = one["run"]["rate"]
     rates = sorted(r["run"]["rate"] for r in grid) if rate is not None else []
-    lost = sum(final(r) > r["curve"][0][2] for r in grid)
+    lost = sum(final(r) >= r["curve"][0][2] for r in grid)
     equal = [at_operations(r, SHARE * passes) for r in seeds]
     number = lambda x: f"{x:.3f}" if np.isfinite(x) else study.NONE
     of = lambda split, key: study.mean_and_deviation(
@@ -130,6 +139,8 @@ def _row(
     }
     if "accuracy" in one["test"]:
         row["test accuracy"] = of("test", "accuracy")
+    if one.get("stops_early"):
+        row["best after"] = f"{np.mean([_time_of_least(r) for r in seeds]):,.0f}"
     return row | {
         "at equal operations": number(np.mean(equal)),
         "operations a step": f"{one['flops']:.3g}"
@@ -183,7 +194,7 @@ def _pareto(methods: dict) -> plt.Figure:
         axes,
         log="xy",
         xlabel="temporaries of a step, MB",
-        ylabel="validation loss at the end (black: none is better with less memory)",
+        ylabel="validation loss (black: none is better with less memory)",
     )
     for axis in (axes.xaxis, axes.yaxis):
         _with_plain_numbers(axis)

@@ -90,8 +90,9 @@ class Trials:
 
         Returns:
           The record that is kept. ``curve`` has forward passes' times, steps and the
-          validation losses then; ``validation`` and ``test`` are at the end. Compiling
-          and evaluating take no time.
+          validation losses then; ``validation`` and ``test`` are at the end, or where
+          that loss was least if the problem stops early. Compiling and evaluating take
+          no time.
         """
         problem, clock = self.problem, self.clock
         params, state = self.begin(run.seed, run.rate)
@@ -101,11 +102,15 @@ class Trials:
         jax.block_until_ready(self.steps(params, state, key, rate, 1))
         clock.restart()
         count, done, curve = 1, 0, []
+        kept, least = params, np.inf
         target = -np.inf if problem.target is None else problem.target
 
         def look() -> float:
+            nonlocal kept, least
             loss = problem.evaluate(params, "validation")["loss"]
             curve.append((round(clock.passes, 1), done, _rounded(loss)))
+            if not problem.stops_early or loss < least:
+                kept, least = params, loss
             return loss
 
         loss = look()
@@ -124,7 +129,7 @@ class Trials:
                 following = max(longer, clock.passes + stretch / 4)
         ended = {
             split: {
-                name: _rounded(x) for name, x in problem.evaluate(params, split).items()
+                name: _rounded(x) for name, x in problem.evaluate(kept, split).items()
             }
             for split in ("validation", "test")
         }
@@ -134,6 +139,7 @@ class Trials:
             "steps": done,
             "seconds": round(clock.seconds, 2),
             "curve": curve,
+            "stops_early": problem.stops_early,
             **ended,
             "environment": f"{jax.devices()[0].device_kind}, jax {jax.__version__}",
         }

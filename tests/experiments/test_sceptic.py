@@ -75,6 +75,16 @@ def test_what_diverges_ends_and_is_never_the_best():
     assert runs.best([lost, kept]) is kept
 
 
+def test_a_run_that_stops_early_results_in_its_best_parameters():
+    problem = quadratic(stops_early=True, passes=300)
+    trials = runs.Trials(CONTENDERS["SGD"], problem)
+    run = runs.Run("quadratic", "SGD", 1.2, 0, 300)  # each step is 1.4 times too long
+    lost = trials.execute(run)
+    losses = [loss for _, _, loss in lost["curve"] if loss is not None]
+    assert lost["validation"]["loss"] == min(losses) < losses[-1]
+    assert lost["test"]["loss"] == min(losses)
+
+
 def test_other_seeds_start_elsewhere_and_have_other_keys():
     trials = runs.Trials(CONTENDERS["MeZO"], quadratic())
     (params, key), (others, other) = (trials.begin(seed, 0.1) for seed in (0, 1))
@@ -250,6 +260,13 @@ def test_who_can_do_what():
     crossing = quadratic(is_reversible=False)
     assert not able("Adam", crossing) and able(tangents, crossing)
     assert able("MeZO", crossing) and able("fomoh_ap()", crossing)
+    deep = quadratic(
+        loss_of_one=lambda p, x: jnp.sum(jnp.tanh(jnp.tanh(x * p["w"]) @ p["v"])),
+        init=lambda seed: {"w": jnp.ones(2), "v": jnp.ones((2, 3))},
+    )
+    assert plain.count_blocks() == 1 and deep.count_blocks() == 2
+    two, three = "estimate, 2 blocks, Adam", "fomoh_ap(blocks=3)"
+    assert able(two, deep) and not able(two, plain) and not able(three, deep)
 
 
 @pytest.mark.parametrize("name", ["tail only, Adam", "FoMoH-BP", "fomoh_kd(8)"])
