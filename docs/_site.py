@@ -1,15 +1,20 @@
 """What mkdocs is told: pages that lie outside ``docs``, and docstrings as they are.
 
 Pages of the repository link to each other as files. The site has those of ``docs`` at
-its root, and the others where they lie.
+its root, and the others where they lie. With ``EXECUTE=1`` in the environment, every
+tutorial and every Python example of a page is run first.
 """
 
+import contextlib
+import io
 import os
 import re
 from pathlib import Path, PurePosixPath
 
+import _tutorials
 import griffe
 from latex2mathml.converter import convert
+from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File
 
 ROOT = Path(__file__).parent.parent
@@ -19,6 +24,8 @@ ELSEWHERE = (
     *("experiments/benchmarks/results/*.png", "experiments/results/**/*.md"),
     "experiments/results/**/*.png",
 )
+BLOCK = re.compile(r"```python\n(.*?)```", re.DOTALL)
+FENCED = re.compile(r"(^```.*?^```)", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"\]\((?!\w+:|#)([^)#]+)")
 
 
@@ -28,21 +35,47 @@ def on_files(files, config):
         for path in sorted(ROOT.glob(pattern)):
             uri = path.relative_to(ROOT).as_posix()
             files.append(File.generated(config, uri, abs_src_path=str(path)))
+    for script in _tutorials.SCRIPTS:
+        if os.environ.get("EXECUTE"):
+            _tutorials.execute(script)
+        try:
+            page, figures = _tutorials.page_of(script)
+        except ValueError as error:
+            raise PluginError(str(error)) from error
+        contents = {f"{script.stem}.md": page, **figures}
+        for name, content in contents.items():
+            files.append(File.generated(config, f"tutorials/{name}", content=content))
     return files
 
 
 def on_page_markdown(markdown, page, config, files):
     """Links between files of the repository, as links between pages of the site."""
     source = PurePosixPath(page.file.src_uri)
-    lies = Path(page.file.abs_src_path).parent
+    if os.environ.get("EXECUTE") and not page.url.startswith("tutorials/"):
+        for block in BLOCK.findall(markdown):
+            run(block, page.file.src_uri)
+    path = page.file.abs_src_path
+    lies = Path(path).parent if path else ROOT / "docs" / source.parent
 
     def moved(found):
         target = Path(os.path.normpath(lies / found[1]))
         uri = target.relative_to(ROOT).as_posix()
-        uri = uri.removeprefix("docs/")
+        uri = uri.removeprefix("docs/").replace(".ipynb", ".md")
         return "](" + os.path.relpath(uri, source.parent)
 
-    return LINK.sub(moved, markdown)
+    text_and_code = FENCED.split(markdown)
+    text_and_code[::2] = [LINK.sub(moved, text) for text in text_and_code[::2]]
+    return "".join(text_and_code)
+
+
+def run(block, page):
+    """Run an example, which must print what its comments announce."""
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(block, {})
+    announced = " ".join(re.findall(r"# prints (.*)", block))
+    if printed.getvalue().split() != announced.split():
+        raise ValueError(f"{page}: an example prints {printed.getvalue()!r}\n{block}")
 
 
 class FromSphinx(griffe.Extension):

@@ -15,7 +15,7 @@ import tyro
 
 from experiments import plotting
 from experiments.benchmarks import report, tables
-from experiments.benchmarks.figure import draw
+from experiments.benchmarks.figure import draw, draw_overview
 
 app = tyro.extras.SubcommandApp()
 for table in (*tables.TABLES, "all"):
@@ -32,7 +32,8 @@ def report_files(
 
     Args:
       files: as the tables write them.
-      figure: a PNG; by default ``benchmarks.png`` beside the first file.
+      figure: a PNG; by default ``benchmarks.png`` beside the first file. An overview is
+        drawn beside it.
       compare: print one table, of the hyperplane files' ratios of time side by side.
     """
     results = [json.loads(path.read_text()) for path in files]
@@ -42,6 +43,10 @@ def report_files(
         path = figure or files[0].parent / "benchmarks.png"
         plotting.save(drawn, path)
         print(f"\nfigure: {path}")
+    if drawn := draw_overview(results):
+        path = (figure or files[0]).parent / "overview.png"
+        plotting.save(drawn, path)
+        print(f"figure: {path}")
 
 
 def main(args: list[str] | None = None) -> None:

@@ -1,4 +1,4 @@
-"""A figure of the suite's results: time against k, memory against depth."""
+"""Figures of the suite's results: an overview; time against k, memory against depth."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -10,6 +10,90 @@ from matplotlib.ticker import LogLocator, NullLocator
 from experiments.benchmarks import depth
 from experiments.benchmarks.measurement import ADJOINT, OURS
 from experiments.benchmarks.report import Row, at, by_place, time_ratio
+
+# The tables of the overview: what is computed.
+KINDS = {
+    "kinetic energy of a wave function": ("kinetic",),
+    "Laplacian of a network of nodes": ("nodes",),
+    "curvature along k directions": ("networks", "hyperplane"),
+    "Laplacian of a PDE's network": ("pinn", "operators"),
+    "sparse Hessian": ("sparse",),
+    "dense Hessian of a scalar": ("hessian",),
+    "gradient of a network, estimated": ("gradient",),
+}
+# From so many directions on, "auto" is the adjoint plan.
+FEWEST = 5
+
+
+def draw_overview(results: Sequence[dict[str, Any]]) -> plt.Figure | None:
+    """Our time over that of the fastest other way, for each program of a kind.
+
+    Each table is that of the CPU and of the newest JAX with which the most ways could
+    be timed (asdex cannot be imported beside every one). A ring is the geometric mean.
+    """
+    shares: dict[str, list[float]] = {}
+    for kind, tables in KINDS.items():
+        rows = [row for table in tables for row in _newest(results, table)]
+        if found := [share for row in rows if (share := share_of_fastest(row))]:
+            shares[kind] = found
+    if not shares:
+        return None
+    figure, axes = plt.subplots(figsize=(9, 0.45 * len(shares) + 1.3))
+    for place, found in enumerate(reversed(shares.values())):
+        axes.plot(found, [place] * len(found), "|", color="0.45", ms=11)
+        axes.plot(np.exp(np.mean(np.log(found))), place, "ko", ms=9, mfc="white", mew=2)
+    axes.axvline(1, color="black", lw=0.8)
+    axes.set(
+        xscale="log",
+        xlabel="time of fomoh_jax ÷ time of the fastest other way",
+        ylim=(-0.6, len(shares) - 0.4),
+    )
+    axes.set_yticks(range(len(shares)), [*reversed(shares)])
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.grid(axis="x", alpha=0.3)
+    axes.set_title(
+        "← faster          slower →", x=_place_of_one(axes), fontsize="medium"
+    )
+    return figure
+
+
+def share_of_fastest(row: Row) -> float | None:
+    """Our time over that of the fastest other way; ``None`` if none was timed."""
+    to = ADJOINT if row["sizes"].get("k", 0) >= FEWEST else OURS
+    ours = {"2 blocks", "4 probes", "faster folx", "SGD", "Adam"}
+    others = [
+        ratio[1]
+        for name in row["contenders"]
+        if not name.startswith(OURS) and name not in ours
+        if (ratio := time_ratio(row, name, to))
+    ]
+    return 1 / min(others) if others else None
+
+
+def _newest(results: Sequence[dict[str, Any]], table: str) -> list[Row]:
+    """The rows of a table, of the CPU and one version of JAX."""
+    by_version: dict[tuple[int, ...], list[Row]] = {}
+    for result in results:
+        on_cpu = result["environment"]["device"] == "cpu"
+        if result["table"] == table and on_cpu and not result["config"].get("quick"):
+            version = tuple(map(int, result["environment"]["jax"].split(".")))
+            by_version.setdefault(version, []).extend(result["rows"])
+
+    def timed(version: tuple[int, ...]) -> int:
+        rows = by_version[version]
+        names = {name for row in rows for name in row["contenders"]}
+        return sum(any(time_ratio(row, name) for row in rows) for name in names)
+
+    best = max(by_version, key=lambda version: (timed(version), version), default=None)
+    return [] if best is None else by_version[best]
+
+
+def _place_of_one(axes: plt.Axes) -> float:
+    """Where 1 is along the axis, from 0 to 1."""
+    low, high = np.log(axes.get_xlim())
+    return -low / (high - low)
 
 
 def draw(results: Sequence[dict[str, Any]]) -> plt.Figure | None:

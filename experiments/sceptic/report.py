@@ -190,6 +190,7 @@ def _pareto(methods: dict) -> plt.Figure:
             *(method, (memory, loss)),
             **{"xytext": (5, 3), "textcoords": "offset points", "fontsize": 7.5},
         )
+    axes.margins(x=0.25)  # for the names
     plotting.dress(
         axes,
         log="xy",
@@ -236,8 +237,9 @@ def _teacher(found: dict[str, list[Record]], folder: Path) -> Iterator[str]:
         for method in sorted(frame.index, key=lambda m: frame.loc[m].median())
     ]
     yield study.table(rows) + "\n"
-    plotting.save(_costs(frame), folder / "teacher.png")
-    yield "![Time to the target against dimension and effective rank](teacher.png)\n"
+    if len({rank for _, rank in sizes}) > 1:
+        plotting.save(_costs(frame), folder / "teacher.png")
+        yield "![Time to the target by dimension and effective rank](teacher.png)\n"
 
 
 def _costs(frame: pd.DataFrame) -> plt.Figure:

@@ -12,6 +12,7 @@ from jax.flatten_util import ravel_pytree
 
 from experiments.benchmarks import (
     environment,
+    figure,
     hyperplane,
     measurement,
     report,
@@ -229,7 +230,24 @@ def test_a_failing_rival_is_recorded_and_reported(tmp_path, capsys):
     path.write_text(json.dumps(result))
     main(["report", str(path)])
     assert "- jet on MLP relu, k = 1: " in capsys.readouterr().out
-    assert (tmp_path / "benchmarks.png").read_bytes()[:4] == b"\x89PNG"
+    for name in ("benchmarks.png", "overview.png"):
+        assert (tmp_path / name).read_bytes()[:4] == b"\x89PNG"
+
+
+def test_the_overview_is_beside_the_fastest_other_way():
+    quartiles = lambda x: {"lower_quartile": x, "median": x, "upper_quartile": x}
+    timed = lambda x: {"ratio": {"seconds": quartiles(x)}}
+    ours = {"fomoh_jax": {}, "fomoh_jax, auto": timed(0.1)}
+    row = {"workload": "", "sizes": {}, "contenders": {**ours, "a": timed(4.0)}}
+    assert figure.share_of_fastest(row) == 0.25
+    row["contenders"] |= {"b": timed(2.0), "c": {"error": "ImportError"}}
+    assert figure.share_of_fastest(row) == 0.5
+    result = {"table": "pinn", "config": {}, "rows": [row]}
+    on = lambda jax: {**result, "environment": {"device": "cpu", "jax": jax}}
+    assert figure._newest([on("0.11.2"), on("0.12.0.1"), on("0.9.2")], "pinn") == [row]
+    fewer = {**on("0.12.1"), "rows": [{**row, "contenders": ours}]}
+    assert figure._newest([on("0.11.2"), fewer], "pinn") == [row]
+    assert figure.draw_overview([fewer | {"table": "other"}]) is None
 
 
 @pytest.mark.slow
