@@ -270,8 +270,8 @@ tune("Adam", adam_steps(loss_of_one, adam), (adapters, adam.init(adapters)))
 #
 # `fomoh_ap()` should end between the two runs of Adam: it knows the gradient of the
 # last layer, and that of the other one with noise. MeZO, which learns one number at
-# each step, stays behind. Where backpropagation fits into memory, it is the better
-# choice.
+# each step, stays behind. A bar that reaches the right edge is cut there. Where
+# backpropagation fits into memory, it is the better choice.
 
 # %%
 names = list(results)[::-1]

@@ -1,4 +1,8 @@
-"""FoMoH along perturbed activations."""
+"""``fomoh_ap``: the estimate by perturbed activations, with an exact step along it.
+
+The step is the minimum of the quadratic model in a plane: along the parameters whose
+gradient is exact, and along those whose gradient is estimated.
+"""
 
 import functools
 from collections.abc import Sequence

@@ -318,7 +318,8 @@ def scale_by_hyperplane(
         ``update`` then takes ``outputs_fn`` as well, and the loss is
         ``value_fn(outputs_fn(params))``. See :func:`fomoh_jax.gauss_newton_model`.
       plan: how the model is computed, one of :mod:`fomoh_jax.plans`; ``"auto"`` is a
-        forward pass. Where ``value_fn`` takes more than the parameters,
+        forward pass, since an optimiser should take every loss, in memory that does not
+        grow with its depth. Where ``value_fn`` takes more than the parameters,
         ``plans.split(mesh_axis)`` needs a mesh whose axes are all of
         ``AxisType.Auto``. (A batch that is sharded needs no plan.)
       per_example: whether ``value_fn(params, example)`` is the loss of one example, as

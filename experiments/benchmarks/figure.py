@@ -38,7 +38,7 @@ def draw_overview(results: Sequence[dict[str, Any]]) -> plt.Figure | None:
             shares[kind] = found
     if not shares:
         return None
-    figure, axes = plt.subplots(figsize=(9, 0.45 * len(shares) + 1.3))
+    figure, axes = plt.subplots(figsize=(7.5, 0.4 * len(shares) + 1.3))
     for place, found in enumerate(reversed(shares.values())):
         axes.plot(found, [place] * len(found), "|", color="0.45", ms=11)
         axes.plot(np.exp(np.mean(np.log(found))), place, "ko", ms=9, mfc="white", mew=2)

@@ -1,7 +1,7 @@
 """Directions that are matrices of low rank, kept as their factors.
 
 ``r (m + n)`` numbers stand for ``m n`` of them, and a product with such a matrix is two
-products with its factors, for ``r (m + n)`` operations a row in the place of ``m n``.
+products with its factors, for ``r (m + n)`` operations a row instead of ``m n``.
 """
 
 import dataclasses
@@ -156,7 +156,7 @@ class LowRank(Channel):
     def _way_through(self, linear: Callable) -> tuple[Array, Array, int] | None:
         """Of a product: the factors that it sums over, the others, and where these go.
 
-        The first are matrices like the whole, with ``r`` in the place of the dimension
+        The first are matrices like the whole, with ``r`` instead of the dimension
         that is left; that is the dimension of the result that is given.
         """
         if not isinstance(linear, Linear) or linear.over is None or not linear.goes:

@@ -118,7 +118,7 @@ def low_rank(k: int, rank: int = 1) -> Directions:
       U \in \mathbb{R}^{m \times r}, \ V \in \mathbb{R}^{n \times r}
 
     so that :math:`E[v v^\top] = I`, and Gaussian directions on all other leaves. They
-    take :math:`r (m + n)` random numbers in the place of :math:`m n`, and are not
+    take :math:`r (m + n)` random numbers instead of :math:`m n`, and are not
     multiplied out (:class:`fomoh_jax.LowRank`): not in products with the matrix, not
     in the Gram matrix, and in the step once for all of them. In a sum with other
     directions, ``low_rank(k) + b``, they are.

@@ -29,8 +29,8 @@ def forward(chunk_size: int | None = None) -> Plan:
     ``lax.scan`` over layers its temporary memory does not grow with their number.
 
     Args:
-      chunk_size: bound on memory. The rows of the curvature are computed that many at a
-        time, one after the other, so that at most ``chunk_size * k`` second-order
+      chunk_size: bound on memory. That many offsets ``j - i`` of the pairs are computed
+        at a time, one after the other, so that at most ``chunk_size * k`` second-order
         coefficients of an intermediate exist at once; of a product with the Hessian,
         that many elements at a time. By default all of them.
 
