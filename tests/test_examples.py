@@ -107,6 +107,7 @@ def test_kinetic_energy(run):
     assert found["best_error"] < 0.003
 
 
+@pytest.mark.slow
 def test_sparse_newton(run):
     found = run("sparse_newton")
     assert found["slopes"][-1] < 1e-12
@@ -146,6 +147,7 @@ def test_own_primitive(run):
     assert found["values_of_family"] < found["values_of_generic"]
 
 
+@pytest.mark.slow
 def test_own_optimiser(run):
     found = run("own_optimiser")
     assert found["cubic_error"] < 1e-12

@@ -210,6 +210,20 @@ def test_levenberg_and_marquardt_s_damping_follows_the_gain():
         np.testing.assert_allclose(step, 1 / (1 + 1e-2 / size))
 
 
+def test_a_state_of_python_numbers_is_one_of_arrays():
+    shrinking = solvers.Search(
+        size=lambda state: state[0],
+        learn=lambda last, state: (True, (state[0] / 2, state[1] + 1)),
+        init=lambda: (1.0, 0),
+    )
+    solver = Solver(descents.damped(1.0), shrinking)
+    state = solver.init()
+    assert all(isinstance(x, jax.Array) and not x.weak_type for x in state.search)
+    model = QuadraticModel(jnp.array(1.0), jnp.ones(2), jnp.eye(2))
+    _, after = jax.jit(solver.solve)(model, jnp.eye(2), state)
+    assert after.search[0] == 0.5 and after.search[1] == 1
+
+
 def test_an_outcome_that_is_not_finite_tells_nothing():
     model = QuadraticModel(jnp.array(1.0), jnp.ones(2), jnp.eye(2))
     bad = Outcome(jnp.array(np.nan), jnp.array(np.nan), jnp.array(-np.inf))

@@ -50,7 +50,9 @@ class Descent:
       step: ``step(model, gram, size, last, state) -> (Step, state)``. A larger size
         leads as far or further; where the model has curvature, a size that goes to zero
         leads to no step. Size 1 is the descent's own step. ``last`` is the
-        :class:`Outcome` of the step before.
+        :class:`Outcome` of the step before. The Gram matrix is singular where a
+        direction depends on others, or is zero, as the first of
+        :func:`fomoh_jax.directions.history` are.
       init: ``init() -> state``, for a descent that remembers.
     """
 
@@ -140,7 +142,11 @@ class Solver:
 
     def init(self) -> SolverState:
         """The state before the first step."""
-        return SolverState(self.descent.init(), self.search.init())
+        strong = lambda x: jnp.asarray(x, jnp.result_type(x))
+        return SolverState(
+            jax.tree.map(strong, self.descent.init()),
+            jax.tree.map(strong, self.search.init()),
+        )
 
     def solve(
         self,
