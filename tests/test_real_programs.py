@@ -149,6 +149,17 @@ def test_optimistix_root():
     assert_close(jnp.moveaxis(model.curvature, (0, 1), (1, 2)), expected, rtol=1e-9)
 
 
+def test_optimistix_minimises_by_our_optimisers():
+    optimistix = pytest.importorskip("optimistix", reason="optimistix is not installed")
+    key, trust = jax.random.PRNGKey(0), fomoh_jax.solvers.trust_region()
+    newton = fomoh_jax.fomoh_kd(2, solver=trust, key=key)
+    solver = optimistix.OptaxMinimiser(newton, rtol=1e-8, atol=1e-8)
+    rosenbrock = lambda x, _: (1 - x[0]) ** 2 + 100 * (x[1] - x[0] ** 2) ** 2
+    start = jnp.array([-1.2, 1.0])
+    found = optimistix.minimise(rosenbrock, solver, start, max_steps=200).value
+    assert_close(found, jnp.ones(2), rtol=1e-6)
+
+
 def test_numpyro_log_density():
     numpyro = pytest.importorskip("numpyro", reason="numpyro is not installed")
     import numpyro.distributions as dist

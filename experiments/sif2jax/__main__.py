@@ -1,0 +1,136 @@
+"""Deterministic problems of CUTEst, by minimisers with and without a gradient.
+
+    pip install '.[cutest]'
+    python -m experiments.sif2jax --minutes 10   # kept one by one, and continued
+    python -m experiments.sif2jax --report
+
+The problems are the unconstrained ones of sif2jax with at most 100 variables, from
+their own starts, in float64. Every method makes the same number of steps.
+"""
+
+import dataclasses
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from jax.flatten_util import ravel_pytree
+
+from experiments import study
+from experiments.sif2jax import report
+
+# Losses are kept at every step at first, and then at each that is so much later.
+DENSE, RATIO = 20, 1.1
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Which runs."""
+
+    problems: tuple[str, ...] = ()
+    """By their names; by default all that are small enough."""
+    methods: tuple[str, ...] = ()
+    """By their names; by default all."""
+    variables: int = 100
+    """The most that a problem has."""
+    steps: int = 500
+    minutes: float = float("inf")
+    """No run is begun after these."""
+    part: str = "1/1"
+    """i/n: the i-th of n parts, for a process of its own."""
+    results: Path = study.RESULTS / "sif2jax"
+    report: bool = False
+    """Nothing is run; the tables and the figure are made of what is there."""
+
+
+def main(args: list[str] | None = None) -> None:
+    config = tyro.cli(Config, description=__doc__, args=args)
+    file = config.results / "runs.jsonl"
+    if config.report:
+        return report.main(file)
+    jax.config.update("jax_enable_x64", True)
+    # Both are needed to run, and not to report.
+    from sif2jax import unconstrained_minimisation_problems as problems
+
+    from experiments.sif2jax.methods import METHODS
+
+    start, kept = time.monotonic(), {key(record) for record in load(file)}
+    part, parts = map(int, config.part.split("/"))
+    for problem in problems[part - 1 :: parts]:
+        if config.problems and problem.name not in config.problems:
+            continue
+        x, unflatten = ravel_pytree(problem.y0)
+        if x.size > config.variables:
+            continue
+        loss = lambda x: problem.objective(unflatten(x), problem.args)
+        for method in config.methods or METHODS:
+            if time.monotonic() - start > 60 * config.minutes:
+                return
+            one = {"problem": problem.name, "method": method, "steps": config.steps}
+            if key(one) in kept:
+                continue
+            record = one | run(METHODS[method], loss, x, config.steps)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with file.open("a") as lines:
+                lines.write(json.dumps(record) + "\n")
+            print(problem.name, x.size, method, record.get("losses", [None])[-1])
+
+
+def run(method: Any, loss: Any, x: jax.Array, steps: int) -> dict[str, Any]:
+    """The least loss so far at some of the steps, and how long a step takes."""
+
+    def losses(x):
+        def step(carry, _):
+            point, state = method.step(loss, *carry)
+            return (point, state), loss(point)
+
+        _, after = jax.lax.scan(step, (x, method.init(loss, x)), length=steps)
+        return jnp.concatenate([loss(x)[None], after])
+
+    begun = time.perf_counter()
+    try:
+        compiled = jax.jit(losses).lower(x).compile()
+    except Exception as error:  # of a solver that cannot trace the problem
+        return {"error": f"{type(error).__name__}: {str(error).splitlines()[0]}"}
+    compile_seconds = time.perf_counter() - begun
+    jax.block_until_ready(compiled(x))
+    begun = time.perf_counter()
+    found = np.asarray(compiled(x))
+    seconds = (time.perf_counter() - begun) / steps
+    least = np.fmin.accumulate(np.where(np.isfinite(found), found, np.inf))
+    places = places_to_keep(steps)
+    return {
+        "variables": x.size,
+        "places": places,
+        "losses": [float(f"{value:.9g}") for value in least[places]],
+        "seconds_a_step": float(f"{seconds:.3g}"),
+        "compile_seconds": round(compile_seconds, 1),
+        "environment": f"{jax.devices()[0].device_kind}, jax {jax.__version__}",
+    }
+
+
+def places_to_keep(steps: int) -> list[int]:
+    """All at first, then geometrically, and the last."""
+    places = list(range(min(DENSE, steps) + 1))
+    while places[-1] < steps:
+        places.append(min(steps, max(places[-1] + 1, int(RATIO * places[-1]))))
+    return places
+
+
+def key(record: dict[str, Any]) -> tuple:
+    """What a run is known by."""
+    return record["problem"], record["method"], record["steps"]
+
+
+def load(file: Path) -> list[dict[str, Any]]:
+    """The records that are kept."""
+    lines = file.read_text().splitlines() if file.exists() else []
+    return list(map(json.loads, lines))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+"""Minimisers as one step each, in a form that a compiled loop repeats."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+import optimistix
+
+import fomoh_jax
+from fomoh_jax import directions, solvers
+
+Loss = Callable[[jax.Array], jax.Array]
+
+
+class Method(NamedTuple):
+    """A minimiser.
+
+    Attributes:
+      init: ``init(loss, x)``, its state.
+      step: ``step(loss, x, state)``, the next point and state.
+    """
+
+    init: Callable[[Loss, jax.Array], Any]
+    step: Callable[[Loss, jax.Array, Any], tuple[jax.Array, Any]]
+
+
+def of_optax(make: Callable[[int], Any], *, with_gradient: bool) -> Method:
+    """A transformation that takes ``value_fn``, of so many variables."""
+
+    def step(loss, x, state):
+        extra, gradient = {"value_fn": loss}, jnp.zeros_like(x)
+        if with_gradient:
+            value, gradient = jax.value_and_grad(loss)(x)
+            extra |= {"value": value, "grad": gradient}
+        updates, state = make(x.size).update(gradient, state, x, **extra)
+        return optax.apply_updates(x, updates), state
+
+    return Method(lambda loss, x: make(x.size).init(x), step)
+
+
+def of_optimistix(solver: Any) -> Method:
+    """A minimiser of optimistix, which may end by itself; here it does not."""
+    tags = frozenset()
+
+    def init(loss, x):
+        fun = lambda x, _: (loss(x), None)
+        out = jax.eval_shape(loss, x)
+        state = solver.init(fun, x, None, {}, out, None, tags)
+        return eqx.filter(state, eqx.is_array)
+
+    def step(loss, x, arrays):
+        fun = lambda x, _: (loss(x), None)
+        out = jax.eval_shape(loss, x)
+        made = eqx.filter_eval_shape(solver.init, fun, x, None, {}, out, None, tags)
+        static = eqx.filter(made, eqx.is_array, inverse=True)
+        static = eqx.filter(static, lambda x: not isinstance(x, jax.ShapeDtypeStruct))
+        state = eqx.combine(arrays, static)
+        x, state, _ = solver.step(fun, x, None, {}, state, tags)
+        return x, eqx.filter(state, eqx.is_array)
+
+    return Method(init, step)
+
+
+def newton_step(loss: Loss, x: jax.Array, state: tuple) -> tuple[jax.Array, tuple]:
+    """Newton's step by ``jax.hessian``, without any safeguard."""
+    slope, hessian = jax.grad(loss)(x), jax.hessian(loss)(x)
+    step = jnp.linalg.solve(hessian, slope)
+    return x - jnp.where(jnp.all(jnp.isfinite(step)), step, 0), state
+
+
+def trust_region(size: int) -> optax.GradientTransformationExtraArgs:
+    """Newton's method within a trust region: as many directions as variables."""
+    return fomoh_jax.scale_by_hyperplane(
+        directions.orthonormal(size), solvers.trust_region()
+    )
+
+
+TOLERANCE = 1e-30  # optimistix is not to end by itself
+METHODS = {
+    "fomoh_kd(D), trust region": of_optax(
+        lambda size: optax.chain(trust_region(size), optax.scale(-1.0)),
+        with_gradient=False,
+    ),
+    "Newton, jax.hessian": Method(lambda loss, x: (), newton_step),
+    "optimistix BFGS": of_optimistix(optimistix.BFGS(TOLERANCE, TOLERANCE)),
+    "optimistix L-BFGS": of_optimistix(optimistix.LBFGS(TOLERANCE, TOLERANCE)),
+    "optax L-BFGS": of_optax(lambda size: optax.lbfgs(), with_gradient=True),
+}

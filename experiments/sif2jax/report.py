@@ -1,0 +1,114 @@
+"""Who solves what, and how fast: tables, and Moré and Wild's performance profiles."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+
+from experiments import plotting, study
+
+TOLERANCES = (1e-3, 1e-6)
+STYLES = ("k-", "k--", "k:", "0.5", "k-.", "0.5")
+HEADER = """# Unconstrained problems of CUTEst
+
+Made by `python -m experiments.sif2jax --report` of the runs in `runs.jsonl`
+({environments}). {problems} problems with at most {variables} variables, {steps} steps
+each. A problem counts as solved to a tolerance τ if a method comes to within τ of the
+best reduction that any of them found: f ≤ f* + τ (f₀ - f*). (Moré and Wild, 2009.)
+"""
+
+
+def main(file: Path) -> None:
+    """Write README.md and the figure beside the runs."""
+    records = list(map(json.loads, file.read_text().splitlines()))
+    costs = {tolerance: costs_to(records, tolerance) for tolerance in TOLERANCES}
+    done = [record for record in records if "losses" in record]
+    parts = [
+        HEADER.format(
+            environments="; ".join(sorted({r["environment"] for r in done})),
+            problems=len({r["problem"] for r in done}),
+            variables=max(r["variables"] for r in done),
+            steps=max(r["steps"] for r in done),
+        ),
+        study.table(_rows(costs, done)) + "\n",
+        "![Share of the problems by time over that of the fastest](profiles.png)\n",
+        "Not solved to 1e-6 by the first of them, and by whom:\n",
+        *_lost(costs[TOLERANCES[-1]], done[0]["method"]),
+    ]
+    plotting.save(_profiles(costs), file.parent / "profiles.png")
+    (file.parent / "README.md").write_text("\n".join(parts) + "\n")
+    print(f"report: {file.parent / 'README.md'}")
+
+
+def costs_to(records: list[dict[str, Any]], tolerance: float) -> pd.DataFrame:
+    """The steps to the tolerance, by problem and method; infinite where it is missed.
+
+    Beside them, under ``seconds``, the same in seconds.
+    """
+    rows = []
+    by_problem = pd.DataFrame(records).groupby("problem")
+    for problem, frame in by_problem:
+        done = frame[frame["losses"].notna()] if "losses" in frame else frame[:0]
+        if done.empty:
+            continue
+        best = min(losses[-1] for losses in done["losses"])
+        for record in frame.to_dict("records"):
+            steps = np.inf
+            if isinstance(record.get("losses"), list):
+                losses, places = np.array(record["losses"]), record["places"]
+                reached = losses <= best + tolerance * (losses[0] - best)
+                steps = places[np.argmax(reached)] if reached.any() else np.inf
+            seconds = steps * record.get("seconds_a_step", np.inf) if steps else 0.0
+            rows.append((problem, record["method"], steps, seconds))
+    columns = ["problem", "method", "steps", "seconds"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _rows(costs: dict[float, pd.DataFrame], done: list[dict[str, Any]]):
+    for method in dict.fromkeys(record["method"] for record in done):
+        row = {"method": method}
+        for tolerance, frame in costs.items():
+            mine = frame[frame["method"] == method]
+            solved = np.isfinite(mine["steps"])
+            row[f"solved to {tolerance:g}"] = f"{solved.sum()} of {len(mine)}"
+            row[f"median steps to {tolerance:g}"] = (
+                f"{mine['steps'][solved].median():g}"
+            )
+        compiling = [r["compile_seconds"] for r in done if r["method"] == method]
+        yield row | {"median compile, s": f"{np.median(compiling):.1f}"}
+
+
+def _lost(costs: pd.DataFrame, method: str) -> list[str]:
+    table = costs.pivot(index="problem", columns="method", values="steps")
+    lost = table[np.isinf(table[method])]
+    return [
+        f"- {problem}: {', '.join(row.index[np.isfinite(row)])}"
+        for problem, row in lost.iterrows()
+    ]
+
+
+def _profiles(costs: dict[float, pd.DataFrame]) -> plt.Figure:
+    figure, panels = plt.subplots(1, len(costs), figsize=(11, 4), sharey=True)
+    for panel, (tolerance, frame) in zip(panels, costs.items()):
+        table = frame.pivot(index="problem", columns="method", values="seconds")
+        floor = table[table > 0].min(axis=None)
+        ratios = table.clip(lower=floor).div(
+            table.clip(lower=floor).min(axis=1), axis=0
+        )
+        for method, style in zip(dict.fromkeys(frame["method"]), STYLES):
+            ordered = np.sort(ratios[method])
+            share = np.arange(1, len(ordered) + 1) / len(ordered)
+            kwargs = {"color": style} if style[0] == "0" else {"ls": style[1:]}
+            kwargs = {"color": "black", **kwargs, "label": method}
+            panel.step(ordered, share, where="post", **kwargs)
+        panel.set(xscale="log", xlim=(1, 1000), ylim=(0, 1))
+        panel.set(
+            title=f"τ = {tolerance:g}", xlabel="time ÷ that of the fastest method"
+        )
+        panel.grid(alpha=0.3)
+    panels[0].set_ylabel("share of the problems that are solved")
+    panels[-1].legend(fontsize="small", loc="lower right")
+    return figure
