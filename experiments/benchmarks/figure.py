@@ -133,7 +133,7 @@ def _draw_hyperplane(axes: plt.Axes, rows: list[Row]) -> None:
             ratio = lambda row: time_ratio(row, "nested jvp", to)
             if points := _points(rows, workload, "k", ratio):
                 k, lower, median, upper = points  # with bars between the quartiles
-                errors = (median - lower, upper - median)
+                errors = list(median - lower), list(upper - median)
                 style = {"marker": "o", "ms": 4, "capsize": 3, **style}
                 axes.errorbar(k, median, errors, color=f"C{index}", **style)
     if rows:
