@@ -464,14 +464,25 @@ def scale_by_hyperplane(
                 actual = jnp.where(state.steps > 0, state.model.value - model.value, 0)
             last = Outcome(state.model.value, expected, actual)
             metric = gram(vectors, dtype, after=model.value)
-            coefficients, solver_state = solver.solve(
-                model, metric, state.solver_state, last
-            )
+            along = lambda coefficients: combination(coefficients, vectors, dtype)
+
+            def fall(step):
+                ahead, _ = whole(jax.tree.map(jnp.subtract, params, step))
+                return model.value - ahead.astype(dtype)
+
+            if solver.search.fork is None:
+                coefficients, solver_state = solver.solve(
+                    model, metric, state.solver_state, last
+                )
+                step = along(coefficients)
+                actual = fall(step) if solver.search.looks_ahead else actual
+            else:
+                coefficients, solver_state, actual = solver.solve_several(
+                    model, metric, state.solver_state, lambda c: fall(along(c)), last
+                )
+                step = along(coefficients)
             predicted = predicted_reduction(model, coefficients)
-            step = combination(coefficients, vectors, dtype)
             if solver.search.looks_ahead:
-                ahead, _ = whole(jax.tree.map(lambda p, s: p - s, params, step))
-                actual = model.value - ahead.astype(dtype)
                 outcome = Outcome(model.value, predicted, actual)
                 taken, solver_state = solver.judge(outcome, solver_state)
                 coefficients = jnp.where(taken, coefficients, 0)

@@ -295,3 +295,5 @@ def test_arguments_out_of_range_are_refused():
         Solver(descents.newton(), searches.constant)
     with pytest.raises(ValueError, match="gain_ratio needs 0 < initial"):
         searches.gain_ratio(2.0, largest=1.0)
+    with pytest.raises(ValueError, match="fork is for a search that looks ahead"):
+        solvers.Search(lambda state: 1.0, fork=lambda state: state)

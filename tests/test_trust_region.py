@@ -136,7 +136,80 @@ def test_newton_in_a_trust_region_minimises_rosenbrock_and_never_climbs():
     assert 10 < int(state[0].accepted) <= int(state[0].steps) == 100
 
 
+def ripples(x):
+    """A bowl with ripples, of which a model sees the nearest."""
+    return jnp.sum(x**2) / 20 + 20 * jnp.prod(jnp.sin(5 * x) ** 2)
+
+
+def along_axes(*solvers):
+    """A step of each at the same point, compiled at once."""
+    axes = fomoh_jax.directions.orthonormal(2)
+    links = [fomoh_jax.scale_by_hyperplane(axes, solver) for solver in solvers]
+
+    @functools.partial(jax.jit, static_argnums=1)
+    def updates(x, loss=ripples):
+        return [tx.update(None, tx.init(x), x, value_fn=loss) for tx in links]
+
+    return updates
+
+
+def test_of_several_radii_the_one_that_leads_to_the_least_loss_is_taken():
+    ones = [solvers.trust_region(r) for r in (0.01, 0.04, 0.16, 0.64, 2.56)]
+    some = solvers.trust_region(0.16, tries=5), solvers.trust_region(0.16, tries=2)
+    steps = along_axes(*ones, *some)
+    chosen = set()
+    for start in [(3.2, -2.0), (0.75, 1.4), (9.0, 9.3), (-5.0, 7.0)]:
+        x = jnp.array(start)
+        *alone, (of_five, state), (of_two, _) = steps(x)
+        losses = [float(ripples(x - step)) for step, _ in alone]
+        expected = alone[np.argmin(losses)][0]
+        np.testing.assert_allclose(of_five, expected, rtol=1e-12)
+        np.testing.assert_allclose(state.actual_reduction, ripples(x) - min(losses))
+        # Two are the radius, and the one below it.
+        expected = alone[1 + np.argmin(losses[1:3])][0]
+        np.testing.assert_allclose(of_two, expected, rtol=1e-12)
+        chosen.add(int(np.argmin(losses)))
+    assert len(chosen) > 1
+
+
+def test_radii_that_lower_no_loss_do_not_count_and_if_all_do_not_they_shrink():
+    x = jnp.array([3.2, -2.0])
+    far = lambda y: jnp.linalg.norm(jax.lax.stop_gradient(y) - x)
+    hidden = lambda y: ripples(y) + 1e3 * far(y)
+    cliff = lambda y: jnp.where(far(y) < 0.1, ripples(y), jnp.nan)
+    nowhere = lambda y: jnp.where(far(y) == 0, ripples(y), jnp.nan)
+    steps = along_axes(solvers.trust_region(0.16, tries=3))
+    for loss, taken in ((hidden, False), (cliff, True), (nowhere, False)):
+        ((step, state),) = steps(x, loss)
+        assert (0 < np.linalg.norm(step) <= 0.04 * (1 + 1e-9)) == taken
+        assert bool(np.any(step != 0)) == taken == int(state.accepted)
+        assert taken or 0 < state.solver_state.search.size <= 0.16 / 4 / 4
+
+
+def test_several_radii_leave_the_ripples_that_hold_one():
+    def minimised(tries, x):
+        tx = fomoh_jax.fomoh_kd(2, solver=solvers.trust_region(tries=tries))
+
+        def step(carry, _):
+            x, state = carry
+            updates, state = tx.update(None, state, x, value_fn=ripples)
+            return (optax.apply_updates(x, updates), state), None
+
+        (x, _), _ = jax.lax.scan(step, (x, tx.init(x)), length=60)
+        return ripples(x)
+
+    starts = jnp.array([[3.2, -2.0], [9.0, 9.0], [-5.0, 7.0], [-4.0, 3.0]])
+    ends = lambda tries: jax.vmap(functools.partial(minimised, tries))(starts)
+    one, five = jax.jit(lambda: (ends(1), ends(5)))()
+    assert np.all(one > 0.01) and np.all(five < 1e-20)
+
+
 def test_arguments_out_of_range_are_refused():
+    for tries in (0, 1.5):
+        with pytest.raises((TypeError, ValueError), match="tries must be"):
+            solvers.trust_region(tries=tries)
+    with pytest.raises(ValueError, match='several tries need measured_on="same"'):
+        solvers.trust_region(measured_on="next", tries=3)
     for arguments in ({"radius": 0.0}, {"radius": 2.0, "max_radius": 1.0}):
         with pytest.raises(ValueError, match="trust_region needs 0 < radius"):
             solvers.trust_region(**arguments)

@@ -479,6 +479,7 @@ SOLVERS = {
     "damped": solvers.damped(),
     "trust_region": solvers.trust_region(),
     "trust_region next": solvers.trust_region(measured_on="next"),
+    "trust_region, three radii": solvers.trust_region(tries=3),
     "self_tuning": solvers.self_tuning(),
     "damped, gain ratio": Solver(descents.damped(), searches.gain_ratio()),
     "newton, self-tuning": Solver(descents.newton(), searches.self_tuning()),

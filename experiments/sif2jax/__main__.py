@@ -25,6 +25,8 @@ from experiments.sif2jax import report
 
 # Losses are kept at every step at first, and then at each that is so much later.
 DENSE, RATIO = 20, 1.1
+# So many steps are one program.
+STRETCH = 50
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +40,8 @@ class Config:
     variables: int = 100
     """The most that a problem has."""
     steps: int = 500
+    seconds: float = 60.0
+    """A run that takes longer ends with fewer steps."""
     minutes: float = float("inf")
     """No run is begun after these."""
     part: str = "1/1"
@@ -73,41 +77,48 @@ def main(args: list[str] | None = None) -> None:
             one = {"problem": problem.name, "method": method, "steps": config.steps}
             if key(one) in kept:
                 continue
-            record = one | run(METHODS[method], loss, x, config.steps)
+            seconds = config.seconds
+            record = one | run(METHODS[method], loss, x, config.steps, seconds)
             file.parent.mkdir(parents=True, exist_ok=True)
             with file.open("a") as lines:
                 lines.write(json.dumps(record) + "\n")
             print(problem.name, x.size, method, record.get("losses", [None])[-1])
 
 
-def run(method: Any, loss: Any, x: jax.Array, steps: int) -> dict[str, Any]:
+def run(
+    method: Any, loss: Any, x: jax.Array, steps: int, seconds: float = np.inf
+) -> dict[str, Any]:
     """The least loss so far at some of the steps, and how long a step takes."""
 
-    def losses(x):
+    def stretch(carry):
         def step(carry, _):
             point, state = method.step(loss, *carry)
             return (point, state), loss(point)
 
-        _, after = jax.lax.scan(step, (x, method.init(loss, x)), length=steps)
-        return jnp.concatenate([loss(x)[None], after])
+        return jax.lax.scan(step, carry, length=min(STRETCH, steps))
 
     begun = time.perf_counter()
     try:
-        compiled = jax.jit(losses).lower(x).compile()
+        start = x, jax.tree.map(jnp.asarray, method.init(loss, x))
+        compiled = jax.jit(stretch).lower(start).compile()
     except Exception as error:  # of a solver that cannot trace the problem
         return {"error": f"{type(error).__name__}: {str(error).splitlines()[0]}"}
     compile_seconds = time.perf_counter() - begun
-    jax.block_until_ready(compiled(x))
-    begun = time.perf_counter()
-    found = np.asarray(compiled(x))
-    seconds = (time.perf_counter() - begun) / steps
-    least = np.fmin.accumulate(np.where(np.isfinite(found), found, np.inf))
-    places = places_to_keep(steps)
+    jax.block_until_ready(compiled(start))
+    carry, found = start, [loss(x)[None]]
+    begun, taken = time.perf_counter(), 0.0
+    while (done := sum(map(len, found)) - 1) < steps and taken < seconds:
+        carry, losses = jax.block_until_ready(compiled(carry))
+        found.append(losses[: steps - done])
+        taken = time.perf_counter() - begun
+    least = np.concatenate(found)
+    least = np.fmin.accumulate(np.where(np.isfinite(least), least, np.inf))
+    places = places_to_keep(done)
     return {
         "variables": x.size,
         "places": places,
         "losses": [float(f"{value:.9g}") for value in least[places]],
-        "seconds_a_step": float(f"{seconds:.3g}"),
+        "seconds_a_step": float(f"{taken / done:.3g}"),
         "compile_seconds": round(compile_seconds, 1),
         "environment": f"{jax.devices()[0].device_kind}, jax {jax.__version__}",
     }

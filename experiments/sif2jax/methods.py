@@ -10,7 +10,7 @@ import optax
 import optimistix
 
 import fomoh_jax
-from fomoh_jax import directions, solvers
+from fomoh_jax import directions, plans, solvers
 
 Loss = Callable[[jax.Array], jax.Array]
 
@@ -71,19 +71,30 @@ def newton_step(loss: Loss, x: jax.Array, state: tuple) -> tuple[jax.Array, tupl
     return x - jnp.where(jnp.all(jnp.isfinite(step)), step, 0), state
 
 
-def trust_region(size: int) -> optax.GradientTransformationExtraArgs:
-    """Newton's method within a trust region: as many directions as variables."""
-    return fomoh_jax.scale_by_hyperplane(
-        directions.orthonormal(size), solvers.trust_region()
-    )
+def trust_region(tries: int) -> Method:
+    """Newton's method within a trust region: as many directions as variables.
+
+    A forward pass takes time with the square of their number; where they are many, the
+    model is computed by a reverse pass as well.
+    """
+
+    def make(size):
+        solver = solvers.trust_region(tries=tries)
+        along = fomoh_jax.scale_by_hyperplane(
+            directions.orthonormal(size),
+            solver,
+            plan=plans.forward() if size <= FORWARD else plans.adjoint(),
+        )
+        return optax.chain(along, optax.scale(-1.0))
+
+    return of_optax(make, with_gradient=False)
 
 
+FORWARD = 25  # variables
 TOLERANCE = 1e-30  # optimistix is not to end by itself
 METHODS = {
-    "fomoh_kd(D), trust region": of_optax(
-        lambda size: optax.chain(trust_region(size), optax.scale(-1.0)),
-        with_gradient=False,
-    ),
+    "fomoh_kd(D), trust region": trust_region(1),
+    "fomoh_kd(D), five radii": trust_region(5),
     "Newton, jax.hessian": Method(lambda loss, x: (), newton_step),
     "optimistix BFGS": of_optimistix(optimistix.BFGS(TOLERANCE, TOLERANCE)),
     "optimistix L-BFGS": of_optimistix(optimistix.LBFGS(TOLERANCE, TOLERANCE)),

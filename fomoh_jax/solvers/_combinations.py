@@ -122,6 +122,7 @@ def trust_region(
     *,
     max_radius: float = 1e6,
     measured_on: Literal["same", "next"] = "same",
+    tries: int = 1,
 ) -> Solver:
     r"""The minimum of the model within a radius, exactly.
 
@@ -145,6 +146,10 @@ def trust_region(
         batch, by one more forward pass, and takes no step that raises it by more than
         rounding: for losses that are the same at each step. ``"next"`` takes every
         step, and judges it by the value of the next model, on another batch.
+      tries: how many radii are tried at each step, each four times the one before, with
+        the radius in their middle. The loss is evaluated at the end of each step, and
+        the one that leads to the least loss is taken, with its radius. More than one
+        need ``measured_on="same"``.
 
     Returns:
       A solver.
@@ -170,7 +175,9 @@ def trust_region(
             "trust_region needs 0 < radius <= max_radius; got "
             f"radius={radius}, max_radius={max_radius}."
         )
-    search = searches.gain_ratio(radius, largest=max_radius, measured_on=measured_on)
+    search = searches.gain_ratio(
+        radius, largest=max_radius, measured_on=measured_on, tries=tries
+    )
     return Solver(descents.trust(), search)
 
 

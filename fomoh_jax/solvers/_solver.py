@@ -78,6 +78,10 @@ class Search:
         loss of the same batch where the step leads, which is one more evaluation.
         Otherwise every step is taken, and the outcome follows from the value of the
         next model, on the next batch.
+      fork: ``fork(state) -> states``, for a search that looks ahead: several states,
+        stacked, of different sizes. A step is tried from each of them, at an evaluation
+        of the loss each, and the search goes on from the state whose step leads to the
+        least loss. ``None`` tries one.
     """
 
     size: Callable[[Any], Float[Array, ""] | float]
@@ -85,6 +89,14 @@ class Search:
     limit: Callable[[Step, Any], tuple[Any, Any]] = lambda step, state: (1.0, state)
     init: Callable[[], Any] = lambda: ()
     looks_ahead: bool = False
+    fork: Callable[[Any], Any] | None = None
+
+    def __post_init__(self):
+        if self.fork is not None and not self.looks_ahead:
+            raise ValueError(
+                "fork is for a search that looks ahead: set looks_ahead=True, or leave "
+                "fork out."
+            )
 
 
 class SolverState(NamedTuple):
@@ -190,6 +202,34 @@ class Solver:
         finite &= _is_finite(coefficients)
         after = _where(finite, SolverState(descent, search), state)
         return jnp.where(finite, coefficients, 0).astype(dtype), after
+
+    def solve_several(
+        self,
+        model: QuadraticModel,
+        gram: Float[Array, "k k"],
+        state: SolverState,
+        fall: Callable[[Float[Array, " k"]], Float[Array, ""]],
+        last: Outcome | None = None,
+    ) -> tuple[Float[Array, " k"], SolverState, Float[Array, ""]]:
+        """The best of the steps from the states into which the search forks.
+
+        Args:
+          model, gram, state, last: as for :meth:`solve`.
+          fall: ``fall(coefficients)``, by how much the loss falls on a step.
+
+        Returns:
+          The coefficients of the step on which the loss falls most, the state after it,
+          and by how much the loss falls.
+        """
+        assert self.search.fork is not None
+        solve = lambda search: self.solve(
+            model, gram, state._replace(search=search), last
+        )
+        tried, states = jax.vmap(solve)(self.search.fork(state.search))
+        # One after the other, in the memory of one.
+        falls = jax.lax.map(fall, tried)
+        best = jnp.argmax(jnp.where(jnp.isnan(falls), -jnp.inf, falls))
+        return jax.tree.map(lambda x: x[best], (tried, states, falls))
 
     def judge(
         self, outcome: Outcome, state: SolverState

@@ -3,12 +3,16 @@
 from typing import Literal, NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
+from fomoh_jax._hyperdual.arguments import check_size
 from fomoh_jax.solvers._solver import Search
 
 # How a gain ratio moves the size (Nocedal and Wright, algorithm 4.1).
 _POOR, _GOOD, _SHRINK, _GROW = 0.25, 0.75, 0.25, 2.0
+# Sizes that are tried at once.
+_APART = 4.0
 
 
 class GainRatioState(NamedTuple):
@@ -29,6 +33,7 @@ def gain_ratio(
     *,
     largest: float = 1e6,
     measured_on: Literal["same", "next"] = "same",
+    tries: int = 1,
 ) -> Search:
     r"""A size that follows the gain.
 
@@ -46,6 +51,10 @@ def gain_ratio(
         batch, by one more forward pass, and takes no step that raises it by more than
         rounding: for losses that are the same at each step. ``"next"`` takes every
         step, and judges it by the value of the next model, on another batch.
+      tries: how many sizes are tried at each step, each four times the one before, with
+        the size in their middle. The loss is evaluated at the end of each step, and the
+        one that leads to the least loss is taken, with its size. More than one need
+        ``measured_on="same"``.
 
     Returns:
       A search.
@@ -63,6 +72,13 @@ def gain_ratio(
         )
     if measured_on not in ("same", "next"):
         raise ValueError(f'measured_on must be "same" or "next"; got {measured_on!r}.')
+    tries = check_size("tries", tries)
+    if tries > 1 and measured_on == "next":
+        raise ValueError(
+            'several tries need measured_on="same", which evaluates the loss where '
+            f"each of them leads; got tries={tries}."
+        )
+    factors = _APART ** np.arange(-(tries // 2), (tries + 1) // 2)
 
     def init():
         dtype = jnp.result_type(float)
@@ -96,4 +112,15 @@ def gain_ratio(
     def limit(step, state):
         return 1.0, state._replace(used=step.size)
 
-    return Search(lambda state: state.size, learn, limit, init, measured_on == "same")
+    def fork(state):
+        sizes = jnp.minimum(state.size * factors.astype(state.size.dtype), largest)
+        return GainRatioState(sizes, jnp.broadcast_to(state.used, sizes.shape))
+
+    return Search(
+        lambda state: state.size,
+        learn,
+        limit,
+        init,
+        looks_ahead=measured_on == "same",
+        fork=fork if tries > 1 else None,
+    )
