@@ -10,6 +10,8 @@ versions, and one in four of the others. ``pytest -m '' --slow-turn 2/6`` takes,
 the quick tests, those slow ones whose turn it is.
 """
 
+import collections
+import math
 import os
 import zlib
 
@@ -85,12 +87,27 @@ def is_sampled(item):
     return number % item.config.getoption("--sample") == 0
 
 
+def leave_out_cases(items):
+    """Of a test that is ``sampled(n)``, one case in n is quick; or the first alone."""
+    before = collections.Counter()
+    for item in items:
+        marker = item.get_closest_marker("sampled")
+        if marker is None or item.get_closest_marker("slow"):
+            continue
+        test = item.nodeid.partition("[")[0]
+        n = marker.args[0] if marker.args else math.inf
+        if before[test] % n:
+            item.add_marker(pytest.mark.slow)
+        before[test] += 1
+
+
 @pytest.hookimpl(tryfirst=True)  # xdist reads the groups in this hook
 def pytest_collection_modifyitems(config, items):
     """The optimised tests first: their programs may serve the others, not vice versa.
 
     Then the long ones, so that no worker is left alone with one at the end.
     """
+    leave_out_cases(items)
     left = [item for item in items if not is_sampled(item)]
     config.hook.pytest_deselected(items=left)
     items[:] = filter(is_sampled, items)

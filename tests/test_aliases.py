@@ -53,6 +53,7 @@ def run(tx, steps=60, params=PARAMS, state=None, use_grads=True):
     return values, params, state
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", ALIASES)
 def test_every_alias_minimises(name):
     values, params, _ = run(ALIASES[name]())
@@ -113,6 +114,7 @@ def test_fomoh_kd_with_k_equal_to_d_is_newton_s_method():
         np.testing.assert_allclose(x, newton, rtol=1e-8)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", ALIASES)
 def test_the_building_blocks_in_a_chain_with_decay_clipping_and_a_schedule(name):
     make = {

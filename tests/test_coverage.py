@@ -22,6 +22,7 @@ def outcomes(group, count):
     return [outcome for outcome in ran if outcome.kind != "no derivative"]
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("group", partly_slow(GROUPS))
 def test_a_few_cases_of_every_group_agree_with_nested_jvp(group):
     kinds = {outcome.kind for outcome in outcomes(group, FEW)}

@@ -345,6 +345,7 @@ def assert_agrees(name: str, way: str, actual: Any) -> None:
 
 
 # Uniform weights are where the fault shows.
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     "name",
     [
@@ -442,6 +443,7 @@ OPTIMISERS = {
 }
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", ["logsumexp-uniform", "layer_norm-random"])
 def test_a_step_of_every_optimiser_agrees_with_eager_float64(name):
     case, d = CASES[name], oracle(name)

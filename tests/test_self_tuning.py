@@ -129,6 +129,7 @@ def rosenbrock_of_batch(x, batch):
     return rosenbrock(x) + 0 * batch
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("k", [1, 8])
 def test_noise_of_the_batches_makes_steps_small_and_its_absence_large(k):
     # A quadratic whose minimum moves with the batch: at the end, all is noise.

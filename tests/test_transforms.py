@@ -203,6 +203,7 @@ def test_layerwise_reduces_a_loss_in_a_scan(base, chunk_size):
     assert optax.tree.get(state, "curvature").shape == (source.count(params),) * 2
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.optimised
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32", "float64"])
 def test_parameters_keep_their_dtype_and_the_system_is_solved_in_float32(dtype):
@@ -271,6 +272,7 @@ def test_aux_of_the_evaluated_point_is_in_the_state():
     assert_close(state.aux["x"], PARAMS)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("alias", ["fgd", "fomoh", "fomoh_kd", "fomoh_bp"])
 def test_a_non_finite_loss_gives_a_zero_step_and_a_usable_state(alias):
     make = getattr(fomoh_jax, alias)

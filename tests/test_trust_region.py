@@ -177,9 +177,16 @@ def test_radii_that_lower_no_loss_do_not_count_and_if_all_do_not_they_shrink():
     far = lambda y: jnp.linalg.norm(jax.lax.stop_gradient(y) - x)
     hidden = lambda y: ripples(y) + 1e3 * far(y)
     cliff = lambda y: jnp.where(far(y) < 0.1, ripples(y), jnp.nan)
+    # A loss that falls again, further out, where it is still worse.
+    plateau = lambda y: ripples(y) + 1e3 * jnp.exp(-far(y)) * (far(y) > 0)
     nowhere = lambda y: jnp.where(far(y) == 0, ripples(y), jnp.nan)
     steps = along_axes(solvers.trust_region(0.16, tries=3))
-    for loss, taken in ((hidden, False), (cliff, True), (nowhere, False)):
+    for loss, taken in (
+        (hidden, False),
+        (plateau, False),
+        (cliff, True),
+        (nowhere, False),
+    ):
         ((step, state),) = steps(x, loss)
         assert (0 < np.linalg.norm(step) <= 0.04 * (1 + 1e-9)) == taken
         assert bool(np.any(step != 0)) == taken == int(state.accepted)

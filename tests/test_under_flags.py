@@ -387,6 +387,7 @@ def assert_near(actual, expected, rtol):
         np.testing.assert_allclose(np.asarray(a), e, rtol=0, atol=atol)
 
 
+@pytest.mark.sampled(3)
 @every_flag
 @pytest.mark.parametrize("name", partly_slow(OPERATORS))
 def test_operators_give_the_same_numbers_under_every_flag(name, flags):

@@ -49,6 +49,7 @@ def layered(x):
 # --- right --------------------------------------------------------------------------
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", partly_slow(PROGRAMS))
 def test_all_three_agree_with_jax(name):
     fun, primals = PROGRAMS[name]

@@ -81,7 +81,7 @@ class Search:
       fork: ``fork(state) -> states``, for a search that looks ahead: several states,
         stacked, of different sizes. A step is tried from each of them, at an evaluation
         of the loss each, and the search goes on from the state whose step leads to the
-        least loss. ``None`` tries one.
+        least loss, or from the first, if none lowers it. ``None`` tries one.
     """
 
     size: Callable[[Any], Float[Array, ""] | float]
@@ -219,7 +219,7 @@ class Solver:
 
         Returns:
           The coefficients of the step on which the loss falls most, the state after it,
-          and by how much the loss falls.
+          and by how much the loss falls; of the first step, if it falls on none.
         """
         assert self.search.fork is not None
         solve = lambda search: self.solve(
@@ -228,7 +228,7 @@ class Solver:
         tried, states = jax.vmap(solve)(self.search.fork(state.search))
         # One after the other, in the memory of one.
         falls = jax.lax.map(fall, tried)
-        best = jnp.argmax(jnp.where(jnp.isnan(falls), -jnp.inf, falls))
+        best = jnp.argmax(jnp.where(falls > 0, falls, 0))
         return jax.tree.map(lambda x: x[best], (tried, states, falls))
 
     def judge(

@@ -180,6 +180,7 @@ def test_losses_that_mix_positions_are_not_sums_over_them(summed):
     assert set(axes(program.partition)) == {None}
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     "summed",
     [

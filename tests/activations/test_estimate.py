@@ -52,6 +52,7 @@ def assert_unbiased(samples, truth):
         )
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", partly_slow(CASES))
 def test_it_is_unbiased(name):
     value, gradient = by_reverse_mode(name)

@@ -461,10 +461,9 @@ def test_the_aux_of_every_example_is_in_the_state():
     )
     gradient = jax.tree.map(jnp.ones_like, DENSE.params)
     state = plane.init(DENSE.params)
+    update = jax.jit(functools.partial(plane.update, value_fn=loss))
     for _ in range(2):  # the first state has no aux yet
-        _, state = plane.update(
-            gradient, state, DENSE.params, value_fn=loss, batch=DENSE.batch
-        )
+        _, state = update(gradient, state, DENSE.params, batch=DENSE.batch)
         assert_close(state.aux["label"], DENSE.batch[1])
 
 

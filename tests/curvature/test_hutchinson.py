@@ -82,6 +82,7 @@ def test_the_results_are_shaped_like_those_of_the_exact_operators(argnums):
         assert part.shape == ()
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     "estimate",
     [hutchinson_trace, hutchinson_diagonal, sampled_hessian, sampled_diagonal],

@@ -43,6 +43,7 @@ def field(x):
 # --- right --------------------------------------------------------------------------
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("operator", OPERATORS)
 @pytest.mark.parametrize("name", ESTIMATES)
 def test_estimates_are_unbiased_and_know_their_error(name, operator):

@@ -109,6 +109,7 @@ def test_it_writes_a_figure_and_tables_with_every_way(
         assert " error |" not in text.split("Times on")[1]
 
 
+@pytest.mark.slow
 def test_a_rival_that_is_absent_or_raises_is_named(tmp_path, monkeypatch, capsys):
     def refuses(fun, x, weights):
         raise NotImplementedError("no rule for tanh")

@@ -218,6 +218,7 @@ def test_the_checkpoint_knows_python_and_adapters_change_nothing_at_first():
     np.testing.assert_allclose(jax.jit(with_adapters)(adapters, code), of_code, 1e-6)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("rank", [0, 4])
 def test_a_rematerialised_model_has_the_same_gradient(rank):
     given = [
@@ -271,6 +272,7 @@ def test_who_can_do_what():
     assert able(two, deep) and not able(two, plain) and not able(three, deep)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", ["tail only, Adam", "FoMoH-BP", "fomoh_kd(8)"])
 def test_methods_take_the_loss_of_one_example(name):
     problem = quadratic(

@@ -77,6 +77,7 @@ def test_a_seed_is_a_run():
     assert np.any(ends[0] != ends[2])
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", NAMES)
 def test_a_run_that_goes_on_is_the_run_that_was_not_stopped(name):
     made = trainer(name)
@@ -87,6 +88,7 @@ def test_a_run_that_goes_on_is_the_run_that_was_not_stopped(name):
     jax.tree.map(np.testing.assert_array_equal, rest[-1].params, whole[-1].params)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", NAMES)
 def test_a_minibatch_without_a_finite_loss_changes_nothing(name):
     made = trainer(name, n=16)

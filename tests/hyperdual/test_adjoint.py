@@ -40,6 +40,7 @@ SLOW = ("attention", "softmax_cross_entropy", "cond_false", "scan")
 LOOPS = [name for name in PROGRAMS if "while" in name or "root" in name]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     "name", [slow(n) if n in SLOW else n for n in PROGRAMS if n not in LOOPS]
 )

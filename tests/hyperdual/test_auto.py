@@ -116,6 +116,7 @@ def test_a_reverse_pass_is_taken_where_it_works_and_is_faster(name):
     assert_close(jax.jit(auto)(x), jax.jit(forward)(x))
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", partly_slow(REVERSED))
 def test_what_is_chosen_can_be_differentiated_either_way(name):
     fun, x = REVERSED[name], jnp.asarray(normal(D)) + 0.5

@@ -68,6 +68,7 @@ def test_ours_inside_without_jit(name):
     assert_close(wrap(fomoh_jax.hessian(fun))(X), expected)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", partly_slow(INNER))
 def test_inside_ours(name):
     assert_agrees_with_nested_jvp(INNER[name](fun), X, k=2)

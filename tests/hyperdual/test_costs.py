@@ -55,6 +55,7 @@ def adjoint(fun, primals, directions):
     return fomoh_jax.quadratic_model(fun, primals, directions, plan=plans.adjoint())
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("k", [1, slow(2), 5])
 @pytest.mark.parametrize("problem", [WIDE, DEEP], ids=["wide", "deep"])
 def test_never_more_operations_than_nested_jvp(problem, k):
@@ -67,6 +68,7 @@ def test_four_fifths_of_the_operations_at_ten_directions_of_a_deep_network():
     assert ours <= 0.65 * nested
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("problem", "k", "operations", "temporaries"),
     [(WIDE, 10, 0.85, 0.4), (DEEP, 10, 0.2, 0.7), (DEEP, 20, 0.1, 0.4)],

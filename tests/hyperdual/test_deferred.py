@@ -65,6 +65,7 @@ PROGRAMS = {
 }
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", partly_slow(PROGRAMS))
 def test_the_model_is_that_of_stored_directions(name):
     fun, p, x = PROGRAMS[name], params(), normal(2, 4, seed=3)
@@ -98,6 +99,7 @@ def test_other_transformations_take_them():
     )
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     ("stored", "deferred"),
     [

@@ -24,6 +24,7 @@ FORMS = {
 }
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("axis", [0, 1, 2])
 @pytest.mark.parametrize("name", FORMS)
 def test_products_are_what_the_index_pairs_say(name, axis):

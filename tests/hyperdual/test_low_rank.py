@@ -85,6 +85,7 @@ def test_the_model_is_that_of_the_directions_multiplied_out(name):
     assert_close(*both(computed, drawn(3, 2)), rtol=rtol)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("plan", PLANS)
 def test_every_plan_takes_them(plan):
     def computed(v):
@@ -94,6 +95,7 @@ def test_every_plan_takes_them(plan):
     assert_close(*both(computed, drawn(4, 1)), rtol=1e-10)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(("k", "rank"), [(1, 1), (1, 3), (5, 2)])
 def test_gram_matrix_and_combination(k, rank):
     def computed(v):

@@ -24,6 +24,7 @@ from tests.reference import (
 )
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.optimised
 @pytest.mark.parametrize(
     "name",
@@ -224,6 +225,7 @@ def test_closes_over_traced_values():
     np.testing.assert_allclose(gradient, 18.0)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.optimised
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32", "float64"])
 def test_dtypes_are_kept(dtype):
@@ -301,6 +303,7 @@ def test_a_step_under_jit_equals_an_eager_one_at_full_size():
     assert_close(jax.jit(step)(state, params), eager, rtol=2e-5, atol=0)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.optimised
 @pytest.mark.parametrize("k", [1, slow(2), 10])
 @pytest.mark.parametrize("name", ["softmax", "mlp"])

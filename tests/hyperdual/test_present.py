@@ -74,6 +74,7 @@ def assert_zeros_change_nothing(fun, primals, v, *, adjoint=True):
     assert_close(slope, expected[:2])
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", partly_slow(SEVERAL_LEAVES))
 def test_a_random_subset_on_each_leaf_gives_the_dense_model(name):
     fun, primals = PROGRAMS[name]

@@ -33,6 +33,7 @@ def on_one_device(name):
     return model(random_directions(primals, K))
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("name", "chunk_size"),
     [("attention", None), ("scan", 1), ("mlp_tanh", 3), ("solve", None)],
@@ -61,6 +62,7 @@ def test_the_other_axis_is_left_to_the_batch(kind):
         assert_close(program(params, spread, vectors[0]), expected)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("name", "chunk_size"), [("mlp_tanh", None), ("attention", 1), ("scan", None)]
 )

@@ -80,6 +80,7 @@ FORMS = {
 }
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("axis", [0, 1, 2])
 @pytest.mark.parametrize("name", FORMS)
 def test_products_are_weighted_sums_over_the_pairs(name, axis):
@@ -111,6 +112,7 @@ def test_a_product_with_zero_is_zero_and_not_computed(name):
     assert form.quadratic(jnp.multiply, [ZERO], [0]) == [ZERO]
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("k", [*range(12), 50, 101])
 @pytest.mark.parametrize("axis", [0, 1])
 def test_sums_of_products_over_any_number_of_directions(k, axis):
@@ -143,6 +145,7 @@ def test_forms_of_different_kinds_have_different_trees():
 # --- right --------------------------------------------------------------------------
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", partly_slow(PROGRAMS))
 def test_laplacian_agrees_with_the_trace_of_the_hessian(name):
     fun, primals = PROGRAMS[name]
@@ -158,6 +161,7 @@ def test_laplacian_agrees_with_the_trace_of_the_hessian(name):
     assert_close(jax.jit(ours)(*primals), expected)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", partly_slow(reversed(PROGRAMS)))
 def test_hessian_diagonal_agrees_with_the_diagonal_of_the_hessian(name):
     fun, primals = PROGRAMS[name]
@@ -401,6 +405,7 @@ def _residual_loss(trace, weights):
     return loss
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", ELLIPTIC)
 def test_elliptic_operators_of_a_field_at_a_batch_of_points(name):
     operator = lambda trace: (
@@ -412,6 +417,7 @@ def test_elliptic_operators_of_a_field_at_a_batch_of_points(name):
     assert_close(jax.jit(operator(_ours))(FIELD, POINTS), expected)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("run", [jax.jit, slow(lambda f: f)], ids=["jit", "eager"])
 @pytest.mark.parametrize("argnum", [0, 1])
 @pytest.mark.parametrize("name", ELLIPTIC)
@@ -425,6 +431,7 @@ def test_gradient_of_a_residual_loss_by_reverse_mode(name, argnum, run):
     assert_close(run(ours)(FIELD, POINTS), expected)
 
 
+@pytest.mark.slow
 def test_second_derivatives_of_a_residual_loss():
     ours, theirs = (_residual_loss(trace, _stretched) for trace in (_ours, _theirs))
     expected = jax.jit(jax.hessian(theirs))(FIELD, POINTS)

@@ -82,6 +82,7 @@ def run(table, rows, out):
 QUICK = "hyperplane", "pinn", "depth"
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("table", [x if x in QUICK else slow(x) for x in TABLES])
 def test_a_table_is_written_and_reported(table, tmp_path, capsys):
     rows, contenders, columns = TABLES[table]

@@ -195,6 +195,7 @@ def test_checkpoint_of_a_scan_with_names_and_a_policy():
     assert_agrees_with_nested_jvp(jax.grad(lambda x: jnp.sum(fun(x)[1])), normal(4))
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("reverse", "unroll"),
     [

@@ -73,6 +73,7 @@ def test_custom_linear_solve_with_auxiliary_results():
     assert_agrees_with_nested_jvp(solve, 2 + normal(3) ** 2, normal(3, seed=1))
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("left_side", "lower", "transpose_a", "unit_diagonal"),
     # The others where time matters less.
