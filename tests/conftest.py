@@ -87,18 +87,24 @@ def is_sampled(item):
     return number % item.config.getoption("--sample") == 0
 
 
-def leave_out_cases(items):
-    """Of a test that is ``sampled(n)``, one case in n is quick; or the first alone."""
-    before = collections.Counter()
+def leave_out_cases(config, items):
+    """Of a test that is ``sampled(n)``, one case in n is quick, or one alone.
+
+    Which one, a hash says: stacked parameters repeat with a period. On a second version
+    of JAX, all cases of what depends on it are quick.
+    """
+    cases = collections.defaultdict(list)
     for item in items:
-        marker = item.get_closest_marker("sampled")
-        if marker is None or item.get_closest_marker("slow"):
+        depends = any(part in item.nodeid for part in OF_VERSIONS)
+        if depends and config.getoption("--sample") > 1:
             continue
-        test = item.nodeid.partition("[")[0]
-        n = marker.args[0] if marker.args else math.inf
-        if before[test] % n:
+        if item.get_closest_marker("sampled") and not item.get_closest_marker("slow"):
+            cases[item.nodeid.partition("[")[0]].append(item)
+    for several in cases.values():
+        several.sort(key=lambda item: zlib.crc32(item.nodeid.encode()))
+        n, *_ = *several[0].get_closest_marker("sampled").args, math.inf
+        for item in several[max(1, math.ceil(len(several) / n)) :]:
             item.add_marker(pytest.mark.slow)
-        before[test] += 1
 
 
 @pytest.hookimpl(tryfirst=True)  # xdist reads the groups in this hook
@@ -107,7 +113,7 @@ def pytest_collection_modifyitems(config, items):
 
     Then the long ones, so that no worker is left alone with one at the end.
     """
-    leave_out_cases(items)
+    leave_out_cases(config, items)
     left = [item for item in items if not is_sampled(item)]
     config.hook.pytest_deselected(items=left)
     items[:] = filter(is_sampled, items)

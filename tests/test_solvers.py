@@ -118,7 +118,6 @@ def test_damped_is_newton_s_step_of_the_shifted_hessian():
     np.testing.assert_allclose(actual, expected, rtol=1e-9)
 
 
-@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", ["saddle_free", "damped"])
 @pytest.mark.parametrize("k", [1, slow(3), 6])
 def test_steps_go_downhill_whatever_the_curvature(name, k):

@@ -179,18 +179,38 @@ def test_radii_that_lower_no_loss_do_not_count_and_if_all_do_not_they_shrink():
     cliff = lambda y: jnp.where(far(y) < 0.1, ripples(y), jnp.nan)
     # A loss that falls again, further out, where it is still worse.
     plateau = lambda y: ripples(y) + 1e3 * jnp.exp(-far(y)) * (far(y) > 0)
+    abyss = lambda y: jnp.where(far(y) < 0.1, ripples(y), -jnp.inf)
     nowhere = lambda y: jnp.where(far(y) == 0, ripples(y), jnp.nan)
     steps = along_axes(solvers.trust_region(0.16, tries=3))
     for loss, taken in (
         (hidden, False),
         (plateau, False),
         (cliff, True),
+        (abyss, True),
         (nowhere, False),
     ):
         ((step, state),) = steps(x, loss)
         assert (0 < np.linalg.norm(step) <= 0.04 * (1 + 1e-9)) == taken
         assert bool(np.any(step != 0)) == taken == int(state.accepted)
-        assert taken or 0 < state.solver_state.search.size <= 0.16 / 4 / 4
+        assert taken or 0 < state.solver_state.search.size <= 0.16 / 4
+
+
+def test_several_radii_wait_at_a_minimum_and_follow_when_it_moves():
+    tx = fomoh_jax.fomoh_kd(2, solver=solvers.trust_region(tries=5))
+    loss = lambda x, target: jnp.sum((x - target) ** 2)
+
+    def step(carry, target):
+        x, state = carry
+        updates, state = tx.update(None, state, x, value_fn=loss, target=target)
+        return (optax.apply_updates(x, updates), state), None
+
+    for dtype in ("float32", "float64"):
+        x = jnp.zeros(2, dtype)
+        targets = jnp.concatenate([jnp.zeros(60, dtype), jnp.ones(10, dtype)])
+        (x, _), _ = jax.jit(functools.partial(jax.lax.scan, step))(
+            (x, tx.init(x)), targets
+        )
+        np.testing.assert_allclose(x, 1, rtol=1e-6)
 
 
 def test_several_radii_leave_the_ripples_that_hold_one():
@@ -245,13 +265,14 @@ def test_a_model_that_rises_is_refused():
     assert not solver.judge(outcome(1.0, -1e-3, -1e4), at_the_edge(solver))[0]
 
 
-def test_a_loss_that_is_not_finite_at_first_is_outlived():
-    tx = fomoh_jax.fomoh_kd(4, solver=solvers.trust_region())
+@pytest.mark.parametrize("tries", [1, 4])
+def test_a_loss_that_is_not_finite_at_first_is_outlived(tries):
+    tx = fomoh_jax.fomoh_kd(4, solver=solvers.trust_region(tries=tries))
     x = jnp.zeros(4)
     state = tx.init(x)
     value_fn = lambda x, scale: scale * jnp.sum((x - 1) ** 2)
     update = jax.jit(functools.partial(tx.update, value_fn=value_fn))
-    for scale in (jnp.nan, jnp.inf, 1.0, 1.0, 1.0):
+    for scale in 300 * [jnp.nan, jnp.inf] + 3 * [1.0]:
         updates, state = update(None, state, x, scale=scale)
         x = optax.apply_updates(x, updates)
     np.testing.assert_allclose(x, 1.0, rtol=1e-6)

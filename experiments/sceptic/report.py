@@ -40,11 +40,12 @@ def main(results: Path) -> None:
     """Write README.md and the figures of what there is."""
     parts = [HEADER.format(part=PART)]
     found = {file.stem: list(load(file).values()) for file in results.glob("*.jsonl")}
+    for name, records in found.items():
+        longest = max(record["run"]["passes"] for record in records)
+        found[name] = [r for r in records if r["run"]["passes"] == longest]
     for name, records in sorted(found.items()):
         if name.startswith("teacher"):
             continue
-        longest = max(record["run"]["passes"] for record in records)
-        records = [r for r in records if r["run"]["passes"] == longest]
         parts += _problem(name, records, results)
     taught = {n: records for n, records in found.items() if n.startswith("teacher")}
     if taught:
@@ -221,7 +222,8 @@ def _teacher(found: dict[str, list[Record]], folder: Path) -> Iterator[str]:
     yield "## A linear teacher: cost by dimension and by effective rank\n"
     yield (
         f"Forward passes' time until the loss is {teacher.TARGET} of that at the "
-        f"start, at the best learning rate; the median of the seeds. There are "
+        f"start, at the best learning rate; the median of the seeds. Losses are looked "
+        f"at some 40 passes apart at least, and interpolated. There are "
         f"{teacher.OUTPUTS} parameters for each input.\n"
     )
     shown = lambda x: study.NONE if np.isnan(x) else f"{x:,.0f}"

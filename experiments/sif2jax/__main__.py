@@ -102,18 +102,20 @@ def run(
         start = x, jax.tree.map(jnp.asarray, method.init(loss, x))
         compiled = jax.jit(stretch).lower(start).compile()
     except Exception as error:  # of a solver that cannot trace the problem
-        return {"error": f"{type(error).__name__}: {str(error).splitlines()[0]}"}
+        first_line, *_ = [*str(error).splitlines(), ""]
+        return {"error": f"{type(error).__name__}: {first_line}"}
     compile_seconds = time.perf_counter() - begun
     jax.block_until_ready(compiled(start))
-    carry, found = start, [loss(x)[None]]
+    carry, found, done = start, [loss(x)[None]], 0
     begun, taken = time.perf_counter(), 0.0
-    while (done := sum(map(len, found)) - 1) < steps and taken < seconds:
+    while done < steps and taken < seconds:
         carry, losses = jax.block_until_ready(compiled(carry))
-        found.append(losses[: steps - done])
+        found.append(losses)
+        done += len(losses)
         taken = time.perf_counter() - begun
-    least = np.concatenate(found)
+    least = np.concatenate(found)[: steps + 1]
     least = np.fmin.accumulate(np.where(np.isfinite(least), least, np.inf))
-    places = places_to_keep(done)
+    places = places_to_keep(min(done, steps))
     return {
         "variables": x.size,
         "places": places,

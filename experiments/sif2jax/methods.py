@@ -32,8 +32,8 @@ def of_optax(make: Callable[[int], Any], *, with_gradient: bool) -> Method:
 
     def step(loss, x, state):
         extra, gradient = {"value_fn": loss}, jnp.zeros_like(x)
-        if with_gradient:
-            value, gradient = jax.value_and_grad(loss)(x)
+        if with_gradient:  # which a line search may have left
+            value, gradient = optax.value_and_grad_from_state(loss)(x, state=state)
             extra |= {"value": value, "grad": gradient}
         updates, state = make(x.size).update(gradient, state, x, **extra)
         return optax.apply_updates(x, updates), state
@@ -42,7 +42,11 @@ def of_optax(make: Callable[[int], Any], *, with_gradient: bool) -> Method:
 
 
 def of_optimistix(solver: Any) -> Method:
-    """A minimiser of optimistix, which may end by itself; here it does not."""
+    """A minimiser of optimistix, which may end by itself; here it does not.
+
+    What optimistix calls a step evaluates the loss once, and may be refused. Here a
+    step is ``EVALUATIONS`` of those, which take about as long as a step of ours.
+    """
     tags = frozenset()
 
     def init(loss, x):
@@ -57,9 +61,14 @@ def of_optimistix(solver: Any) -> Method:
         made = eqx.filter_eval_shape(solver.init, fun, x, None, {}, out, None, tags)
         static = eqx.filter(made, eqx.is_array, inverse=True)
         static = eqx.filter(static, lambda x: not isinstance(x, jax.ShapeDtypeStruct))
-        state = eqx.combine(arrays, static)
-        x, state, _ = solver.step(fun, x, None, {}, state, tags)
-        return x, eqx.filter(state, eqx.is_array)
+
+        def evaluation(_, carry):
+            x, arrays = carry
+            state = eqx.combine(arrays, static)
+            x, state, _ = solver.step(fun, x, None, {}, state, tags)
+            return x, eqx.filter(state, eqx.is_array)
+
+        return jax.lax.fori_loop(0, EVALUATIONS, evaluation, (x, arrays))
 
     return Method(init, step)
 
@@ -91,6 +100,7 @@ def trust_region(tries: int) -> Method:
 
 
 FORWARD = 25  # variables
+EVALUATIONS = 8
 TOLERANCE = 1e-30  # optimistix is not to end by itself
 METHODS = {
     "fomoh_kd(D), trust region": trust_region(1),

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 
 from fomoh_jax._activations.graph import is_inexact, type_of
 from fomoh_jax._activations.partition import Block, Partition
-from fomoh_jax._activations.program import Values, bind, flat, read
+from fomoh_jax._activations.program import CHECKPOINTS, Values, bind, flat, read
 from fomoh_jax._activations.reach import (
     NOWHERE,
     Reach,
@@ -31,8 +31,8 @@ from fomoh_jax._compat import called_jaxpr, open_jaxpr, scan_layout
 from fomoh_jax._hyperdual.environment import is_variable
 
 _CALLS = {
-    *("jit", "closed_call", "core_call", "xla_metadata_call"),
-    *("remat", "remat2", "checkpoint", "custom_vjp_call"),
+    *("jit", "closed_call", "core_call", "xla_metadata_call", "custom_vjp_call"),
+    *CHECKPOINTS,
 }
 # Of scalars: the loss of all positions is the sum of what they make of each one's.
 _LINEAR = {"neg", "add", "add_any", "sub", "mul", "div", "convert_element_type"}

@@ -13,10 +13,11 @@ from typing import Any
 import jax
 import numpy as np
 from jax import lax
-from jax.extend.core import JaxprEqn
+from jax.extend.core import ClosedJaxpr, JaxprEqn, jaxpr_as_fun
 from jaxtyping import Array, PyTree
 
-from fomoh_jax._activations.program import bind, flattened, read
+from fomoh_jax._activations.program import CHECKPOINTS, bind, flattened, read
+from fomoh_jax._compat import called_jaxpr, open_jaxpr
 
 CONVOLUTION = "conv_general_dilated"
 
@@ -24,7 +25,7 @@ CONVOLUTION = "conv_general_dilated"
 def with_axes_in_order(fun: Callable[..., PyTree]) -> Callable[..., PyTree]:
     """The same function, with each of its convolutions from NHWC and HWIO to NHWC.
 
-    Those inside its own loops and branches stay as they are.
+    Those inside ``jax.checkpoint`` too; those in loops and branches stay as they are.
     """
 
     def ordered(*args: PyTree) -> PyTree:
@@ -35,6 +36,8 @@ def with_axes_in_order(fun: Callable[..., PyTree]) -> Callable[..., PyTree]:
             operands = read(values, eqn.invars)
             if eqn.primitive.name == CONVOLUTION and not eqn.params["out_sharding"]:
                 outs = [_in_order(eqn, *operands)]
+            elif eqn.primitive.name in CHECKPOINTS:
+                outs = bind(_with_axes_in_order(eqn), operands)
             else:
                 outs = bind(eqn, operands)
             values.update(zip(eqn.outvars, outs))
@@ -42,6 +45,16 @@ def with_axes_in_order(fun: Callable[..., PyTree]) -> Callable[..., PyTree]:
         return structure.unflatten(read(values, program.jaxpr.outvars))
 
     return ordered
+
+
+def _with_axes_in_order(eqn: JaxprEqn) -> JaxprEqn:
+    """A checkpointed program whose convolutions are in order."""
+    inside = ClosedJaxpr(*open_jaxpr(called_jaxpr(eqn.params)))
+    ordered = with_axes_in_order(jaxpr_as_fun(inside))
+    program = jax.make_jaxpr(ordered)(*inside.in_avals)
+    if program.consts:
+        return eqn
+    return eqn.replace(params=eqn.params | {"jaxpr": program.jaxpr})
 
 
 def _in_order(eqn: JaxprEqn, inputs: Array, kernel: Array) -> Array:

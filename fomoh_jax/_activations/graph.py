@@ -202,10 +202,14 @@ class Graph:
         return equation in self.opened or name not in _ELEMENTWISE
 
     def bytes_of(self, equation: int) -> int:
-        """What a reverse pass over an equation may keep, of one example."""
+        """What a reverse pass over an equation may keep, of one example.
+
+        What is inside ``jax.checkpoint`` counts too: it is there again while that is
+        differentiated.
+        """
         eqn = self.jaxpr.eqns[equation]
         outputs = sum(size_in_bytes(v) for v in eqn.outvars if v in self.dependent)
-        if eqn.primitive.name == "remat" or not outputs:
+        if not outputs:
             return outputs
         inside = sum(map(_bytes_inside, programs_in(eqn.params)))
         return outputs + inside * eqn.params.get("length", 1)

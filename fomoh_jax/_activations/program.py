@@ -17,6 +17,8 @@ from fomoh_jax._types import Program
 
 # A jitted identity of this name marks where the user wants a cut.
 MARK = "fomoh_jax_cut"
+# The names of the primitive of jax.checkpoint.
+CHECKPOINTS = {"remat", "remat2", "checkpoint"}
 _INLINED = {"jit", "closed_call", "core_call", "xla_metadata_call"}
 Values = dict[Var, Any]
 

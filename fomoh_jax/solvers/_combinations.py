@@ -146,10 +146,10 @@ def trust_region(
         batch, by one more forward pass, and takes no step that raises it by more than
         rounding: for losses that are the same at each step. ``"next"`` takes every
         step, and judges it by the value of the next model, on another batch.
-      tries: how many radii are tried at each step, each four times the one before, with
-        the radius in their middle. The loss is evaluated at the end of each step, and
-        the one that leads to the least loss is taken, with its radius. More than one
-        need ``measured_on="same"``.
+      tries: how many radii are tried at each step: the radius, a quarter of it, four
+        times it, and so on in factors of four, at most ``max_radius``. The loss is
+        evaluated at the end of each step, and the one that leads to the least loss is
+        taken, with its radius. More than one needs ``measured_on="same"``.
 
     Returns:
       A solver.

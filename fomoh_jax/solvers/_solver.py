@@ -79,9 +79,11 @@ class Search:
         Otherwise every step is taken, and the outcome follows from the value of the
         next model, on the next batch.
       fork: ``fork(state) -> states``, for a search that looks ahead: several states,
-        stacked, of different sizes. A step is tried from each of them, at an evaluation
-        of the loss each, and the search goes on from the state whose step leads to the
-        least loss, or from the first, if none lowers it. ``None`` tries one.
+        stacked, of different sizes, of which the first is ``state`` itself. A step is
+        tried from each of them, at an evaluation of the loss each, and the search goes
+        on from the one whose step leads to the least loss; from the first, if none
+        lowers it. (The descent is mapped over them by ``jax.vmap``.) ``None`` tries
+        one.
     """
 
     size: Callable[[Any], Float[Array, ""] | float]
@@ -221,14 +223,21 @@ class Solver:
           The coefficients of the step on which the loss falls most, the state after it,
           and by how much the loss falls; of the first step, if it falls on none.
         """
-        assert self.search.fork is not None
+        if self.search.fork is None:
+            coefficients, after = self.solve(model, gram, state, last)
+            return coefficients, after, fall(coefficients)
+        forked = jax.tree.map(
+            lambda new, old: jnp.asarray(new, old.dtype),
+            self.search.fork(state.search),
+            state.search,
+        )
         solve = lambda search: self.solve(
             model, gram, state._replace(search=search), last
         )
-        tried, states = jax.vmap(solve)(self.search.fork(state.search))
+        tried, states = jax.vmap(solve)(forked)
         # One after the other, in the memory of one.
         falls = jax.lax.map(fall, tried)
-        best = jnp.argmax(jnp.where(falls > 0, falls, 0))
+        best = jnp.argmax(jnp.where(jnp.isfinite(falls) & (falls > 0), falls, 0))
         return jax.tree.map(lambda x: x[best], (tried, states, falls))
 
     def judge(

@@ -58,7 +58,11 @@ def test_a_problem_is_solved_within_a_share_of_the_best_reduction(tmp_path):
         record("A", "theirs", [1.0, 0.0005, 0.0005]),
         record("B", "fomoh", [1.0, 1.0, 0.9]),
         record("B", "theirs", [1.0, 0.1, 0.0]),
-        {"problem": "B", "method": "third", "steps": 2, "error": "no"},
+        *(
+            {"problem": problem, "method": "third", "steps": 2, "error": "no"}
+            for problem in "AB"
+        ),
+        record("C", "theirs", [1.0]),  # which the others have not been run on
     ]
     loose, strict = (report.costs_to(records, t) for t in (1e-3, 1e-6))
     steps = lambda frame: dict(
@@ -66,6 +70,7 @@ def test_a_problem_is_solved_within_a_share_of_the_best_reduction(tmp_path):
     )
     assert steps(loose)["A", "theirs"] == 1 and steps(strict)["A", "theirs"] == np.inf
     assert steps(strict)["A", "fomoh"] == 2 and steps(strict)["B", "fomoh"] == np.inf
+    assert ("C", "theirs") not in steps(loose)
     assert steps(strict)["B", "theirs"] == 2 and steps(strict)["B", "third"] == np.inf
     (seconds,) = loose[(loose.problem == "A") & (loose.method == "fomoh")]["seconds"]
     assert seconds == 6

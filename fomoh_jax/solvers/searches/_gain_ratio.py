@@ -51,10 +51,10 @@ def gain_ratio(
         batch, by one more forward pass, and takes no step that raises it by more than
         rounding: for losses that are the same at each step. ``"next"`` takes every
         step, and judges it by the value of the next model, on another batch.
-      tries: how many sizes are tried at each step, each four times the one before, with
-        the size in their middle. The loss is evaluated at the end of each step, and the
-        one that leads to the least loss is taken, with its size. More than one need
-        ``measured_on="same"``.
+      tries: how many sizes are tried at each step: the size, a quarter of it, four
+        times it, and so on in factors of four, at most ``largest``. The loss is
+        evaluated at the end of each step, and the one that leads to the least loss is
+        taken, with its size. More than one needs ``measured_on="same"``.
 
     Returns:
       A search.
@@ -78,7 +78,8 @@ def gain_ratio(
             'several tries need measured_on="same", which evaluates the loss where '
             f"each of them leads; got tries={tries}."
         )
-    factors = _APART ** np.arange(-(tries // 2), (tries + 1) // 2)
+    powers = np.arange(tries)  # 0, -1, 1, -2, 2, …
+    factors = _APART ** np.where(powers % 2, -(powers + 1) // 2, powers // 2)
 
     def init():
         dtype = jnp.result_type(float)
@@ -103,8 +104,7 @@ def gain_ratio(
                 state.size,
             ),
         )
-        # The square of a length stays within the range of the numbers.
-        after = jnp.maximum(after, 10 * jnp.finfo(after.dtype).tiny ** 0.5)
+        after = jnp.maximum(after, _smallest(after.dtype))
         # Where there was no step, there is nothing to learn.
         size = jnp.where((predicted != 0) & (state.used > 0), after, state.size)
         return gain > 0, state._replace(size=size)
@@ -113,7 +113,8 @@ def gain_ratio(
         return 1.0, state._replace(used=step.size)
 
     def fork(state):
-        sizes = jnp.minimum(state.size * factors.astype(state.size.dtype), largest)
+        sizes = state.size * factors.astype(state.size.dtype)
+        sizes = jnp.clip(sizes, _smallest(sizes.dtype), largest)
         return GainRatioState(sizes, jnp.broadcast_to(state.used, sizes.shape))
 
     return Search(
@@ -124,3 +125,8 @@ def gain_ratio(
         looks_ahead=measured_on == "same",
         fork=fork if tries > 1 else None,
     )
+
+
+def _smallest(dtype: jnp.dtype) -> float:
+    """The square of a length stays within the range of the numbers."""
+    return 10 * float(jnp.finfo(dtype).tiny) ** 0.5

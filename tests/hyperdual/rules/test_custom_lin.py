@@ -45,7 +45,6 @@ def root(a, function, tangent_solve):
 SOLVES = pytest.mark.parametrize("solve", [by_iteration, slow(by_krylov)])
 
 
-@pytest.mark.sampled(3)
 @SOLVES
 @pytest.mark.parametrize("size", [6, slow(2)])
 def test_the_hessian_of_a_root_of_a_function_that_has_a_custom_vjp(size, solve):
@@ -61,7 +60,6 @@ def test_the_hessian_of_a_root_of_a_function_that_has_a_custom_vjp(size, solve):
     assert_close(value, jnp.trace(expected), rtol=1e-9)
 
 
-@pytest.mark.sampled
 @SOLVES
 def test_the_root_may_be_in_a_scan_and_be_mapped(solve):
     a = 0.3 * normal(4, 3)
