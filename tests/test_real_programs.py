@@ -189,9 +189,20 @@ def test_numpyro_log_density():
     assert_agrees_with_nested_jvp(density, values, k=2)
 
 
+@pytest.fixture
+def netkets_mesh():
+    """NetKet sets one for the whole process when imported; it ends with a test."""
+    kinds = (jax.sharding.AxisType.Auto,)
+    with jax.set_mesh(jax.make_mesh((8,), ("S",), axis_types=kinds)):
+        pytest.importorskip("netket", reason="netket is not installed")
+        yield
+    assert jax.sharding.get_abstract_mesh().empty
+
+
 def netket_kinetic_energies(dimensions):
     """Three particles with different masses: NetKet's operator, and by one pass."""
-    nk = pytest.importorskip("netket", reason="netket is not installed")
+    import netket as nk
+
     from experiments.vmc import netket_times
 
     space = netket_times.FreeSpace(d=dimensions)
@@ -202,6 +213,7 @@ def netket_kinetic_energies(dimensions):
     return netket_times, particles, theirs, ours
 
 
+@pytest.mark.usefixtures("netkets_mesh")
 @pytest.mark.parametrize("name", ["gaussian", "real network", "complex network"])
 def test_netket_local_kinetic_energies(name):
     times, particles, theirs, ours = netket_kinetic_energies(dimensions=3)
@@ -213,6 +225,7 @@ def test_netket_local_kinetic_energies(name):
     assert_close(local(ours), local(theirs), rtol=1e-13)
 
 
+@pytest.mark.usefixtures("netkets_mesh")
 def test_netket_energy_from_a_sampler():
     times, particles, theirs, ours = netket_kinetic_energies(dimensions=2)
     nk, model = times.nk, times.LogPsi((8,), is_complex=True)
