@@ -466,21 +466,17 @@ def scale_by_hyperplane(
             metric = gram(vectors, dtype, after=model.value)
             along = lambda coefficients: combination(coefficients, vectors, dtype)
 
-            def fall(step):
+            def fall(coefficients):
+                step = along(coefficients)
                 ahead, _ = whole(jax.tree.map(jnp.subtract, params, step))
                 return model.value - ahead.astype(dtype)
 
-            if solver.search.fork is None:
-                coefficients, solver_state = solver.solve(
-                    model, metric, state.solver_state, last
-                )
-                step = along(coefficients)
-                actual = fall(step) if solver.search.looks_ahead else actual
+            known = model, metric, state.solver_state, last
+            if solver.search.looks_ahead:
+                coefficients, solver_state, actual = solver.solve_ahead(*known, fall)
             else:
-                coefficients, solver_state, actual = solver.solve_several(
-                    model, metric, state.solver_state, lambda c: fall(along(c)), last
-                )
-                step = along(coefficients)
+                coefficients, solver_state = solver.solve(*known)
+            step = along(coefficients)
             predicted = predicted_reduction(model, coefficients)
             if solver.search.looks_ahead:
                 outcome = Outcome(model.value, predicted, actual)

@@ -222,8 +222,8 @@ def _teacher(found: dict[str, list[Record]], folder: Path) -> Iterator[str]:
     yield "## A linear teacher: cost by dimension and by effective rank\n"
     yield (
         f"Forward passes' time until the loss is {teacher.TARGET} of that at the "
-        f"start, at the best learning rate; the median of the seeds. Losses are looked "
-        f"at some 40 passes apart at least, and interpolated. There are "
+        f"start, at the best learning rate; the median of the seeds. Between "
+        f"two looks at the loss, its logarithm is interpolated. There are "
         f"{teacher.OUTPUTS} parameters for each input.\n"
     )
     shown = lambda x: study.NONE if np.isnan(x) else f"{x:,.0f}"

@@ -5,7 +5,8 @@
     python -m experiments.sif2jax --report
 
 The problems are the unconstrained ones of sif2jax with at most 100 variables, from
-their own starts, in float64. Every method makes the same number of steps.
+their own starts, in float64. Every method makes so many steps, or fewer where they take
+long. What a step is differs between them: compare the times.
 """
 
 import dataclasses

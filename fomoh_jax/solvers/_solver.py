@@ -205,15 +205,15 @@ class Solver:
         after = _where(finite, SolverState(descent, search), state)
         return jnp.where(finite, coefficients, 0).astype(dtype), after
 
-    def solve_several(
+    def solve_ahead(
         self,
         model: QuadraticModel,
         gram: Float[Array, "k k"],
         state: SolverState,
+        last: Outcome | None,
         fall: Callable[[Float[Array, " k"]], Float[Array, ""]],
-        last: Outcome | None = None,
     ) -> tuple[Float[Array, " k"], SolverState, Float[Array, ""]]:
-        """The best of the steps from the states into which the search forks.
+        """A step of a search that looks ahead: the best, if it forks into several.
 
         Args:
           model, gram, state, last: as for :meth:`solve`.
