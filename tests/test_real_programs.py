@@ -238,6 +238,7 @@ def test_netket_energy_from_a_sampler():
     assert_close((energy.mean, energy.variance), (expected.mean, expected.variance))
 
 
+@pytest.mark.usefixtures("netkets_mesh")
 def test_netket_s_times_are_a_table(tmp_path, monkeypatch):
     times, *_ = netket_kinetic_energies(dimensions=3)
     row = times.rows(samples=4)[3]
