@@ -96,7 +96,7 @@ model = QuadraticModel(
     curvature=jnp.array([[-1.0, 0.5], [0.5, 3.0]]),
 )
 solver = Solver(cubic(), solvers.searches.constant(0.7))
-kappa, _ = solver.solve(model, jnp.eye(2), solver.init())
+kappa, _ = solver.solve(model, jnp.eye(2), solver.init(2))
 left_side = (model.curvature + jnp.linalg.norm(kappa) / 0.7 * jnp.eye(2)) @ kappa
 print("κ", kappa, "left side", left_side, "slope", model.slope)
 cubic_error = float(jnp.max(jnp.abs(left_side - model.slope)))

@@ -416,7 +416,7 @@ def scale_by_hyperplane(
             steps=jnp.zeros((), jnp.int32),
             accepted=jnp.zeros((), jnp.int32),
             directions_state=directions.init(params),
-            solver_state=jax.tree.map(jnp.array, solver.init()),
+            solver_state=jax.tree.map(jnp.array, solver.init(k)),
             aux=_zeros(aux_struct),
         )
 

@@ -89,6 +89,36 @@ def test_incoming_needs_updates_like_the_parameters():
         sample(KEY, PARAMS, {"w": PARAMS["w"]})
 
 
+def test_coordinates_are_the_identity_and_zero_on_all_leaves_but_one():
+    source, params = directions.coordinates(), PARAMS | {"a": jnp.zeros(())}
+    assert source.count(params) == 10 and not source.is_random
+    tree = source.sample(None, params, None)
+    assert present(tree) == {"a": (0,), "b": (1, 2, 3), "w": (4, 5, 6, 7, 8, 9)}
+    kinds = jax.tree.map(lambda v: (v.shape, v.dtype), dense(tree))
+    expected = jax.tree.map(lambda p: ((10, *p.shape), p.dtype), params)
+    assert kinds == expected
+    flat = [v.reshape(10, -1).astype("float32") for v in jax.tree.leaves(dense(tree))]
+    np.testing.assert_array_equal(jnp.concatenate(flat, axis=1), np.eye(10))
+
+
+def test_along_coordinates_a_step_is_newton_s_of_the_whole_space():
+    params = {"w": jnp.asarray(normal(2, 2)), "b": jnp.asarray(normal(2, seed=1))}
+    x = normal(5, 2, seed=2)
+
+    def loss(params):
+        return jnp.sum(jax.nn.softplus(x @ params["w"] + params["b"])) + jnp.sum(
+            params["w"] ** 2
+        )
+
+    tx = fomoh_jax.scale_by_hyperplane(directions.coordinates())
+    step = jax.jit(lambda p: tx.update(None, tx.init(p), p, value_fn=loss)[0])(params)
+    flat, unravel = jax.flatten_util.ravel_pytree(params)
+    of_flat = lambda flat: loss(unravel(flat))
+    slope, hessian = jax.grad(of_flat)(flat), jax.hessian(of_flat)(flat)
+    expected = np.linalg.solve(hessian, slope)
+    np.testing.assert_allclose(jax.flatten_util.ravel_pytree(step)[0], expected)
+
+
 def test_layerwise_gives_each_layer_its_own_part_of_one_direction():
     source = directions.layerwise()
     tree = source.sample(KEY, LAYERS, None)

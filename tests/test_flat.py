@@ -114,7 +114,7 @@ def test_a_step_that_does_not_move_is_not_counted():
 
 def solve(solver, slope, curvature):
     model = QuadraticModel(jnp.array(1.0), jnp.asarray(slope), jnp.asarray(curvature))
-    return solver.solve(model, jnp.eye(len(slope)), solver.init())
+    return solver.solve(model, jnp.eye(len(slope)), solver.init(len(slope)))
 
 
 def test_only_what_is_flat_goes_as_far_as_the_reach():
@@ -130,7 +130,7 @@ def test_steps_follow_what_those_before_them_have_won(won, longer):
     # A learning rate of 0.3 behind the solver lets three tenths of the reduction come.
     solver, last, lengths = jax.jit(solvers.saddle_free().solve), None, []
     model = QuadraticModel(jnp.array(1.0), jnp.array([1.0]), jnp.zeros((1, 1)))
-    state = solvers.saddle_free().init()
+    state = solvers.saddle_free().init(1)
     for _ in range(5):
         step, state = solver(model, jnp.eye(1), state, last)
         lengths.append(abs(float(step[0])))

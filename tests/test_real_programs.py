@@ -9,6 +9,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import fomoh_jax
@@ -151,13 +152,16 @@ def test_optimistix_root():
 
 def test_optimistix_minimises_by_our_optimisers():
     optimistix = pytest.importorskip("optimistix", reason="optimistix is not installed")
-    key, trust = jax.random.PRNGKey(0), fomoh_jax.solvers.trust_region()
-    newton = fomoh_jax.fomoh_kd(2, solver=trust, key=key)
-    solver = optimistix.OptaxMinimiser(newton, rtol=1e-8, atol=1e-8)
+    trust = fomoh_jax.solvers.trust_region(tries=5, scaled=True)
+    coordinates, scale = fomoh_jax.directions.coordinates(), optax.scale(-1.0)
+    newton = optax.chain(fomoh_jax.scale_by_hyperplane(coordinates, trust), scale)
+    random = fomoh_jax.fomoh_kd(2, solver=trust, key=jax.random.PRNGKey(0))
     rosenbrock = lambda x, _: (1 - x[0]) ** 2 + 100 * (x[1] - x[0] ** 2) ** 2
-    start = jnp.array([-1.2, 1.0])
-    found = optimistix.minimise(rosenbrock, solver, start, max_steps=200).value
-    assert_close(found, jnp.ones(2), rtol=1e-6)
+    for optimiser in (newton, random):
+        solver = optimistix.OptaxMinimiser(optimiser, rtol=1e-8, atol=1e-8)
+        start = jnp.array([-1.2, 1.0])
+        found = optimistix.minimise(rosenbrock, solver, start, max_steps=200).value
+        assert_close(found, jnp.ones(2), rtol=1e-6)
 
 
 def test_numpyro_log_density():

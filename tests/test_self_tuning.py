@@ -38,7 +38,7 @@ def run(tx, loss, x, steps, batches=None):
 
 def test_the_gain_is_actual_over_predicted_reduction_from_their_running_averages():
     solver = solvers.self_tuning()
-    state, last = solver.init(), None
+    state, last = solver.init(1), None
     losses = 5 - np.sqrt(np.arange(9.0)) + 0.3 * normal(9)
     predictions = [0.0]
     for loss, following in zip(losses, [*losses[1:], np.nan]):
@@ -101,7 +101,7 @@ def test_a_step_is_saddle_free_damped_and_shortened_by_the_root_of_the_size(size
     slope, curvature, gram = v.T @ normal(7, seed=2), v.T @ hessian @ v, v.T @ v
     # Aiming higher, it grows as fast as it may: not at all.
     solver = solvers.self_tuning(initial=size, growth=1e-12)
-    state, last = solver.init(), None
+    state, last = solver.init(3), None
     if size == 1.0:  # which only predictions that have come true allow
         after = {"steps": jnp.array(9), "streak": jnp.array(9)}
         state = state._replace(search=state.search._replace(**after))
@@ -109,7 +109,7 @@ def test_a_step_is_saddle_free_damped_and_shortened_by_the_root_of_the_size(size
     step, _ = solver.solve(model(1.0, slope, curvature), gram, state, last)
     if size == 1.0:
         free = solvers.saddle_free()
-        expected, _ = free.solve(model(1.0, slope, curvature), gram, free.init())
+        expected, _ = free.solve(model(1.0, slope, curvature), gram, free.init(3))
     else:
         white = np.linalg.inv(np.linalg.cholesky(gram))
         eigenvalues, axes = np.linalg.eigh(white @ curvature @ white.T)
@@ -150,7 +150,7 @@ def test_noise_of_the_batches_makes_steps_small_and_its_absence_large(k):
 def test_a_step_is_at_most_twice_as_long_as_those_before_it():
     solver = solvers.self_tuning(initial=0.85)
     first = model(1.0, np.array([1.0]), np.eye(1))
-    step, state = solver.solve(first, jnp.eye(1), solver.init())
+    step, state = solver.solve(first, jnp.eye(1), solver.init(1))
     np.testing.assert_allclose(jnp.abs(step), 0.85)
     huge = model(1.0, np.array([100.0]), np.eye(1))
     step, _ = solver.solve(huge, jnp.eye(1), state)
@@ -159,7 +159,7 @@ def test_a_step_is_at_most_twice_as_long_as_those_before_it():
 
 def test_while_predictions_come_true_lengths_may_double_and_no_more():
     solver = solvers.self_tuning(initial=0.85)
-    state, last, lengths = solver.init(), None, []
+    state, last, lengths = solver.init(1), None, []
     for i in range(9):
         # As predicted each time; then a model that has hardly any curvature.
         curvature = np.eye(1) if i < 6 else 1e-6 * np.eye(1)
@@ -174,7 +174,7 @@ def test_while_predictions_come_true_lengths_may_double_and_no_more():
 def test_a_loss_that_is_not_finite_leaves_the_state_as_it_was():
     solver = solvers.self_tuning()
     _, before = solver.solve(
-        model(1.0, np.ones(2), np.eye(2)), jnp.eye(2), solver.init()
+        model(1.0, np.ones(2), np.eye(2)), jnp.eye(2), solver.init(2)
     )
     bad = model(np.nan, np.ones(2), np.eye(2))
     step, after = solver.solve(bad, jnp.eye(2), before)

@@ -46,6 +46,7 @@ SOURCES = {
     "rademacher": directions.rademacher(K),
     "sparse": directions.sparse(K, 0.5),
     "orthonormal": directions.orthonormal(K),
+    "coordinates": directions.coordinates(),
     "deferred": directions.deferred(directions.gaussian(K)),
     "history": directions.gaussian(1) + directions.history(K - 1),
     "layerwise": directions.layerwise(directions.gaussian(1)),

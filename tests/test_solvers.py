@@ -23,6 +23,7 @@ DESCENTS = {
     "saddle_free": descents.saddle_free(),
     "damped": descents.damped(1e-2),
     "trust": descents.trust(2.0),
+    "trust, scaled": descents.trust(2.0, scaled=True),
 }
 SEARCHES = {
     "constant": searches.constant(0.5),
@@ -40,13 +41,13 @@ COMBINATIONS = {
 @jax.jit
 def newton_step(model, gram):
     solver = SOLVERS["newton"]
-    return solver.solve(model, gram, solver.init())[0]
+    return solver.solve(model, gram, solver.init(len(gram)))[0]
 
 
 def solve(solver, slope, curvature, gram=None, value=0.0):
     model = QuadraticModel(*map(jnp.asarray, (value, slope, curvature)))
     gram = jnp.eye(len(slope)) if gram is None else jnp.asarray(gram)
-    return np.asarray(jax.jit(solver.solve)(model, gram, solver.init())[0])
+    return np.asarray(jax.jit(solver.solve)(model, gram, solver.init(len(gram)))[0])
 
 
 def hyperplane(k, seed=0, indefinite=True):
@@ -167,7 +168,7 @@ def test_any_descent_and_any_search_minimise_a_bowl():
                 coefficients, state = jnp.where(taken, coefficients, 0), judged
             return (x - coefficients, state, last), None
 
-        start = jnp.full(3, 2.0), solver.init(), Outcome(*jnp.zeros(3))
+        start = jnp.full(3, 2.0), solver.init(3), Outcome(*jnp.zeros(3))
         return jax.lax.scan(step, start, length=60)[0][0]
 
     ends = jax.jit(lambda: {n: minimised(s) for n, s in COMBINATIONS.items()})()
@@ -188,7 +189,7 @@ def test_a_smaller_size_leads_less_far_and_the_length_is_that_of_the_step(name):
             jnp.asarray(gram),
             jnp.array(size),
             Outcome(zero, zero, zero),
-            descent.init(),
+            descent.init(4),
         )
         np.testing.assert_allclose(step.length, np.linalg.norm(v @ step.coefficients))
         assert 0 < step.size <= size * (1 + 1e-12)
@@ -199,7 +200,7 @@ def test_a_smaller_size_leads_less_far_and_the_length_is_that_of_the_step(name):
 def test_levenberg_and_marquardt_s_damping_follows_the_gain():
     solver = COMBINATIONS["damped, gain_ratio"]
     model = QuadraticModel(jnp.array(9.0), jnp.ones(1), jnp.ones((1, 1)))
-    _, state = solver.solve(model, jnp.eye(1), solver.init())
+    _, state = solver.solve(model, jnp.eye(1), solver.init(1))
     for actual, size in ((1.0, 1.0), (0.5, 0.5), (0.1, 0.125), (-1.0, 0.125)):
         outcome = Outcome(*map(jnp.asarray, (9.0, 1.0, actual)))
         taken, after = solver.judge(outcome, state)
@@ -217,7 +218,7 @@ def test_a_state_of_python_numbers_is_one_of_arrays():
         init=lambda: (1.0, 0),
     )
     solver = Solver(descents.damped(1.0), shrinking)
-    state = solver.init()
+    state = solver.init(2)
     assert all(isinstance(x, jax.Array) and not x.weak_type for x in state.search)
     model = QuadraticModel(jnp.array(1.0), jnp.ones(2), jnp.eye(2))
     _, after = jax.jit(solver.solve)(model, jnp.eye(2), state)
@@ -229,7 +230,7 @@ def test_an_outcome_that_is_not_finite_tells_nothing():
     bad = Outcome(jnp.array(np.nan), jnp.array(np.nan), jnp.array(-np.inf))
     none = Outcome(*jnp.zeros(3))
     for solver in COMBINATIONS.values():
-        _, state = solver.solve(model, jnp.eye(2), solver.init())
+        _, state = solver.solve(model, jnp.eye(2), solver.init(2))
         after, same = (solver.solve(model, jnp.eye(2), state, x) for x in (bad, none))
         jax.tree.map(np.testing.assert_array_equal, after, same)
         taken, kept = solver.judge(bad, state)
@@ -259,7 +260,7 @@ def test_no_step_is_ever_non_finite(dtype):
     def steps(value, slope, curvature, gram):
         model = QuadraticModel(value, slope, curvature)
         return {
-            name: solver.solve(model, gram, solver.init())
+            name: solver.solve(model, gram, solver.init(3))
             for name, solver in (COMBINATIONS | SOLVERS).items()
         }
 

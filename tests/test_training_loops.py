@@ -82,6 +82,9 @@ OPTIMISERS = {
     "orthonormal, trust_region": along(
         directions.orthonormal(2), solvers.trust_region()
     ),
+    "coordinates, trust_region scaled": along(
+        directions.coordinates(), solvers.trust_region(scaled=True)
+    ),
     "incoming, trust_region next": along(
         directions.incoming(), solvers.trust_region(measured_on="next")
     ),
@@ -107,6 +110,7 @@ DETERMINED = (
     "fomoh_ap()",  # the loss is one block
     "by activities",
     "fomoh_bp(rate)",
+    "coordinates, trust_region scaled",
     "incoming, trust_region next",
     "sum of incoming and history, damped",
 )

@@ -23,14 +23,14 @@ def outcome(value, predicted, actual):
 
 def at_the_edge(solver):
     """The state after a step as long as the radius, which is 1."""
-    state = solver.init()
+    state = solver.init(1)
     return state._replace(search=state.search._replace(used=jnp.array(1.0)))
 
 
 @jax.jit
 def step_of(slope, curvature, gram, radius):
     solver = solvers.trust_region()
-    state = solver.init()
+    state = solver.init(len(slope))
     state = state._replace(search=state.search._replace(size=radius))
     return solver.solve(QuadraticModel(jnp.zeros(()), slope, curvature), gram, state)[0]
 
@@ -66,6 +66,60 @@ def test_the_step_is_the_minimum_within_the_radius_of_any_spectrum(
     slope, gram = normal(4, seed=seed + 2), v.T @ v
     step = np.asarray(step_of(slope, curvature, gram, jnp.asarray(radius)))
     assert_optimal(step, slope, curvature, gram, radius)
+
+
+def test_a_scaled_step_is_the_minimum_where_length_counts_the_most_curvature_so_far():
+    v = normal(7, 4)
+    gram, slope = v.T @ v, normal(4, seed=1)
+    step = jax.jit(solvers.descents.trust(0.3, scaled=True).step)
+    state = solvers.descents.trust(scaled=True).init(4)
+    most = np.zeros(4)
+    for seed in range(2, 5):
+        curvature = normal(4, 4, seed=seed) * np.outer([9, 1, 1, 0.1], [9, 1, 1, 0.1])
+        curvature += curvature.T
+        most = np.maximum(most, np.abs(np.diag(curvature)) / np.diag(gram))
+        scale = np.sqrt(most / np.exp(np.mean(np.log(most))))
+        metric = gram * np.outer(scale, scale)
+        model = QuadraticModel(jnp.zeros(()), jnp.array(slope), jnp.array(curvature))
+        none = Outcome(*jnp.zeros(3))
+        made, state = step(model, jnp.array(gram), jnp.ones(()), none, state)
+        assert_optimal(np.asarray(made.coefficients), slope, curvature, metric, 0.3)
+        np.testing.assert_allclose(made.size, 1)
+        np.testing.assert_allclose(made.length, np.linalg.norm(v @ made.coefficients))
+        np.testing.assert_allclose(state.curvature, most)
+
+
+def test_without_curvature_or_slope_a_direction_is_neither_long_nor_short():
+    descent = solvers.descents.trust(1.0, scaled=True)
+    for curvature, slope, expected in (
+        (np.zeros((2, 2)), [3.0, 4.0], [0.6, 0.8]),
+        (np.diag([4.0, 0.0]), [0.0, 1e-9], [0.0, 1e2]),  # at most 1e4 times as far
+    ):
+        model = QuadraticModel(jnp.zeros(()), jnp.array(slope), jnp.array(curvature))
+        arguments = model, jnp.eye(2), jnp.ones(()), Outcome(*jnp.zeros(3))
+        step, _ = descent.step(*arguments, descent.init(2))
+        np.testing.assert_allclose(step.coefficients, expected, rtol=1e-9)
+
+
+def test_scaled_steps_do_not_depend_on_the_units_of_the_parameters():
+    tx = fomoh_jax.scale_by_hyperplane(
+        fomoh_jax.directions.coordinates(), solvers.trust_region(scaled=True, tries=3)
+    )
+
+    def values(units):
+        def step(carry, _):
+            x, state = carry
+            loss = lambda x: rosenbrock(units * x)
+            updates, state = tx.update(None, state, x, value_fn=loss)
+            return (x - updates, state), state.model.value
+
+        x = jnp.array([0.2, -1.0, 0.5, 2.0]) / units
+        return jax.lax.scan(step, (x, tx.init(x)), length=40)[1]
+
+    # Of one geometric mean: the first radius is in their units.
+    both = jax.jit(jax.vmap(values))(jnp.array([[1, 1, 1, 1], [20, 1, 0.5, 0.1]]))
+    assert both[0, -1] < 1e-10
+    np.testing.assert_allclose(both[0], both[1], rtol=1e-6, atol=1e-18)
 
 
 def test_the_hard_case_goes_along_negative_curvature_to_the_edge():
@@ -111,7 +165,7 @@ def test_on_the_next_batch_the_radius_follows_the_value_of_the_next_model():
     model = lambda value: QuadraticModel(
         jnp.array(value), jnp.array([4.0]), jnp.array([[1.0]])
     )
-    step, state = solver.solve(model(10.0), jnp.eye(1), solver.init())
+    step, state = solver.solve(model(10.0), jnp.eye(1), solver.init(1))
     np.testing.assert_allclose(step[0], 1.0)  # of which 3.5 are predicted
     for value, radius in ((6.5, 2.0), (9.9, 0.25), (20.0, 0.25)):
         last = outcome(10.0, 3.5, 10.0 - value)
@@ -256,7 +310,7 @@ def test_a_radius_comes_back_after_any_number_of_refusals(dtype):
         return state, state.search.size
 
     actual = jnp.concatenate([-jnp.ones(600, dtype), jnp.ones(10, dtype)])
-    _, sizes = jax.jit(lambda a: jax.lax.scan(step, solver.init(), a))(actual)
+    _, sizes = jax.jit(lambda a: jax.lax.scan(step, solver.init(1), a))(actual)
     np.testing.assert_allclose(sizes[609], 2.0**10 * sizes[599])
 
 

@@ -257,7 +257,8 @@ def test_minima_through_a_while_loop():
             AWAY, state=optax.lbfgs().init(AWAY)
         )
     tx = optax.chain(
-        fomoh_jax.fomoh_kd(2, solver=solvers.trust_region()),
+        fomoh_jax.scale_by_hyperplane(directions.coordinates(), solvers.trust_region()),
+        optax.scale(-1.0),
         optax.keep_params_nonnegative(),
     )
     found, _ = run(tx, AWAY, 15, value_fn=orbit_loss)

@@ -80,18 +80,17 @@ def newton_step(loss: Loss, x: jax.Array, state: tuple) -> tuple[jax.Array, tupl
     return x - jnp.where(jnp.all(jnp.isfinite(step)), step, 0), state
 
 
-def trust_region(tries: int) -> Method:
-    """Newton's method within a trust region: as many directions as variables.
+def trust_region(**kwargs: Any) -> Method:
+    """Newton's method within a trust region, along all coordinates.
 
     A forward pass takes time with the square of their number; where they are many, the
     model is computed by a reverse pass as well.
     """
 
     def make(size):
-        solver = solvers.trust_region(tries=tries)
         along = fomoh_jax.scale_by_hyperplane(
-            directions.orthonormal(size),
-            solver,
+            directions.coordinates(),
+            solvers.trust_region(**kwargs),
             plan=plans.forward() if size <= FORWARD else plans.adjoint(),
         )
         return optax.chain(along, optax.scale(-1.0))
@@ -103,8 +102,9 @@ FORWARD = 25  # variables
 EVALUATIONS = 8
 TOLERANCE = 1e-30  # optimistix is not to end by itself
 METHODS = {
-    "fomoh_kd(D), trust region": trust_region(1),
-    "fomoh_kd(D), five radii": trust_region(5),
+    "trust region": trust_region(),
+    "trust region, five radii": trust_region(tries=5),
+    "trust region, five radii, scaled": trust_region(tries=5, scaled=True),
     "Newton, jax.hessian": Method(lambda loss, x: (), newton_step),
     "optimistix BFGS": of_optimistix(optimistix.BFGS(TOLERANCE, TOLERANCE)),
     "optimistix L-BFGS": of_optimistix(optimistix.LBFGS(TOLERANCE, TOLERANCE)),

@@ -19,9 +19,10 @@ Made by `python -m experiments.sif2jax --report` of the runs in `runs.jsonl`
 steps, or fewer if they take more than a minute. (A step of optimistix's solvers is here
 eight evaluations of the loss.) A problem counts as solved to a
 tolerance τ if a method comes to within τ of the best reduction that any of them found:
-f ≤ f* + τ (f₀ - f*). (Moré and Wild, 2009.) `fomoh_kd(D)` is Newton's method in a trust
-region along as many directions as variables, of one radius a step or the best of five;
-its models are of `plans.forward()`, and above 25 variables of `plans.adjoint()`.
+f ≤ f* + τ (f₀ - f*). (Moré and Wild, 2009.) Ours are `solvers.trust_region()` along
+`directions.coordinates()`, with one radius a step or the best of five, in the units of
+the variables or `scaled` by their curvature. The models are of `plans.forward()`, and
+above 25 variables of `plans.adjoint()`.
 """
 
 
@@ -41,7 +42,7 @@ def main(file: Path) -> None:
         "![Share of the problems by time over that of the fastest](profiles.png)\n",
     ]
     for method in dict.fromkeys(record["method"] for record in done):
-        if method.startswith("fomoh"):
+        if method.startswith("trust region"):
             strict, lost = TOLERANCES[-1], _lost(costs[TOLERANCES[-1]], method)
             parts.append(f"Not solved to {strict:g} by {method}, and by whom:\n")
             parts.append("\n".join(lost) + "\n")

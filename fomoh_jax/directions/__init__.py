@@ -17,11 +17,12 @@ from fomoh_jax.directions._random import (
 )
 from fomoh_jax.directions._remembered import HistoryState, history
 from fomoh_jax.directions._source import Directions
-from fomoh_jax.directions._structured import incoming, layerwise, masked
+from fomoh_jax.directions._structured import coordinates, incoming, layerwise, masked
 
 __all__ = [
     "Directions",
     "HistoryState",
+    "coordinates",
     "deferred",
     "gaussian",
     "history",

@@ -1,10 +1,12 @@
 """Directions that follow the parameters' structure, or the chain's updates."""
 
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.tree_util import KeyPath
 from jaxtyping import PyTree
 
@@ -15,6 +17,7 @@ from fomoh_jax._hyperdual.channels import (
     as_stack,
     is_channel,
 )
+from fomoh_jax._hyperplane import sharded_like
 from fomoh_jax.directions._random import gaussian
 from fomoh_jax.directions._source import Directions
 
@@ -58,6 +61,59 @@ def incoming() -> Directions:
         )
 
     return Directions(1, sample, is_random=False)
+
+
+def coordinates() -> Directions:
+    """Each coordinate of the parameters as a direction: together the whole space.
+
+    The step of ``scale_by_hyperplane`` is then that of Newton's method, or of another
+    with all of the Hessian. A direction is zero on all leaves but one, and statically
+    so (:class:`fomoh_jax.Stack`). It is for few parameters: a forward pass carries as
+    many directions as there are, and pairs of them (``plans.adjoint()`` carries no
+    pairs). ``masked(coordinates(), mask)`` takes no fewer.
+
+    Returns:
+      A source of as many directions as there are parameters, in the order of
+      ``jax.flatten_util.ravel_pytree``.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, optax
+      >>> from fomoh_jax import directions, scale_by_hyperplane, solvers
+      >>> rosenbrock = lambda p: (1 - p["x"]) ** 2 + 100 * (p["y"] - p["x"] ** 2) ** 2
+      >>> newton = optax.chain(
+      ...   scale_by_hyperplane(
+      ...     directions.coordinates(), solvers.trust_region(scaled=True)
+      ...   ),
+      ...   optax.scale(-1.0),
+      ... )
+      >>> params = {"x": jnp.array(-1.2), "y": jnp.array(1.0)}
+      >>> state = newton.init(params)
+      >>> @jax.jit
+      ... def step(params, state):
+      ...   updates, state = newton.update(None, state, params, value_fn=rosenbrock)
+      ...   return optax.apply_updates(params, updates), state
+      >>> for _ in range(30):
+      ...   params, state = step(params, state)
+      >>> print(f"{params['x']:.4f} {params['y']:.4f}")
+      1.0000 1.0000
+    """
+
+    # (For abstract parameters, too.)
+    sizes = lambda params: [math.prod(np.shape(p)) for p in jax.tree.leaves(params)]
+
+    def sample(key, params, updates, state=()):
+        del key, updates, state
+        leaves, structure = jax.tree.flatten(params)
+        *offsets, k = np.cumsum([0, *sizes(params)]).tolist()
+
+        def of_leaf(leaf, start, end):
+            dtype, size = jnp.result_type(leaf), end - start
+            unit = jnp.eye(size, dtype=dtype).reshape(size, *jnp.shape(leaf))
+            return Stack(sharded_like(leaf, unit), 0, tuple(range(start, end)), k)
+
+        return structure.unflatten(map(of_leaf, leaves, offsets, [*offsets[1:], k]))
+
+    return Directions(lambda params: sum(sizes(params)), sample, is_random=False)
 
 
 def layerwise(base: Directions | None = None, *, by: str = "layer") -> Directions:

@@ -38,7 +38,7 @@ def newton(jitter: float = 1e-3, growth: float = 10.0, attempts: int = 5) -> Sol
       >>> from fomoh_jax import QuadraticModel, solvers
       >>> model = QuadraticModel(jnp.array(1.0), jnp.array([2.0, 4.0]), 2 * jnp.eye(2))
       >>> solver = solvers.newton()
-      >>> coefficients, _ = solver.solve(model, jnp.eye(2), solver.init())
+      >>> coefficients, _ = solver.solve(model, jnp.eye(2), solver.init(2))
       >>> print(coefficients)
       [1. 2.]
 
@@ -72,7 +72,7 @@ def damped(damping: float = 1e-3) -> Solver:
       >>> from fomoh_jax import QuadraticModel, solvers
       >>> model = QuadraticModel(jnp.array(1.0), jnp.array([2.0, 4.0]), 2 * jnp.eye(2))
       >>> solver = solvers.damped(2.0)
-      >>> coefficients, _ = solver.solve(model, jnp.eye(2), solver.init())
+      >>> coefficients, _ = solver.solve(model, jnp.eye(2), solver.init(2))
       >>> print(coefficients)
       [0.5 1. ]
 
@@ -105,7 +105,7 @@ def saddle_free() -> Solver:
       >>> curvature = jnp.diag(jnp.array([2.0, -2.0]))
       >>> model = QuadraticModel(jnp.array(1.0), jnp.array([2.0, 4.0]), curvature)
       >>> solver = solvers.saddle_free()
-      >>> coefficients, _ = solver.solve(model, jnp.eye(2), solver.init())
+      >>> coefficients, _ = solver.solve(model, jnp.eye(2), solver.init(2))
       >>> print(coefficients)
       [1. 2.]
 
@@ -123,15 +123,16 @@ def trust_region(
     max_radius: float = 1e6,
     measured_on: Literal["same", "next"] = "same",
     tries: int = 1,
+    scaled: bool = False,
 ) -> Solver:
     r"""The minimum of the model within a radius, exactly.
 
     .. math:: \min_\kappa\; -\kappa^\top s + \tfrac12 \kappa^\top C \kappa
-      \quad \text{where} \quad \kappa^\top V^\top V \kappa \le r^2
+      \quad \text{where} \quad \kappa^\top M \kappa \le r^2, \quad M = S V^\top V S
 
-    Solved by the eigenvalues of the curvature in the metric :math:`V^\top V`: the
+    Solved by the eigenvalues of the curvature in the metric :math:`M`: the
     step is Newton's where that is a minimum and short enough, and otherwise the
-    :math:`(C + \mu V^\top V)^{-1} s` of length :math:`r`, also in the hard case, where
+    :math:`(C + \mu M)^{-1} s` of length :math:`r`, also in the hard case, where
     the slope does not see the direction of most negative curvature.
 
     The radius follows the gain, the reduction of the loss over that of the model: it is
@@ -150,6 +151,11 @@ def trust_region(
         times it, and so on in factors of four, at most ``max_radius``. The loss is
         evaluated at the end of each step, and the one that leads to the least loss is
         taken, with its radius. More than one needs ``measured_on="same"``.
+      scaled: whether the length of a step counts more along directions with much
+        curvature, for parameters of different units. Then :math:`S_{ii}^2` is the
+        largest :math:`|C_{ii}| / |v_i|^2` so far, over the geometric mean of all of
+        them. It is for directions that mean the same at each step, such as
+        ``directions.coordinates()``. Otherwise :math:`S = I`.
 
     Returns:
       A solver.
@@ -162,13 +168,14 @@ def trust_region(
       >>> from fomoh_jax import QuadraticModel, solvers
       >>> model = QuadraticModel(jnp.array(1.0), jnp.array([3.0, 4.0]), jnp.eye(2))
       >>> solver = solvers.trust_region(1.0)
-      >>> coefficients, _ = solver.solve(model, jnp.eye(2), solver.init())
+      >>> coefficients, _ = solver.solve(model, jnp.eye(2), solver.init(2))
       >>> print(coefficients)  # Newton's step, of length 5, cut
       [0.6 0.8]
 
     References:
-      Moré and Sorensen, *Computing a trust region step*, 1983; Nocedal and Wright,
-      *Numerical Optimization*, 2006, algorithm 4.1.
+      Moré and Sorensen, *Computing a trust region step*, 1983; Moré, *The
+      Levenberg–Marquardt algorithm: implementation and theory*, 1978 (the scaling);
+      Nocedal and Wright, *Numerical Optimization*, 2006, algorithm 4.1.
     """
     if not 0 < radius <= max_radius:
         raise ValueError(
@@ -178,7 +185,7 @@ def trust_region(
     search = searches.gain_ratio(
         radius, largest=max_radius, measured_on=measured_on, tries=tries
     )
-    return Solver(descents.trust(), search)
+    return Solver(descents.trust(scaled=scaled), search)
 
 
 def self_tuning(initial: float = 0.05, growth: float = 0.1) -> Solver:

@@ -53,13 +53,13 @@ class Descent:
         :class:`Outcome` of the step before. The Gram matrix is singular where a
         direction depends on others, or is zero, as the first of
         :func:`fomoh_jax.directions.history` are.
-      init: ``init() -> state``, for a descent that remembers.
+      init: ``init(k) -> state``, for a descent that remembers; of ``k`` directions.
     """
 
     step: Callable[
         [QuadraticModel, jax.Array, jax.Array, Outcome, Any], tuple[Step, Any]
     ]
-    init: Callable[[], Any] = lambda: ()
+    init: Callable[[int], Any] = lambda k: ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,7 +134,7 @@ class Solver:
       >>> from fomoh_jax.solvers import Solver, descents, searches
       >>> levenberg_marquardt = Solver(descents.damped(2.0), searches.gain_ratio())
       >>> model = QuadraticModel(jnp.array(1.0), jnp.array([2.0]), jnp.array([[2.0]]))
-      >>> state = levenberg_marquardt.init()
+      >>> state = levenberg_marquardt.init(1)
       >>> coefficients, _ = levenberg_marquardt.solve(model, jnp.eye(1), state)
       >>> print(coefficients)
       [0.5]
@@ -154,11 +154,11 @@ class Solver:
                     f"{value!r}.{hint}"
                 )
 
-    def init(self) -> SolverState:
-        """The state before the first step."""
+    def init(self, k: int) -> SolverState:
+        """The state before the first step along ``k`` directions."""
         strong = lambda x: jnp.asarray(x, jnp.result_type(x))
         return SolverState(
-            jax.tree.map(strong, self.descent.init()),
+            jax.tree.map(strong, self.descent.init(k)),
             jax.tree.map(strong, self.search.init()),
         )
 
@@ -221,7 +221,8 @@ class Solver:
 
         Returns:
           The coefficients of the step on which the loss falls most, the state after it,
-          and by how much the loss falls; of the first step, if it falls on none.
+          and by how much the loss falls; of the first of those that are alike to
+          rounding, and of the first of all, if it falls on none.
         """
         if self.search.fork is None:
             coefficients, after = self.solve(model, gram, state, last)
@@ -237,7 +238,11 @@ class Solver:
         tried, states = jax.vmap(solve)(forked)
         # One after the other, in the memory of one.
         falls = jax.lax.map(fall, tried)
-        best = jnp.argmax(jnp.where(jnp.isfinite(falls) & (falls > 0), falls, 0))
+        won = jnp.where(jnp.isfinite(falls) & (falls > 0), falls, 0)
+        # Sizes that do not bind lead to one step: the first of those is taken, and not
+        # the one that rounding prefers.
+        noise = 10 * jnp.finfo(falls.dtype).eps * jnp.abs(model.value)
+        best = jnp.argmax(won >= jnp.max(won) - noise)
         return jax.tree.map(lambda x: x[best], (tried, states, falls))
 
     def judge(

@@ -10,7 +10,7 @@ Example:
   >>> model = QuadraticModel(jnp.array(1.0), jnp.array([3.0]), jnp.array([[2.0]]))
   >>> for descent in (descents.newton(), descents.damped(1.0), descents.trust(0.5)):
   ...   solver = Solver(descent, searches.constant(1.0))
-  ...   print(solver.solve(model, jnp.eye(1), solver.init())[0])
+  ...   print(solver.solve(model, jnp.eye(1), solver.init(1))[0])
   [1.5]
   [1.]
   [0.5]
@@ -20,6 +20,6 @@ from fomoh_jax.solvers.descents._levenberg import damped
 from fomoh_jax.solvers.descents._newton_step import newton
 from fomoh_jax.solvers.descents._reach import ReachState
 from fomoh_jax.solvers.descents._saddle_free import saddle_free
-from fomoh_jax.solvers.descents._trust import trust
+from fomoh_jax.solvers.descents._trust import TrustState, trust
 
-__all__ = ["ReachState", "damped", "newton", "saddle_free", "trust"]
+__all__ = ["ReachState", "TrustState", "damped", "newton", "saddle_free", "trust"]

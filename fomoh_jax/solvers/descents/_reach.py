@@ -49,8 +49,9 @@ class ReachState(NamedTuple):
     made: Bool[Array, ""]
 
 
-def no_reach() -> ReachState:
-    """The state before the first step."""
+def no_reach(k: int) -> ReachState:
+    """The state before the first step; the same for any number of directions."""
+    del k
     dtype = jnp.result_type(float)
     return ReachState(
         length=jnp.zeros((), dtype),

@@ -1,29 +1,47 @@
 """The minimum of the model within a radius."""
 
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from fomoh_jax._metric import in_metric, rounding
+from fomoh_jax import _metric
 from fomoh_jax.solvers._solver import Descent, Step
 
 # Halvings of the interval of the multiplier: enough for float64.
 _BISECTIONS = 64
+# The least curvature that counts, beside the largest.
+_FLATTEST = 1e-8
 
 
-def trust(radius: float = 1.0) -> Descent:
+class TrustState(NamedTuple):
+    """State of ``trust(scaled=True)``.
+
+    Attributes:
+      curvature: ``[k]``, the largest absolute curvature so far along each direction,
+        over its squared length; 0 before the first step.
+    """
+
+    curvature: Float[Array, " k"]
+
+
+def trust(radius: float = 1.0, *, scaled: bool = False) -> Descent:
     r"""The minimum of the model within a radius, exactly.
 
     .. math:: \min_\kappa\; -\kappa^\top s + \tfrac12 \kappa^\top C \kappa
-      \quad \text{where} \quad \kappa^\top V^\top V \kappa \le (\eta r)^2
+      \quad \text{where} \quad \kappa^\top S V^\top V S \kappa \le (\eta r)^2
 
     See :func:`fomoh_jax.solvers.trust_region`.
 
     Args:
       radius: :math:`r`, the radius for a step of size 1, in the units of the
         parameters; positive.
+      scaled: whether the length of a step counts more along directions with much
+        curvature. Then :math:`S_{ii}^2` is the largest
+        :math:`|C_{ii}| / |v_i|^2` so far, over the geometric mean of all of them.
+        Otherwise :math:`S = I`.
 
     Returns:
       A descent.
@@ -32,20 +50,48 @@ def trust(radius: float = 1.0) -> Descent:
       ValueError: if ``radius`` is not positive.
 
     References:
-      Moré and Sorensen, *Computing a trust region step*, 1983.
+      Moré and Sorensen, *Computing a trust region step*, 1983; Moré, *The
+      Levenberg–Marquardt algorithm: implementation and theory*, 1978 (the scaling).
     """
     if not radius > 0:
         raise ValueError(f"radius must be positive; got {radius}.")
 
     def step(model, gram, size, last, state):
-        eigenvalues, basis = in_metric(model.curvature, gram)
+        metric = gram
+        if scaled:
+            state = TrustState(_largest_so_far(state.curvature, model.curvature, gram))
+            scale = _relative_scale(state.curvature)
+            metric = scale[:, None] * gram * scale[None]
+        eigenvalues, basis = _metric.in_metric(model.curvature, metric)
         step = _step_within(radius * size, basis.T @ model.slope, eigenvalues)
         # A column of the basis that is zero is no direction: nothing moves along it.
         step = jnp.where(jnp.any(basis != 0, axis=0), step, 0)
-        length = jnp.linalg.norm(step)
-        return Step(basis @ step, length, length / radius), state
+        coefficients, used = basis @ step, jnp.linalg.norm(step)
+        length = _metric.length(coefficients, gram) if scaled else used
+        return Step(coefficients, length, used / radius), state
 
-    return Descent(step)
+    if not scaled:
+        return Descent(step)
+    init = lambda k: TrustState(jnp.zeros(k, jnp.result_type(float)))
+    return Descent(step, init)
+
+
+def _largest_so_far(
+    before: Float[Array, " k"],
+    curvature: Float[Array, "k k"],
+    gram: Float[Array, "k k"],
+) -> Float[Array, " k"]:
+    lengths = _metric.unit_scale(gram)
+    return jnp.maximum(before, lengths * jnp.abs(jnp.diagonal(curvature)) * lengths)
+
+
+def _relative_scale(curvature: Float[Array, " k"]) -> Float[Array, " k"]:
+    """The roots of curvatures over their geometric mean; 1 where there are none."""
+    largest = jnp.max(curvature)
+    relative = curvature / jnp.where(largest > 0, largest, 1)
+    relative = jnp.where(largest > 0, jnp.maximum(relative, _FLATTEST), 1)
+    logarithms = jnp.log(relative)
+    return jnp.exp((logarithms - jnp.mean(logarithms)) / 2)
 
 
 def _step_within(
@@ -54,7 +100,7 @@ def _step_within(
     """The minimum of ``-z·slope + ½ Σ λ z²`` over ``|z| <= radius``."""
     tiny = jnp.finfo(slope.dtype).tiny
     lowest = eigenvalues[0]
-    flat = rounding(jnp.abs(eigenvalues))[0]
+    flat = _metric.rounding(jnp.abs(eigenvalues))[0]
 
     # What is four radii long is outside, and as good as what is infinitely long.
     least = jnp.minimum(jnp.abs(slope) / (4 * radius), jnp.finfo(slope.dtype).max)
