@@ -68,7 +68,7 @@ def test_the_step_is_the_minimum_within_the_radius_of_any_spectrum(
     assert_optimal(step, slope, curvature, gram, radius)
 
 
-def test_a_scaled_step_is_the_minimum_where_length_counts_the_most_curvature_so_far():
+def test_a_scaled_step_is_the_minimum_where_length_counts_the_most_curvature_of_late():
     v = normal(7, 4)
     gram, slope = v.T @ v, normal(4, seed=1)
     step = jax.jit(solvers.descents.trust(0.3, scaled=True).step)
@@ -77,7 +77,7 @@ def test_a_scaled_step_is_the_minimum_where_length_counts_the_most_curvature_so_
     for seed in range(2, 5):
         curvature = normal(4, 4, seed=seed) * np.outer([9, 1, 1, 0.1], [9, 1, 1, 0.1])
         curvature += curvature.T
-        most = np.maximum(most, np.abs(np.diag(curvature)) / np.diag(gram))
+        most = np.maximum(0.97 * most, np.abs(np.diag(curvature)) / np.diag(gram))
         scale = np.sqrt(most / np.exp(np.mean(np.log(most))))
         metric = gram * np.outer(scale, scale)
         model = QuadraticModel(jnp.zeros(()), jnp.array(slope), jnp.array(curvature))

@@ -40,7 +40,7 @@ class Config:
     """By their names; by default all."""
     variables: int = 100
     """The most that a problem has."""
-    steps: int = 500
+    steps: int = 2000
     seconds: float = 60.0
     """A run that takes longer ends with fewer steps."""
     minutes: float = float("inf")

@@ -103,7 +103,6 @@ EVALUATIONS = 8
 TOLERANCE = 1e-30  # optimistix is not to end by itself
 METHODS = {
     "trust region": trust_region(),
-    "trust region, five radii": trust_region(tries=5),
     "trust region, five radii, scaled": trust_region(tries=5, scaled=True),
     "Newton, jax.hessian": Method(lambda loss, x: (), newton_step),
     "optimistix BFGS": of_optimistix(optimistix.BFGS(TOLERANCE, TOLERANCE)),

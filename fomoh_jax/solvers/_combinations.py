@@ -153,7 +153,7 @@ def trust_region(
         taken, with its radius. More than one needs ``measured_on="same"``.
       scaled: whether the length of a step counts more along directions with much
         curvature, for parameters of different units. Then :math:`S_{ii}^2` is the
-        largest :math:`|C_{ii}| / |v_i|^2` so far, over the geometric mean of all of
+        largest :math:`|C_{ii}| / |v_i|^2` of late, over the geometric mean of all of
         them. It is for directions that mean the same at each step, such as
         ``directions.coordinates()``. Otherwise :math:`S = I`.
 

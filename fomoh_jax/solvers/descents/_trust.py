@@ -12,6 +12,8 @@ from fomoh_jax.solvers._solver import Descent, Step
 
 # Halvings of the interval of the multiplier: enough for float64.
 _BISECTIONS = 64
+# What a step leaves of the curvature before it. A start on a cliff is to be forgotten.
+_KEPT = 0.97
 # The least curvature that counts, beside the largest.
 _FLATTEST = 1e-8
 
@@ -20,7 +22,7 @@ class TrustState(NamedTuple):
     """State of ``trust(scaled=True)``.
 
     Attributes:
-      curvature: ``[k]``, the largest absolute curvature so far along each direction,
+      curvature: ``[k]``, the largest absolute curvature of late along each direction,
         over its squared length; 0 before the first step.
     """
 
@@ -40,8 +42,8 @@ def trust(radius: float = 1.0, *, scaled: bool = False) -> Descent:
         parameters; positive.
       scaled: whether the length of a step counts more along directions with much
         curvature. Then :math:`S_{ii}^2` is the largest
-        :math:`|C_{ii}| / |v_i|^2` so far, over the geometric mean of all of them.
-        Otherwise :math:`S = I`.
+        :math:`|C_{ii}| / |v_i|^2` of late, over the geometric mean of all of them:
+        each step leaves 0.97 of that before it. Otherwise :math:`S = I`.
 
     Returns:
       A descent.
@@ -59,7 +61,9 @@ def trust(radius: float = 1.0, *, scaled: bool = False) -> Descent:
     def step(model, gram, size, last, state):
         metric = gram
         if scaled:
-            state = TrustState(_largest_so_far(state.curvature, model.curvature, gram))
+            lengths = _metric.unit_scale(gram)
+            here = lengths * jnp.abs(jnp.diagonal(model.curvature)) * lengths
+            state = TrustState(jnp.maximum(_KEPT * state.curvature, here))
             scale = _relative_scale(state.curvature)
             metric = scale[:, None] * gram * scale[None]
         eigenvalues, basis = _metric.in_metric(model.curvature, metric)
@@ -74,15 +78,6 @@ def trust(radius: float = 1.0, *, scaled: bool = False) -> Descent:
         return Descent(step)
     init = lambda k: TrustState(jnp.zeros(k, jnp.result_type(float)))
     return Descent(step, init)
-
-
-def _largest_so_far(
-    before: Float[Array, " k"],
-    curvature: Float[Array, "k k"],
-    gram: Float[Array, "k k"],
-) -> Float[Array, " k"]:
-    lengths = _metric.unit_scale(gram)
-    return jnp.maximum(before, lengths * jnp.abs(jnp.diagonal(curvature)) * lengths)
 
 
 def _relative_scale(curvature: Float[Array, " k"]) -> Float[Array, " k"]:
