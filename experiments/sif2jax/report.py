@@ -20,8 +20,8 @@ steps, or fewer if they take more than a minute. (A step of optimistix's solvers
 eight evaluations of the loss.) A problem counts as solved to a
 tolerance τ if a method comes to within τ of the best reduction that any of them found:
 f ≤ f* + τ (f₀ - f*). (Moré and Wild, 2009.) Ours are `solvers.trust_region()` along
-`directions.coordinates()`, of one radius a step, or of five and `scaled=True`. Their models
-are of `plans.forward()`, and above 25 variables of `plans.adjoint()`.
+`directions.coordinates()`, of one radius a step, or of five and `scaled=True`. Their
+models are of `plans.forward()`, and above 25 variables of `plans.adjoint()`.
 """
 
 
