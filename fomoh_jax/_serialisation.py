@@ -17,7 +17,7 @@ from fomoh_jax._transforms import (
 from fomoh_jax.curvature import ConjugateGradients, Eigenpairs, Estimate
 from fomoh_jax.directions import HistoryState
 from fomoh_jax.solvers import SolverState
-from fomoh_jax.solvers.descents import ReachState
+from fomoh_jax.solvers.descents import ReachState, TrustState
 from fomoh_jax.solvers.searches import GainRatioState, SelfTuningState
 
 NAMED = (
@@ -32,6 +32,7 @@ NAMED = (
     EffortState,
     SolverState,
     ReachState,
+    TrustState,
     GainRatioState,
     SelfTuningState,
     Estimate,

@@ -101,6 +101,11 @@ def test_coordinates_are_the_identity_and_zero_on_all_leaves_but_one():
     np.testing.assert_array_equal(jnp.concatenate(flat, axis=1), np.eye(10))
 
 
+def test_coordinates_of_nothing_are_refused():
+    with pytest.raises(ValueError, match="needs parameters; all leaves are empty"):
+        directions.coordinates().sample(None, {"a": jnp.zeros(0)}, None)
+
+
 def test_along_coordinates_a_step_is_newton_s_of_the_whole_space():
     params = {"w": jnp.asarray(normal(2, 2)), "b": jnp.asarray(normal(2, seed=1))}
     x = normal(5, 2, seed=2)

@@ -89,16 +89,49 @@ def test_a_scaled_step_is_the_minimum_where_length_counts_the_most_curvature_of_
         np.testing.assert_allclose(state.curvature, most)
 
 
-def test_without_curvature_or_slope_a_direction_is_neither_long_nor_short():
+def test_directions_without_curvature_or_length_scale_no_other():
     descent = solvers.descents.trust(1.0, scaled=True)
-    for curvature, slope, expected in (
-        (np.zeros((2, 2)), [3.0, 4.0], [0.6, 0.8]),
-        (np.diag([4.0, 0.0]), [0.0, 1e-9], [0.0, 1e2]),  # at most 1e4 times as far
+
+    @jax.jit
+    def step_of(slope, curvature, gram):
+        model = QuadraticModel(jnp.zeros(()), slope, curvature)
+        arguments = model, gram, jnp.ones(()), Outcome(*jnp.zeros(3))
+        return descent.step(*arguments, descent.init(4))[0].coefficients
+
+    two, four = np.diag([1.0, 1.0, 0, 0]), np.eye(4)
+    for slope, curvature, gram, expected in (
+        ([0, 3, 4, 0], 0 * four, four, [0, 0.6, 0.8, 0]),
+        ([3, 4, 0, 0], two, four, [0.6, 0.8, 0, 0]),
+        ([3, 4, 0, 0], two, two, [0.6, 0.8, 0, 0]),
+        ([0, 0, 3, 4], two, four, [0, 0, 0.6, 0.8]),
+        ([0, 0, 9, 0], np.diag([16.0, 1, 1e-9, 0]), four, [0, 0, 2, 0]),  # as the 1
     ):
-        model = QuadraticModel(jnp.zeros(()), jnp.array(slope), jnp.array(curvature))
-        arguments = model, jnp.eye(2), jnp.ones(()), Outcome(*jnp.zeros(3))
-        step, _ = descent.step(*arguments, descent.init(2))
-        np.testing.assert_allclose(step.coefficients, expected, rtol=1e-9)
+        found = step_of(*(jnp.array(x, float) for x in (slope, curvature, gram)))
+        np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-9)
+
+
+def test_a_state_of_another_number_of_directions_is_refused():
+    solver = solvers.trust_region(scaled=True)
+    model = QuadraticModel(jnp.zeros(()), jnp.ones(3), jnp.eye(3))
+    with pytest.raises(ValueError, match=r"is of 1 directions.*begin with init\(3\)"):
+        solver.solve(model, jnp.eye(3), solver.init(1))
+
+
+@pytest.mark.parametrize("rise", [100.0, np.nan])
+def test_of_steps_alike_to_rounding_the_first_that_lowers_the_loss_is_taken(rise):
+    # They lower it by less than rounding, but for the first, or by what is alike.
+    model = QuadraticModel(jnp.array(1e3), jnp.ones(1), jnp.eye(1))
+    solver = solvers.trust_region(1.0, tries=3)
+    lengths = []
+    small, alike = 1e-12, 1.5e-12
+    for falls in ([-rise, small, alike], [small, alike, -rise], [-rise, -rise, -rise]):
+        fall = lambda kappa: jnp.select(
+            [kappa[0] == 1, kappa[0] < 1], [falls[0], falls[1]], falls[2]
+        )
+        start = solver.init(1)
+        kappa, _, _ = solver.solve_ahead(model, jnp.eye(1), start, None, fall)
+        lengths.append(float(kappa[0]))
+    np.testing.assert_allclose(lengths, [0.25, 1.0, 1.0])
 
 
 def test_scaled_steps_do_not_depend_on_the_units_of_the_parameters():

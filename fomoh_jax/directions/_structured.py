@@ -66,15 +66,21 @@ def incoming() -> Directions:
 def coordinates() -> Directions:
     """Each coordinate of the parameters as a direction: together the whole space.
 
-    The step of ``scale_by_hyperplane`` is then that of Newton's method, or of another
-    with all of the Hessian. A direction is zero on all leaves but one, and statically
-    so (:class:`fomoh_jax.Stack`). It is for few parameters: a forward pass carries as
-    many directions as there are, and pairs of them (``plans.adjoint()`` carries no
-    pairs). ``masked(coordinates(), mask)`` takes no fewer.
+    The model of ``scale_by_hyperplane`` then has the whole gradient and Hessian, and
+    its step is that of Newton's method, or of another that its solver is for. It is
+    for few parameters, ``D``: a forward pass carries ``D`` tangents and up to
+    ``D (D + 1) / 2`` second-order coefficients (``plans.adjoint()`` carries none of
+    these). A direction is zero on all leaves but one, and statically so
+    (:class:`fomoh_jax.Stack`). Those that ``masked`` holds fixed are zero everywhere,
+    and are still there. A forward gradient along coordinates is the gradient over
+    ``D``.
 
     Returns:
       A source of as many directions as there are parameters, in the order of
       ``jax.flatten_util.ravel_pytree``.
+
+    Raises:
+      ValueError: from ``sample``, if there are no parameters.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax
@@ -98,13 +104,15 @@ def coordinates() -> Directions:
       1.0000 1.0000
     """
 
-    # (For abstract parameters, too.)
+    # Parameters may be abstract, of which jnp.size knows nothing.
     sizes = lambda params: [math.prod(np.shape(p)) for p in jax.tree.leaves(params)]
 
     def sample(key, params, updates, state=()):
         del key, updates, state
         leaves, structure = jax.tree.flatten(params)
         *offsets, k = np.cumsum([0, *sizes(params)]).tolist()
+        if k == 0:
+            raise ValueError("coordinates() needs parameters; all leaves are empty.")
 
         def of_leaf(leaf, start, end):
             dtype, size = jnp.result_type(leaf), end - start

@@ -130,10 +130,11 @@ def trust_region(
     .. math:: \min_\kappa\; -\kappa^\top s + \tfrac12 \kappa^\top C \kappa
       \quad \text{where} \quad \kappa^\top M \kappa \le r^2, \quad M = S V^\top V S
 
-    Solved by the eigenvalues of the curvature in the metric :math:`M`: the
-    step is Newton's where that is a minimum and short enough, and otherwise the
-    :math:`(C + \mu M)^{-1} s` of length :math:`r`, also in the hard case, where
-    the slope does not see the direction of most negative curvature.
+    with :math:`S = I`, unless it is scaled. Solved by the eigenvalues of the curvature
+    in the metric :math:`M`: the step is Newton's where that is a minimum and short
+    enough, and otherwise the :math:`(C + \mu M)^{-1} s` of length :math:`r`, also in
+    the hard case, where the slope does not see the direction of most negative
+    curvature.
 
     The radius follows the gain, the reduction of the loss over that of the model: it is
     divided by 4 when that is below 1/4, and doubled when it is above 3/4 and the step
@@ -150,12 +151,13 @@ def trust_region(
       tries: how many radii are tried at each step: the radius, a quarter of it, four
         times it, and so on in factors of four, at most ``max_radius``. The loss is
         evaluated at the end of each step, and the one that leads to the least loss is
-        taken, with its radius. More than one needs ``measured_on="same"``.
+        taken, with its radius (the first of those that do so to rounding). More than
+        one needs ``measured_on="same"``.
       scaled: whether the length of a step counts more along directions with much
-        curvature, for parameters of different units. Then :math:`S_{ii}^2` is the
-        largest :math:`|C_{ii}| / |v_i|^2` of late, over the geometric mean of all of
-        them. It is for directions that mean the same at each step, such as
-        ``directions.coordinates()``. Otherwise :math:`S = I`.
+        curvature, for parameters of different units, and directions that mean the same
+        at each step, such as ``directions.coordinates()``. :math:`S_{ii}^2` is then the
+        maximum of :math:`|C_{ii}| / |v_i|^2` over the steps, which decays by 0.97 a
+        step, over the geometric mean of all of them; see ``descents.trust()``.
 
     Returns:
       A solver.

@@ -53,7 +53,8 @@ class Descent:
         :class:`Outcome` of the step before. The Gram matrix is singular where a
         direction depends on others, or is zero, as the first of
         :func:`fomoh_jax.directions.history` are.
-      init: ``init(k) -> state``, for a descent that remembers; of ``k`` directions.
+      init: ``init(k) -> state``, the state before the first step along ``k``
+        directions, of a descent that remembers.
     """
 
     step: Callable[
@@ -81,9 +82,9 @@ class Search:
       fork: ``fork(state) -> states``, for a search that looks ahead: several states,
         stacked, of different sizes, of which the first is ``state`` itself. A step is
         tried from each of them, at an evaluation of the loss each, and the search goes
-        on from the one whose step leads to the least loss; from the first, if none
-        lowers it. (The descent is mapped over them by ``jax.vmap``.) ``None`` tries
-        one.
+        on from the one whose step leads to the least loss, or the first of those whose
+        steps do so to rounding; from the first of all, if none lowers it. (The descent
+        is mapped over them by ``jax.vmap``.) ``None`` tries one.
     """
 
     size: Callable[[Any], Float[Array, ""] | float]
@@ -242,7 +243,8 @@ class Solver:
         # Sizes that do not bind lead to one step: the first of those is taken, and not
         # the one that rounding prefers.
         noise = 10 * jnp.finfo(falls.dtype).eps * jnp.abs(model.value)
-        best = jnp.argmax(won >= jnp.max(won) - noise)
+        none = jnp.max(won) <= 0
+        best = jnp.argmax((won >= jnp.max(won) - noise) & ((won > 0) | none))
         return jax.tree.map(lambda x: x[best], (tried, states, falls))
 
     def judge(

@@ -19,8 +19,7 @@ class GainRatioState(NamedTuple):
     """State of :func:`gain_ratio`.
 
     Attributes:
-      size: of the next step; with ``descents.trust()`` it is the trust radius, in the
-        units of the parameters.
+      size: of the next step; with ``descents.trust()`` it is the trust radius.
       used: how much of its size the last step used; 0 before the first.
     """
 
@@ -54,7 +53,8 @@ def gain_ratio(
       tries: how many sizes are tried at each step: the size, a quarter of it, four
         times it, and so on in factors of four, at most ``largest``. The loss is
         evaluated at the end of each step, and the one that leads to the least loss is
-        taken, with its size. More than one needs ``measured_on="same"``.
+        taken, with its size (the first of those that do so to rounding). More than one
+        needs ``measured_on="same"``.
 
     Returns:
       A search.
