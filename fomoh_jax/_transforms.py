@@ -1,5 +1,6 @@
 """Gradient transformations that make their own gradients, by forward passes."""
 
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import chex
@@ -18,7 +19,7 @@ from fomoh_jax._hyperdual import (
     quadratic_model,
 )
 from fomoh_jax._hyperdual.arguments import check_size
-from fomoh_jax._hyperdual.mesh_axes import in_shard_map, varying_alike
+from fomoh_jax._hyperdual.mesh_axes import in_shard_map, varies_along, varying_alike
 from fomoh_jax._hyperdual.plans.auto import chosen
 from fomoh_jax._hyperplane import combination, gram, slopes
 from fomoh_jax._keys import key_source, split
@@ -510,10 +511,16 @@ def scale_by_hyperplane(
             if has_aux and state.aux is None:  # the first step is measured
                 _, after = jax.eval_shape(measured, state)
                 state = state._replace(aux=_zeros(after.aux))
-            if in_shard_map():  # both branches must vary alike
-                state, *_ = varying_alike((state, params, vectors, extra_args))
             due = state.steps % every == 0
-            step, state = jax.lax.cond(due, measured, held, state)
+            branches = measured, held
+            if in_shard_map():
+                axes = _varying_after(branches, state)
+                state = varying_alike(state, axes)
+                branches = [
+                    lambda state, branch=branch: varying_alike(branch(state), axes)
+                    for branch in branches
+                ]
+            step, state = jax.lax.cond(due, *branches, state)
         accepted = jnp.any(state.coefficients != 0)
         return step, state._replace(
             key=next_key,
@@ -532,6 +539,19 @@ def check_kind(name: str, value: Any, kind: type, such_as: str) -> None:
         raise TypeError(
             f"{name} must be a {kind.__name__}, such as {such_as}; got {value!r}.{hint}"
         )
+
+
+def _varying_after(
+    branches: Sequence[Callable[[PyTree], PyTree]], state: PyTree
+) -> frozenset[str]:
+    """Along which axes of a mesh the state varies after one of several branches."""
+    before, axes = None, varies_along(state)
+    while axes != before:
+        before = axes
+        for branch in branches:
+            after = jax.eval_shape(branch, varying_alike(state, axes))
+            axes |= varies_along(after)
+    return axes
 
 
 def _alike(tree: PyTree, params: PyTree) -> bool:

@@ -46,7 +46,6 @@ SOURCES = {
     "rademacher": directions.rademacher(K),
     "sparse": directions.sparse(K, 0.5),
     "orthonormal": directions.orthonormal(K),
-    "coordinates": directions.coordinates(),
     "deferred": directions.deferred(directions.gaussian(K)),
     "history": directions.gaussian(1) + directions.history(K - 1),
     "layerwise": directions.layerwise(directions.gaussian(1)),
@@ -170,3 +169,32 @@ def test_arrays_on_different_devices_are_named(where):
     with pytest.raises(ValueError, match=message.format(r"params\['w'\]", "x")):
         value_fn = lambda params, x: quadratic(params["w"], x)
         tx.update(None, tx.init({"w": w}), {"w": w}, value_fn=value_fn, x=x)
+
+
+@pytest.mark.parametrize("solver", ["newton", "trust_region"])
+def test_steps_in_between_models_are_the_same_on_all_devices_of_a_shard_map(solver):
+    """Of a loss that is the same on all of them, though the examples are not."""
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
+    solver = getattr(solvers, solver)()
+    tx = fomoh_jax.scale_by_hyperplane(directions.coordinates(), solver, every=2)
+
+    def loss(x, batch, mean=lambda x: x):
+        return mean(jnp.mean((batch @ x - 1) ** 2)) + jnp.sum(x**4)
+
+    def steps(x, batch, loss):
+        state = tx.init(x)
+        for _ in range(3):
+            updates, state = tx.update(None, state, x, value_fn=loss, batch=batch)
+            x = x - updates
+        return x
+
+    x, batch = jnp.ones(3), normal(8, 3)
+    mean = functools.partial(jax.lax.pmean, axis_name="data")
+    mapped = jax.shard_map(
+        functools.partial(steps, loss=functools.partial(loss, mean=mean)),
+        mesh=mesh,
+        in_specs=(P(), P("data")),
+        out_specs=P(),
+    )
+    alone = jax.jit(functools.partial(steps, loss=loss))(x, batch)
+    assert_close(jax.jit(mapped)(x, batch), alone, rtol=1e-10)
