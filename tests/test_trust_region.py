@@ -77,7 +77,7 @@ def test_a_scaled_step_is_the_minimum_where_length_counts_the_most_curvature_of_
     for seed in range(2, 5):
         curvature = normal(4, 4, seed=seed) * np.outer([9, 1, 1, 0.1], [9, 1, 1, 0.1])
         curvature += curvature.T
-        most = np.maximum(0.97 * most, np.abs(np.diag(curvature)) / np.diag(gram))
+        most = np.maximum(0.9 * most, np.abs(np.diag(curvature)) / np.diag(gram))
         scale = np.sqrt(most / np.exp(np.mean(np.log(most))))
         metric = gram * np.outer(scale, scale)
         model = QuadraticModel(jnp.zeros(()), jnp.array(slope), jnp.array(curvature))
@@ -104,7 +104,7 @@ def test_directions_without_curvature_or_length_scale_no_other():
         ([3, 4, 0, 0], two, four, [0.6, 0.8, 0, 0]),
         ([3, 4, 0, 0], two, two, [0.6, 0.8, 0, 0]),
         ([0, 0, 3, 4], two, four, [0, 0, 0.6, 0.8]),
-        ([0, 0, 9, 0], np.diag([16.0, 1, 1e-9, 0]), four, [0, 0, 2, 0]),  # as the 1
+        ([0, 0, 9, 0], np.diag([16.0, 1, 1e-16, 0]), four, [0, 0, 2, 0]),  # as the 1
     ):
         found = step_of(*(jnp.array(x, float) for x in (slope, curvature, gram)))
         np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-9)
@@ -131,7 +131,7 @@ def test_of_steps_alike_to_rounding_the_first_that_lowers_the_loss_is_taken(rise
         start = solver.init(1)
         kappa, _, _ = solver.solve_ahead(model, jnp.eye(1), start, None, fall)
         lengths.append(float(kappa[0]))
-    np.testing.assert_allclose(lengths, [0.25, 1.0, 1.0])
+    np.testing.assert_allclose(lengths, [1 / 3, 1.0, 1.0])
 
 
 def test_scaled_steps_do_not_depend_on_the_units_of_the_parameters():
@@ -241,8 +241,8 @@ def along_axes(*solvers):
 
 
 def test_of_several_radii_the_one_that_leads_to_the_least_loss_is_taken():
-    ones = [solvers.trust_region(r) for r in (0.01, 0.04, 0.16, 0.64, 2.56)]
-    some = solvers.trust_region(0.16, tries=5), solvers.trust_region(0.16, tries=2)
+    ones = [solvers.trust_region(r) for r in (0.02, 0.06, 0.18, 0.54, 1.62)]
+    some = solvers.trust_region(0.18, tries=5), solvers.trust_region(0.18, tries=2)
     steps = along_axes(*ones, *some)
     chosen = set()
     for start in [(3.2, -2.0), (0.75, 1.4), (9.0, 9.3), (-5.0, 7.0)]:
@@ -268,7 +268,7 @@ def test_radii_that_lower_no_loss_do_not_count_and_if_all_do_not_they_shrink():
     plateau = lambda y: ripples(y) + 1e3 * jnp.exp(-far(y)) * (far(y) > 0)
     abyss = lambda y: jnp.where(far(y) < 0.1, ripples(y), -jnp.inf)
     nowhere = lambda y: jnp.where(far(y) == 0, ripples(y), jnp.nan)
-    steps = along_axes(solvers.trust_region(0.16, tries=3))
+    steps = along_axes(solvers.trust_region(0.12, tries=3))
     for loss, taken in (
         (hidden, False),
         (plateau, False),
@@ -279,7 +279,7 @@ def test_radii_that_lower_no_loss_do_not_count_and_if_all_do_not_they_shrink():
         ((step, state),) = steps(x, loss)
         assert (0 < np.linalg.norm(step) <= 0.04 * (1 + 1e-9)) == taken
         assert bool(np.any(step != 0)) == taken == int(state.accepted)
-        assert taken or 0 < state.solver_state.search.size <= 0.16 / 4
+        assert taken or 0 < state.solver_state.search.size <= 0.12 / 4
 
 
 def test_several_radii_wait_at_a_minimum_and_follow_when_it_moves():

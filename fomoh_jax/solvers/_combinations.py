@@ -148,16 +148,16 @@ def trust_region(
         batch, by one more forward pass, and takes no step that raises it by more than
         rounding: for losses that are the same at each step. ``"next"`` takes every
         step, and judges it by the value of the next model, on another batch.
-      tries: how many radii are tried at each step: the radius, a quarter of it, four
-        times it, and so on in factors of four, at most ``max_radius``. The loss is
+      tries: how many radii are tried at each step: the radius, a third of it, three
+        times it, and so on in factors of three, at most ``max_radius``. The loss is
         evaluated at the end of each step, and the one that leads to the least loss is
         taken, with its radius (the first of those that do so to rounding). More than
         one needs ``measured_on="same"``.
       scaled: whether the length of a step counts more along directions with much
         curvature, for parameters of different units, and directions that mean the same
         at each step, such as ``directions.coordinates()``. :math:`S_{ii}^2` is then the
-        maximum of :math:`|C_{ii}| / |v_i|^2` over the steps, which decays by 0.97 a
-        step, over the geometric mean of all of them; see ``descents.trust()``.
+        maximum of :math:`|C_{ii}| / |v_i|^2` over the steps, of which each step
+        keeps 0.9, over the geometric mean of all of them; see ``descents.trust()``.
 
     Returns:
       A solver.

@@ -12,11 +12,9 @@ from fomoh_jax.solvers._solver import Descent, Step
 
 # Halvings of the interval of the multiplier: enough for float64.
 _BISECTIONS = 64
-# Of CUTEst's problems, a maximum that never forgets loses DJTL, which starts on a
-# cliff, and one that keeps a half loses HAHN1LS; 0.9 solves the same as this.
-_KEPT = 0.97
-# Beside the largest curvature, smaller ones count as none.
-_FLATTEST = 1e-8
+# Of CUTEst's problems, a maximum that keeps 0.97 or more of itself a step loses DJTL,
+# which starts on a cliff, and one that keeps a half loses HAHN1LS.
+_KEPT = 0.9
 
 
 class TrustState(NamedTuple):
@@ -44,9 +42,9 @@ def trust(radius: float = 1.0, *, scaled: bool = False) -> Descent:
         parameters (of their geometric mean, if it is scaled); positive.
       scaled: whether the length of a step counts more along directions with much
         curvature. :math:`S_{ii}^2` is then the maximum of :math:`|C_{ii}| / |v_i|^2`
-        over the steps, which decays by 0.97 a step, over the geometric mean of all of
-        them. Directions without curvature, or with less than 1e-8 of the largest, are
-        left out of the mean, and scaled as the flattest of the others.
+        over the steps, of which each step keeps 0.9, over the geometric mean of all of
+        them. Directions without curvature, or with no more than rounding hides beside
+        the largest, are left out of the mean, and scaled as the flattest of the others.
 
     Returns:
       A descent.
@@ -96,7 +94,7 @@ def _check_number(state: TrustState, k: int) -> None:
 
 def _relative_scale(curvature: Float[Array, " k"]) -> Float[Array, " k"]:
     """The roots of curvatures over their geometric mean; 1 where there are none."""
-    counts = curvature > _FLATTEST * jnp.max(curvature)
+    counts = curvature > _metric.rounding(curvature)
     logarithms = jnp.log(jnp.where(counts, curvature, 1))
     mean = jnp.sum(logarithms) / jnp.maximum(jnp.sum(counts), 1)
     flattest = jnp.min(jnp.where(counts, logarithms, jnp.inf))
