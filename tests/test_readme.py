@@ -84,6 +84,15 @@ def test_the_table_of_what_works(name):
     ]
 
 
+@pytest.fixture
+def as_a_user_begins():
+    """In float32, unless an example says otherwise."""
+    jax.config.update("jax_enable_x64", False)
+    yield
+    jax.config.update("jax_enable_x64", True)
+
+
+@pytest.mark.usefixtures("as_a_user_begins")
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_the_examples_run(name, capsys):
     block = EXAMPLES[name]
