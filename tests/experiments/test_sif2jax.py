@@ -54,9 +54,9 @@ def study_method(step):
 
 def test_a_problem_is_solved_within_a_share_of_the_best_reduction(tmp_path):
     records = [
-        record("A", "fomoh", [1.0, 0.5, 0.0], seconds=3.0),
+        record("A", "trust region", [1.0, 0.5, 0.0], seconds=3.0),
         record("A", "theirs", [1.0, 0.0005, 0.0005]),
-        record("B", "fomoh", [1.0, 1.0, 0.9]),
+        record("B", "trust region", [1.0, 1.0, 0.9]),
         record("B", "theirs", [1.0, 0.1, 0.0]),
         *(
             {"problem": problem, "method": "third", "steps": 2, "error": "no"}
@@ -69,10 +69,10 @@ def test_a_problem_is_solved_within_a_share_of_the_best_reduction(tmp_path):
         zip(zip(frame["problem"], frame["method"]), frame["steps"])
     )
     assert steps(loose)["A", "theirs"] == 1 and steps(strict)["A", "theirs"] == np.inf
-    assert steps(strict)["A", "fomoh"] == 2 and steps(strict)["B", "fomoh"] == np.inf
+    assert steps(strict)["A", "trust region"] == 2 and steps(strict)["B", "trust region"] == np.inf
     assert ("C", "theirs") not in steps(loose)
     assert steps(strict)["B", "theirs"] == 2 and steps(strict)["B", "third"] == np.inf
-    (seconds,) = loose[(loose.problem == "A") & (loose.method == "fomoh")]["seconds"]
+    (seconds,) = loose[(loose.problem == "A") & (loose.method == "trust region")]["seconds"]
     assert seconds == 6
 
     (tmp_path / "runs.jsonl").write_text("\n".join(map(json.dumps, records)) + "\n")

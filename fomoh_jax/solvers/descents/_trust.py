@@ -96,7 +96,8 @@ def _relative_scale(curvature: Float[Array, " k"]) -> Float[Array, " k"]:
     """The roots of curvatures over their geometric mean; 1 where there are none."""
     counts = curvature > _metric.rounding(curvature)
     logarithms = jnp.log(jnp.where(counts, curvature, 1))
-    mean = jnp.sum(logarithms) / jnp.maximum(jnp.sum(counts), 1)
+    number = jnp.maximum(jnp.sum(counts, dtype=curvature.dtype), 1)
+    mean = jnp.sum(logarithms) / number
     flattest = jnp.min(jnp.where(counts, logarithms, jnp.inf))
     flattest = jnp.where(jnp.any(counts), flattest, 0)
     return jnp.exp((jnp.where(counts, logarithms, flattest) - mean) / 2)
