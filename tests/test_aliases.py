@@ -53,6 +53,7 @@ def run(tx, steps=60, params=PARAMS, state=None, use_grads=True):
     return values, params, state
 
 
+@pytest.mark.slow
 @pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", ALIASES)
 def test_every_alias_minimises(name):
@@ -61,6 +62,7 @@ def test_every_alias_minimises(name):
     assert jax.tree.structure(params) == jax.tree.structure(PARAMS)
 
 
+@pytest.mark.slow
 def test_fomoh_is_the_line_search_of_the_paper():
     tx = fomoh_jax.fomoh(0.5, key=7)
     state = tx.init(PARAMS)
@@ -96,6 +98,7 @@ def test_fgd_is_the_directional_derivative_times_the_direction():
     assert_close(updates, jax.tree.map(lambda d: -0.1 * slope * d, v))
 
 
+@pytest.mark.slow
 def test_fomoh_kd_with_k_equal_to_d_is_newton_s_method():
     x = jnp.array([-1.2, 1.0, 0.3, 0.8])
     tx = fomoh_jax.fomoh_kd(4, 1.0)
@@ -114,6 +117,7 @@ def test_fomoh_kd_with_k_equal_to_d_is_newton_s_method():
         np.testing.assert_allclose(x, newton, rtol=1e-8)
 
 
+@pytest.mark.slow
 @pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", ALIASES)
 def test_the_building_blocks_in_a_chain_with_decay_clipping_and_a_schedule(name):
@@ -137,6 +141,7 @@ def test_the_building_blocks_in_a_chain_with_decay_clipping_and_a_schedule(name)
     assert values[-1] < 1 + 0.1 * (values[0] - 1)
 
 
+@pytest.mark.slow
 def test_schedules_set_the_learning_rate():
     schedule = optax.piecewise_constant_schedule(1.0, {1: 0.5})
     tx, plain = fomoh_jax.fomoh_kd(3, schedule), fomoh_jax.fomoh_kd(3, 1.0)
@@ -149,6 +154,7 @@ def test_schedules_set_the_learning_rate():
         assert_close(updates[0], jax.tree.map(lambda u: factor * u, updates[1]))
 
 
+@pytest.mark.slow
 def test_a_line_search_along_adam_s_direction():
     tx = optax.chain(
         optax.scale_by_adam(),
@@ -174,6 +180,7 @@ def test_under_inject_hyperparams():
         optax.inject_hyperparams(fomoh_jax.fomoh_kd)(2, 0.1).init(PARAMS)
 
 
+@pytest.mark.slow
 def test_around_and_inside_other_transformations():
     # These look at the updates that come in, so they need a tree and not None.
     zeros = jax.tree.map(jnp.zeros_like, PARAMS)
@@ -191,6 +198,7 @@ def test_around_and_inside_other_transformations():
     np.testing.assert_allclose(params["a"], [2.0, 2.0], rtol=1e-8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", partly_slow(ALIASES))
 def test_every_alias_inside_the_optimizer_of_flax_nnx(name):
     model = nnx.Linear(2, 1, rngs=nnx.Rngs(0), param_dtype=jnp.float64)
@@ -209,6 +217,7 @@ def test_every_alias_inside_the_optimizer_of_flax_nnx(name):
     assert values[-1] < 0.3 * values[0]
 
 
+@pytest.mark.slow
 def test_a_step_of_newton_inside_the_optimizer_of_flax_nnx():
     model = nnx.Linear(3, 1, rngs=nnx.Rngs(0), param_dtype=jnp.float64)
     tx = fomoh_jax.fomoh_kd(k=4, learning_rate=1.0)
@@ -230,6 +239,7 @@ def test_a_step_of_newton_inside_the_optimizer_of_flax_nnx():
     np.testing.assert_allclose(model.bias[...], [0.5], rtol=1e-8)
 
 
+@pytest.mark.slow
 def test_states_and_runs_vmap_over_keys():
     _, (params, x) = mlp(jnp.tanh)
     fun = mlp(jnp.tanh)[0]

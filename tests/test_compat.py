@@ -18,6 +18,7 @@ def test_nothing_private_is_imported_from_jax():
         assert not re.search(r"jax\._src|from jax import _", path.read_text()), path
 
 
+@pytest.mark.slow
 def test_the_library_imports_neither_flax_nor_the_experiments():
     code = (
         "import sys, fomoh_jax; "
@@ -45,6 +46,7 @@ def test_jax_0_10_2_is_refused_with_a_way_out():
     require_sound_jax("0.12.0.1")
 
 
+@pytest.mark.slow
 def test_importing_under_jax_0_10_2_says_so():
     code = (
         "import jax; jax.__version__ = '0.10.2'\n"

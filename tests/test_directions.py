@@ -30,6 +30,7 @@ def dense(tree):
     return jax.tree.map(lambda v: v.dense(), tree, is_leaf=is_channel)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", [directions.gaussian, directions.rademacher])
 def test_random_directions_have_unit_covariance_and_the_leaf_s_dtype(source):
     tree = source(4).sample(KEY, PARAMS, None)
@@ -46,6 +47,7 @@ def test_leaves_of_one_shape_get_different_directions():
     assert not np.any(tree[0] == tree[1])
 
 
+@pytest.mark.slow
 def test_the_same_key_gives_the_same_directions():
     draw = lambda key: directions.gaussian(2).sample(key, PARAMS, None)["b"]
     np.testing.assert_array_equal(draw(KEY), draw(KEY))
@@ -89,6 +91,7 @@ def test_incoming_needs_updates_like_the_parameters():
         sample(KEY, PARAMS, {"w": PARAMS["w"]})
 
 
+@pytest.mark.slow
 def test_coordinates_are_the_identity_and_zero_on_all_leaves_but_one():
     source, params = directions.coordinates(), PARAMS | {"a": jnp.zeros(())}
     assert source.count(params) == 10 and not source.is_random
@@ -106,6 +109,7 @@ def test_coordinates_of_nothing_are_refused():
         directions.coordinates().sample(None, {"a": jnp.zeros(0)}, None)
 
 
+@pytest.mark.slow
 def test_along_coordinates_a_step_is_newton_s_of_the_whole_space():
     params = {"w": jnp.asarray(normal(2, 2)), "b": jnp.asarray(normal(2, seed=1))}
     x = normal(5, 2, seed=2)
@@ -124,6 +128,7 @@ def test_along_coordinates_a_step_is_newton_s_of_the_whole_space():
     np.testing.assert_allclose(jax.flatten_util.ravel_pytree(step)[0], expected)
 
 
+@pytest.mark.slow
 def test_layerwise_gives_each_layer_its_own_part_of_one_direction():
     source = directions.layerwise()
     tree = source.sample(KEY, LAYERS, None)
@@ -139,6 +144,7 @@ def test_layerwise_gives_each_layer_its_own_part_of_one_direction():
     assert all(v.shape[0] == 3 for v in jax.tree.leaves(dense(tree)))
 
 
+@pytest.mark.slow
 def test_layerwise_by_leaf_gives_each_leaf_its_own():
     source = directions.layerwise(directions.rademacher(2), by="leaf")
     assert source.count(LAYERS) == 10
@@ -159,6 +165,7 @@ def test_a_layer_is_what_differs_in_the_last_key_alone():
     assert present(tree) == {"a": (0,), "b": {"c": (1,)}, "d": (0,)}
 
 
+@pytest.mark.slow
 def test_a_box_around_an_array_is_no_layer_of_its_own():
     nnx = pytest.importorskip("flax.nnx")
 
@@ -172,6 +179,7 @@ def test_a_box_around_an_array_is_no_layer_of_its_own():
     assert directions.layerwise(by="leaf").count(params) == 4
 
 
+@pytest.mark.slow
 def test_layerwise_adds_to_other_sources():
     both = directions.gaussian(4) + directions.layerwise()
     tree = both.sample(KEY, LAYERS, None)
@@ -201,6 +209,7 @@ def test_layerwise_cuts_the_chain_s_update_and_what_is_cut_already():
     assert tree["second"]["kernel"].present == (3 * 3 + 1,)
 
 
+@pytest.mark.slow
 def test_directions_pass_through_jit():
     source = directions.gaussian(1) + directions.layerwise()
     eager = source.sample(KEY, LAYERS, None)
@@ -241,6 +250,7 @@ def test_orthonormal_directions_are_a_frame_over_all_the_leaves():
         directions.orthonormal(9).sample(KEY, params, None)
 
 
+@pytest.mark.slow
 def test_history_spans_the_last_steps_whoever_made_them():
     iterates = np.cumsum(normal(6, 5), axis=0)
     source = directions.history(3)
@@ -266,6 +276,7 @@ def test_steps_that_depend_on_each_other_count_once():
     np.testing.assert_allclose(v.T @ v, np.diag([1.0, 0, 0]), atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("solver", ["newton", "saddle_free", "damped"])
 def test_a_history_with_random_directions_is_conjugate_gradients_or_better(solver):
     # On a quadratic, the last step and the gradient span the step of conjugate
@@ -322,6 +333,7 @@ def test_masks_that_do_not_fit_are_refused():
         directions.masked(3, True)
 
 
+@pytest.mark.slow
 def test_the_state_of_a_sum_is_that_of_its_parts_and_goes_through_layers():
     source = directions.gaussian(1) + directions.layerwise(directions.history(1))
     state = source.init(LAYERS)
@@ -331,6 +343,7 @@ def test_the_state_of_a_sum_is_that_of_its_parts_and_goes_through_layers():
     assert present(tree)["second"]["bias"] == (0, 2)
 
 
+@pytest.mark.slow
 def test_the_line_search_along_adam_s_step_is_exact():
     hessian = jnp.diag(jnp.array([1.0, 30.0]))
     loss = lambda x: x @ hessian @ x / 2

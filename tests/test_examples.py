@@ -137,6 +137,7 @@ def test_lora(run):
     assert results["fomoh_ap()"] < best_of_mezo < before
 
 
+@pytest.mark.slow
 def test_own_primitive(run):
     found = run("own_primitive")
     assert len(found["errors"]) == 4

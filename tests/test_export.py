@@ -37,6 +37,7 @@ def step_of(loss, tx):
     return jax.jit(step)
 
 
+@pytest.mark.slow
 @pytest.mark.sampled
 @pytest.mark.parametrize("name", partly_slow(WORKLOADS))
 def test_model_and_step_are_lowered_for_every_platform(name):

@@ -66,6 +66,7 @@ OPTIMISERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", partly_slow(OPTIMISERS))
 def test_a_loss_without_curvature_is_minimised(name):
     tx = OPTIMISERS[name]
@@ -87,6 +88,7 @@ def test_a_loss_without_curvature_is_minimised(name):
     assert np.all(last - MINIMA < 0.05 * first)
 
 
+@pytest.mark.slow
 def test_a_loss_of_zero_is_left_and_a_slope_without_end_keeps_the_state_finite():
     tx = OPTIMISERS["fomoh_kd(2)"]
     loss = lambda w: jnp.sum(w - jnp.arange(3.0)) + 3  # zero at the start
@@ -104,6 +106,7 @@ def test_a_loss_of_zero_is_left_and_a_slope_without_end_keeps_the_state_finite()
     assert all(bool(jnp.all(jnp.isfinite(x))) for x in numbers)
 
 
+@pytest.mark.slow
 def test_a_step_that_does_not_move_is_not_counted():
     loss = lambda w: 0 * jnp.sum(w)
     tx = OPTIMISERS["fomoh(0.3)"]
@@ -117,6 +120,7 @@ def solve(solver, slope, curvature):
     return solver.solve(model, jnp.eye(len(slope)), solver.init(len(slope)))
 
 
+@pytest.mark.slow
 def test_only_what_is_flat_goes_as_far_as_the_reach():
     step, state = solve(solvers.saddle_free(), [3.0, 2.0], np.diag([1.5, 0.0]))
     # The first step is to win a twentieth of the loss.
@@ -125,6 +129,7 @@ def test_only_what_is_flat_goes_as_far_as_the_reach():
     assert state.descent.made
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("won", "longer"), [(1.0, True), (0.3, True), (-0.2, False)])
 def test_steps_follow_what_those_before_them_have_won(won, longer):
     # A learning rate of 0.3 behind the solver lets three tenths of the reduction come.

@@ -24,6 +24,7 @@ def test_hessian_agrees_with_jax_hessian_on_the_cnn():
     assert_close(hessian, jax.jit(jax.hessian(loss))(params))
 
 
+@pytest.mark.slow
 def test_hessian_has_the_structure_of_jax_hessian():
     fun, primals = mlp(jnp.tanh)
     for argnums in (0, 1, (0, 1), (1,), -1):
@@ -33,6 +34,7 @@ def test_hessian_has_the_structure_of_jax_hessian():
         )
 
 
+@pytest.mark.slow
 @pytest.mark.optimised
 def test_hessian_in_chunks_is_the_hessian():
     x = normal(5)
@@ -44,6 +46,7 @@ def test_hessian_in_chunks_is_the_hessian():
         assert_symmetric(hessian)
 
 
+@pytest.mark.slow
 def test_hessian_passes_keywords_on():
     def fun(x, *, power):
         return jnp.sum(x**power)

@@ -29,6 +29,7 @@ def as_double(tree):
     return jax.tree.map(wide, tree)
 
 
+@pytest.mark.slow
 def test_flax_nnx_transformer_block_with_dropout_and_layer_norm():
     nnx = pytest.importorskip("flax.nnx", reason="flax is not installed")
 
@@ -85,6 +86,7 @@ def test_flax_linen_residual_block_with_batch_norm_in_evaluation_mode():
     assert_agrees_with_nested_jvp(loss, variables["params"], k=2)
 
 
+@pytest.mark.slow
 def test_equinox_mlp():
     eqx = pytest.importorskip("equinox", reason="equinox is not installed")
     mlp = eqx.nn.MLP(3, 2, 5, 2, activation=jax.nn.softplus, key=jax.random.key(0))

@@ -36,6 +36,7 @@ def run(tx, loss, x, steps, batches=None):
     return x, state, np.asarray(sizes)
 
 
+@pytest.mark.slow
 def test_the_gain_is_actual_over_predicted_reduction_from_their_running_averages():
     solver = solvers.self_tuning()
     state, last = solver.init(1), None
@@ -62,6 +63,7 @@ def test_the_gain_is_actual_over_predicted_reduction_from_their_running_averages
     assert 0.01 < abs(gain) < 1.99  # not at a bound
 
 
+@pytest.mark.slow
 def test_the_best_step_size_is_known_from_the_gain_where_slopes_are_noisy():
     # A bowl with noise in its slope, of which half of s^2 + sigma^2 is signal.
     size, slope, noise = 0.3, 2.0, 2.0
@@ -73,6 +75,7 @@ def test_the_best_step_size_is_known_from_the_gain_where_slopes_are_noisy():
     np.testing.assert_allclose(best, slope**2 / (slope**2 + noise**2), atol=0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "gain, aim", [(1.0, 0.85), (0.6, 0.624**0.6), (0.2, 0.31), (0.0, 1.25 * 0.06)]
 )
@@ -93,6 +96,7 @@ def test_the_step_size_goes_to_a_power_of_the_best_and_falls_where_none_is_won(
     np.testing.assert_allclose(search.size(state), aim, rtol=0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1.0, 0.25])
 def test_a_step_is_saddle_free_damped_and_shortened_by_the_root_of_the_size(size):
     v = normal(7, 3)
@@ -118,6 +122,7 @@ def test_a_step_is_saddle_free_damped_and_shortened_by_the_root_of_the_size(size
     np.testing.assert_allclose(step, expected, rtol=1e-8)
 
 
+@pytest.mark.slow
 def test_without_noise_the_step_size_goes_to_one_and_the_method_to_newton_s():
     tx = fomoh_jax.fomoh_kd(4)
     x, _, sizes = run(tx, rosenbrock_of_batch, jnp.array([0.2, -1.0, 0.5, 2.0]), 80)
@@ -129,6 +134,7 @@ def rosenbrock_of_batch(x, batch):
     return rosenbrock(x) + 0 * batch
 
 
+@pytest.mark.slow
 @pytest.mark.sampled
 @pytest.mark.parametrize("k", [1, 8])
 def test_noise_of_the_batches_makes_steps_small_and_its_absence_large(k):
@@ -187,6 +193,7 @@ def test_the_alias_needs_no_argument_but_k():
     assert isinstance(state[0].solver_state.search, searches.SelfTuningState)
 
 
+@pytest.mark.slow
 @pytest.mark.optimised
 def test_it_runs_in_float32_under_float64_and_under_vmap():
     tx = scale_by_hyperplane(directions.gaussian(2), solvers.self_tuning())
@@ -209,6 +216,7 @@ def test_arguments_out_of_range_are_refused():
             solvers.self_tuning(**arguments)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", [0.0, 1e-6])
 def test_a_first_step_of_next_to_nothing_does_not_hold_the_others_back(first):
     # A plateau: the slope of the first batches is small, and the curvature is not.
@@ -219,6 +227,7 @@ def test_a_first_step_of_next_to_nothing_does_not_hold_the_others_back(first):
     np.testing.assert_allclose(x, 1.0, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("solver", [solvers.self_tuning(), solvers.trust_region()])
 def test_the_first_state_can_be_donated(solver):
     tx = fomoh_jax.fomoh_kd(2, solver=solver)

@@ -80,6 +80,7 @@ def exchanged(compiled):
     return [c for c in collectives(compiled.as_text()) if c.numbers > 1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("solver", "kind"),
     [
@@ -104,6 +105,7 @@ def test_a_sharded_batch_takes_one_exchange_of_value_slopes_and_curvatures(
             np.testing.assert_array_equal(first.data, other.data)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [AxisType.Auto, slow(AxisType.Explicit)])
 def test_deferred_directions_of_sharded_parameters_are_never_sent(kind):
     compiled, args = compiled_step(kd("deferred"), kind, P("data"))

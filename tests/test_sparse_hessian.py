@@ -162,6 +162,7 @@ def test_agrees_with_jax_and_is_symmetric_to_the_last_bit(name):
     assert places(hessian_sparsity(fun, x)) == stored
 
 
+@pytest.mark.slow
 def test_a_function_of_a_tree_is_one_of_its_elements_in_order():
     tree = {"b": normal(2, 3), "a": normal(), "c": (normal(4, seed=1),)}
     scale = lambda tree, by: (
@@ -174,6 +175,7 @@ def test_a_function_of_a_tree_is_one_of_its_elements_in_order():
     assert_close(sparse_hessian(swapped, 1)(3.0, tree).todense(), expected)
 
 
+@pytest.mark.slow
 def test_several_arguments_come_in_the_order_of_argnums():
     fun = lambda x, y: jnp.sum(x**2 * y[:3]) + y[3] ** 3
     x, y = normal(3), normal(4)
@@ -182,6 +184,7 @@ def test_several_arguments_come_in_the_order_of_argnums():
     assert_close(jax.jit(sparse_hessian(fun, (1, 0)))(x, y).todense(), expected)
 
 
+@pytest.mark.slow
 def test_keywords_are_passed_on_and_eager_is_as_under_jit():
     fun = lambda x, *, power: jnp.sum(x[1:] ** power * x[:-1])
     x = normal(5)
@@ -197,6 +200,7 @@ def test_what_is_stored_does_not_depend_on_values_eagerly_either():
     np.testing.assert_array_equal(*at)
 
 
+@pytest.mark.slow
 def test_vmap_shares_the_pattern():
     xs = normal(3, D)
     batch = jax.jit(jax.vmap(sparse_hessian(springs)))(xs)
@@ -206,6 +210,7 @@ def test_vmap_shares_the_pattern():
         assert_close(batch.data[i], one(x).data)
 
 
+@pytest.mark.slow
 def test_it_can_be_differentiated():
     trace = lambda x: jnp.sum(sparse_hessian(rosenbrock)(x).data)
     full = lambda x: jnp.sum(jax.hessian(rosenbrock)(x))
@@ -213,6 +218,7 @@ def test_it_can_be_differentiated():
     assert_close(jax.jit(jax.grad(trace))(x), jax.jit(jax.grad(full))(x))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_data_has_the_dtype_of_the_arguments(dtype):
     x = jnp.ones(4, dtype)
@@ -222,6 +228,7 @@ def test_data_has_the_dtype_of_the_arguments(dtype):
     assert jax.eval_shape(sparse_hessian(fun), mixed).data.dtype == "float32"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [0, 1, 2])
 def test_few_variables(size):
     fun = lambda x: jnp.sum(x**2) + jnp.sum(x[1:] * x[:-1])
@@ -275,6 +282,7 @@ def sizes(jaxpr):
             yield from sizes(inner)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LARGE)
 def test_nothing_is_dense_at_any_time(name):
     n = 2001
@@ -284,6 +292,7 @@ def test_nothing_is_dense_at_any_time(name):
     assert max(np.size(const) for const in jaxpr.consts) < 40 * n
 
 
+@pytest.mark.slow
 def test_grids_and_graphs_are_not_dense_either():
     rows, n = 50, 2500
     edges = np.random.default_rng(1).integers(0, n // 2, (2 * n, 2))
@@ -291,6 +300,7 @@ def test_grids_and_graphs_are_not_dense_either():
         assert max(sizes(jax.make_jaxpr(sparse_hessian(fun))(jnp.ones(n)))) < 60 * n
 
 
+@pytest.mark.slow
 @pytest.mark.optimised
 @pytest.mark.parametrize("name", ("rosenbrock", "residuals", "optimal control"))
 def test_operations_grow_linearly(name):

@@ -201,6 +201,7 @@ def test_compilations_are_seen():
     assert len(seen) == 1
 
 
+@pytest.mark.slow
 @every_other_optimiser
 def test_a_step_is_compiled_once(name):
     step = compiled(name)
@@ -216,6 +217,7 @@ def test_a_step_is_compiled_once(name):
     assert types((params, state)) == first
 
 
+@pytest.mark.slow
 @pytest.mark.sampled(4)
 @every_optimiser
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32", "float64"])
@@ -230,6 +232,7 @@ def test_a_scan_over_steps_keeps_the_types_of_its_carry(name, dtype):
     assert types(after) == types(carry)
 
 
+@pytest.mark.slow
 @every_other_optimiser
 def test_a_compiled_step_is_the_eager_one(name):
     expected = step_of(made(name, 3))(*started(name))
@@ -237,6 +240,7 @@ def test_a_compiled_step_is_the_eager_one(name):
     assert_close(numbers(actual), numbers(expected), rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.sampled(3)
 @every_optimiser
 def test_no_buffer_is_there_twice_after_an_eager_step(name):
@@ -252,6 +256,7 @@ def test_a_state_is_finite_from_the_start(name):
         assert np.all(np.isfinite(leaf))
 
 
+@pytest.mark.slow
 @every_optimiser
 @pytest.mark.parametrize("kind", KEYS)
 def test_donated_states_leave_alone_what_the_user_holds(name, kind):
@@ -264,6 +269,7 @@ def test_donated_states_leave_alone_what_the_user_holds(name, kind):
     assert not any(x.is_deleted() for x in held)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", KEYED)
 @pytest.mark.parametrize("kind", KEYS)
 def test_a_state_keeps_the_kind_of_key_that_the_user_gave(name, kind):
@@ -279,6 +285,7 @@ def ensemble(name, keys):
     return members, jax.vmap(lambda key, p: made(name, key).init(p))(keys, members)
 
 
+@pytest.mark.slow
 @pytest.mark.sampled(3)
 @every_optimiser
 def test_the_step_of_an_ensemble_keeps_its_types(name):
@@ -287,6 +294,7 @@ def test_the_step_of_an_ensemble_keeps_its_types(name):
     assert types(after) == types(carry)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [
@@ -305,6 +313,7 @@ def test_members_of_an_ensemble_have_directions_of_their_own(name):
     assert np.allclose(*together[0]["w"]) == (name in DETERMINED)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", KEYED)
 def test_keys_of_an_ensemble_may_be_typed(name):
     keys = jax.random.split(jax.random.key(3), 2)
@@ -313,6 +322,7 @@ def test_keys_of_an_ensemble_may_be_typed(name):
     assert_same(second, made(name, keys[1]).init(PARAMS))
 
 
+@pytest.mark.slow
 @every_optimiser
 def test_members_that_share_a_key_share_their_directions(name):
     tx = made(name, 3)
@@ -322,6 +332,7 @@ def test_members_that_share_a_key_share_their_directions(name):
     assert_same(jax.tree.map(lambda x: x[1], states), alone)
 
 
+@pytest.mark.slow
 @every_optimiser
 def test_abstract_parameters_give_the_types_of_the_state(name):
     tx = made(name, 3)
@@ -330,6 +341,7 @@ def test_abstract_parameters_give_the_types_of_the_state(name):
     assert types(tx.init(jax.eval_shape(copied, PARAMS))) == expected
 
 
+@pytest.mark.slow
 @every_optimiser
 def test_optax_finds_the_parameters_in_a_state(name):
     tx = made(name, 3)
@@ -345,6 +357,7 @@ def test_optax_finds_the_parameters_in_a_state(name):
         assert set(model) == {"none"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", partly_slow(KEYED))
 def test_the_same_key_is_the_same_run_and_another_is_another(name):
     step = compiled(name)
@@ -388,6 +401,7 @@ def test_links_around_one_that_sees_other_arrays_have_keys_of_their_own():
         assert first != last
 
 
+@pytest.mark.slow
 def test_directions_of_two_optimisers_in_a_chain_are_not_parallel():
     step, end = fj.fgd(0.1), fj.fgd(0.1)
     one, other = (
@@ -451,6 +465,7 @@ ROUND_TRIPS = {
 }
 
 
+@pytest.mark.slow
 @every_other_optimiser
 @pytest.mark.parametrize("library", ROUND_TRIPS)
 def test_a_run_goes_on_bit_for_bit(name, library, tmp_path):
@@ -526,6 +541,7 @@ def wrapped_step(wrapper, name):
     return step_of(tx, **extra_args), (copied(PARAMS), tx.init(PARAMS))
 
 
+@pytest.mark.slow
 @pytest.mark.sampled(4)
 @pytest.mark.parametrize(("wrapper", "name"), paired(TRANSPARENT | OPAQUE, 4))
 def test_a_wrapper_passes_the_loss_on_and_keeps_the_types(wrapper, name):
@@ -533,6 +549,7 @@ def test_a_wrapper_passes_the_loss_on_and_keeps_the_types(wrapper, name):
     assert types(jax.eval_shape(step, *carry)) == types(carry)
 
 
+@pytest.mark.slow
 @pytest.mark.sampled(2)
 @pytest.mark.parametrize("wrapper", partly_slow(TRANSPARENT))
 @pytest.mark.parametrize(
@@ -560,6 +577,7 @@ ALIASES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("alias", ALIASES)
 @pytest.mark.parametrize("kind", ["default", "a seed", "typed", "legacy"])
 def test_hyperparameters_are_injected_whatever_the_key(alias, kind):
@@ -575,6 +593,7 @@ def test_hyperparameters_are_injected_whatever_the_key(alias, kind):
         assert_same(carry[1].inner_state, bare.init(PARAMS))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "wrap",
     [
@@ -593,6 +612,7 @@ def test_a_part_of_the_parameters_is_a_matter_of_directions(name, wrap):
         wrap(made(name, 3)).init(PARAMS)
 
 
+@pytest.mark.slow
 def test_flatten_hands_the_loss_a_vector():
     flat, unflatten = jax.flatten_util.ravel_pytree(PARAMS)
     tx, bare = optax.flatten(fj.fomoh_kd(2, key=3)), fj.fomoh_kd(2, key=3)

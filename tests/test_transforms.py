@@ -37,6 +37,7 @@ def fixed(vectors):
     return directions.Directions(len(vectors), lambda key, params, updates: vectors)
 
 
+@pytest.mark.slow
 def test_the_identity_gives_newton_s_step():
     tx = fomoh_jax.scale_by_hyperplane(fixed(jnp.eye(3)))
     step, _ = updated(tx, value_fn=rosenbrock)
@@ -44,6 +45,7 @@ def test_the_identity_gives_newton_s_step():
     np.testing.assert_allclose(step, expected, rtol=1e-8)
 
 
+@pytest.mark.slow
 def test_any_invertible_directions_give_newton_s_step():
     loss, (params, x) = mlp(jnp.tanh)
     flat, unflatten = jax.flatten_util.ravel_pytree(params)
@@ -57,6 +59,7 @@ def test_any_invertible_directions_give_newton_s_step():
     assert error < 1e-8
 
 
+@pytest.mark.slow
 def test_the_forward_gradient_averages_over_its_directions():
     v = normal(4, 3)
     tx = fomoh_jax.scale_by_forward_gradient(fixed(v))
@@ -66,6 +69,7 @@ def test_the_forward_gradient_averages_over_its_directions():
     np.testing.assert_allclose(state.slope, v @ gradient, rtol=1e-10)
 
 
+@pytest.mark.slow
 def test_the_state_holds_the_model_of_the_evaluated_point():
     v = normal(2, 3)
     tx = fomoh_jax.scale_by_hyperplane(fixed(v))
@@ -76,6 +80,7 @@ def test_the_state_holds_the_model_of_the_evaluated_point():
     np.testing.assert_allclose(v.T @ state.coefficients, step, rtol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chunk_size", [1, 2])
 def test_chunks_give_the_same_step(chunk_size):
     make = functools.partial(fomoh_jax.scale_by_hyperplane, directions.gaussian(3))
@@ -133,6 +138,7 @@ PARTLY_SLOW = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PARTLY_SLOW)
 def test_layerwise_takes_the_step_of_the_equal_dense_directions(name):
     loss, params, batch = network()
@@ -149,6 +155,7 @@ def test_layerwise_takes_the_step_of_the_equal_dense_directions(name):
     assert_close(*step.values(), rtol=1e-8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PARTLY_SLOW)
 def test_the_forward_gradient_along_layers_is_that_of_the_dense_directions(name):
     loss, params, batch = network()
@@ -163,6 +170,7 @@ def test_the_forward_gradient_along_layers_is_that_of_the_dense_directions(name)
     assert_close(*steps)
 
 
+@pytest.mark.slow
 def test_the_gram_matrix_is_that_of_the_dense_directions():
     _, params, _ = network()
     for source in (SOURCES["gaussian + layerwise"], SOURCES["leafwise"]):
@@ -203,6 +211,7 @@ def test_layerwise_reduces_a_loss_in_a_scan(base, chunk_size):
     assert optax.tree.get(state, "curvature").shape == (source.count(params),) * 2
 
 
+@pytest.mark.slow
 @pytest.mark.sampled(2)
 @pytest.mark.optimised
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32", "float64"])
@@ -247,6 +256,7 @@ def test_value_fn_gets_what_it_names_and_not_what_others_need():
         np.testing.assert_allclose(PARAMS + updates, target, rtol=1e-8)
 
 
+@pytest.mark.slow
 def test_aux_of_the_evaluated_point_is_in_the_state():
     def loss(x, scale):
         return scale * quadratic(x), {"x": x, "n": 3}
@@ -272,6 +282,7 @@ def test_aux_of_the_evaluated_point_is_in_the_state():
     assert_close(state.aux["x"], PARAMS)
 
 
+@pytest.mark.slow
 @pytest.mark.sampled(2)
 @pytest.mark.parametrize("alias", ["fgd", "fomoh", "fomoh_kd", "fomoh_bp"])
 def test_a_non_finite_loss_gives_a_zero_step_and_a_usable_state(alias):
@@ -288,6 +299,7 @@ def test_a_non_finite_loss_gives_a_zero_step_and_a_usable_state(alias):
         assert np.isfinite(optax.tree.get(state, "value"))
 
 
+@pytest.mark.slow
 def test_a_non_finite_incoming_update_gives_a_zero_step():
     tx = fomoh_jax.fomoh_bp(1.0)
     grads = PARAMS.at[0].set(jnp.nan)
@@ -295,6 +307,7 @@ def test_a_non_finite_incoming_update_gives_a_zero_step():
     np.testing.assert_array_equal(updates, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("solver", ["newton", "saddle_free", "damped"])
 @pytest.mark.parametrize("loss", [lambda x: jnp.sum(x), lambda x: 0.0 * jnp.sum(x)])
 def test_an_all_zero_hessian_gives_a_finite_step(solver, loss):
@@ -306,6 +319,7 @@ def test_an_all_zero_hessian_gives_a_finite_step(solver, loss):
     assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(state))
 
 
+@pytest.mark.slow
 def test_more_directions_than_parameters_is_singular_and_finite():
     for solver in (solvers.newton(), solvers.saddle_free(), solvers.damped()):
         tx = fomoh_jax.fomoh_kd(5, 1.0, solver=solver)

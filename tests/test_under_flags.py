@@ -387,6 +387,7 @@ def assert_near(actual, expected, rtol):
         np.testing.assert_allclose(np.asarray(a), e, rtol=0, atol=atol)
 
 
+@pytest.mark.slow
 @pytest.mark.sampled(3)
 @every_flag
 @pytest.mark.parametrize("name", partly_slow(OPERATORS))
@@ -502,6 +503,7 @@ def solved(name, run):
     return tx, step
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("run", [slow("eager"), "jit"])
 @pytest.mark.parametrize("kind", DEGENERATE)
 @pytest.mark.parametrize("name", SOLVERS)

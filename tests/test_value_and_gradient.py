@@ -122,6 +122,7 @@ def test_gradients_are_structured_like_those_of_jax(argnums):
         assert of_several == shapes(jax.jacfwd(several, argnums))
 
 
+@pytest.mark.slow
 def test_the_dtype_of_a_gradient_is_that_of_jax():
     x = jnp.ones(2, "float32")
     wide = lambda x: jnp.sum(jnp.sin(x.astype("float64")))
@@ -146,6 +147,7 @@ def test_what_is_auxiliary_is_returned_and_not_differentiated(name):
 # --- weights ------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_weights_of_any_sign_and_zero():
     x = normal(4)
     hessian = forward_twice(rosenbrock)(x)
@@ -158,6 +160,7 @@ def test_weights_of_any_sign_and_zero():
     assert abs(of_wave(jnp.array([0.3, 0.7]))) < 1e-15
 
 
+@pytest.mark.slow
 def test_a_factor_is_as_good_as_the_weights():
     fun, (params, x) = mlp(jnp.tanh)
     size = ravel_pytree((params, x))[0].size
@@ -193,11 +196,13 @@ def flops(dimensions, **shapes):
     return compiled.cost_analysis()["flops"]
 
 
+@pytest.mark.slow
 @pytest.mark.optimised
 def test_weights_that_are_a_diagonal_cost_what_no_weights_cost():
     assert flops(50, weights=(50,)) < 1.03 * flops(50)
 
 
+@pytest.mark.slow
 @pytest.mark.optimised
 def test_a_factor_costs_its_columns_and_not_the_dimensions():
     assert flops(50, factor=(50, 50)) < 1.2 * flops(50)
@@ -207,6 +212,7 @@ def test_a_factor_costs_its_columns_and_not_the_dimensions():
 # --- refused ------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OPERATORS)
 def test_complex_arguments_are_refused_with_what_to_do(name):
     fun = lambda z: jnp.sum(jnp.abs(z) ** 2)

@@ -63,6 +63,7 @@ def squares(solution):
     return lambda parameters: jnp.sum(solution(parameters) ** 2)
 
 
+@pytest.mark.slow
 def test_hessian_of_an_ode_solve_with_its_default_adjoint():
     loss, exact = squares(integrated_growth), squares(growth)
     with pytest.raises(TypeError, match="custom_vjp"):
@@ -185,6 +186,7 @@ def run(tx, params, steps, **arguments):
     return params, state
 
 
+@pytest.mark.slow
 def test_least_squares_through_a_custom_vjp():
     solution, seen = with_an_adjoint_of_its_own(growth), growth(RATE_AND_CAPACITY)
     start = jnp.array([1.0, 1.0])
@@ -244,6 +246,7 @@ def orbit_loss(orbit):
 AWAY = jnp.array([0.3, 1.0])
 
 
+@pytest.mark.slow
 def test_hessian_of_a_log_density_with_a_while_loop():
     with pytest.raises(ValueError, match="Reverse-mode"):
         jax.grad(orbit_loss)(AWAY)
@@ -251,6 +254,7 @@ def test_hessian_of_a_log_density_with_a_while_loop():
     assert_close(ours, forward_hessian(orbit_loss)(AWAY), rtol=SMOOTH)
 
 
+@pytest.mark.slow
 def test_minima_through_a_while_loop():
     with pytest.raises(ValueError, match="Reverse-mode"):
         optax.value_and_grad_from_state(orbit_loss)(
@@ -265,6 +269,7 @@ def test_minima_through_a_while_loop():
     assert_close(found, ORBIT, rtol=SMOOTH)
 
 
+@pytest.mark.slow
 def test_newton_s_step_by_as_many_directions_as_parameters():
     matrix = forward_hessian(orbit_loss)(AWAY)
     slope = jax.jit(jax.jacfwd(orbit_loss))(AWAY)
@@ -324,6 +329,7 @@ def arrhenius_with_a_rule_for_forward_mode():
     return with_an_adjoint_of_its_own(inner)
 
 
+@pytest.mark.slow
 def test_forward_mode_of_a_custom_vjp():
     x, v, w = normal(3) ** 2 + 1, normal(3, seed=1), normal(3, seed=2)
     with pytest.raises(TypeError, match="custom_vjp"):
@@ -382,6 +388,7 @@ def ridge(penalty, optimality):
     )
 
 
+@pytest.mark.slow
 def test_implicit_differentiation_by_a_custom_vjp():
     @jax.custom_vjp
     def solver(penalty):
@@ -400,6 +407,7 @@ def test_implicit_differentiation_by_a_custom_vjp():
     assert_close(jax.jit(fomoh_jax.hessian(solver))(penalty), jnp.asarray(second))
 
 
+@pytest.mark.slow
 def test_hessian_through_custom_root():
     solver = lambda penalty: ridge(penalty, ridge_slope)
     penalty, (_, _, second) = jnp.array(0.5), ridge_by_hand(0.5)
@@ -407,6 +415,7 @@ def test_hessian_through_custom_root():
     assert_close(ours, jnp.asarray(second), rtol=SMOOTH)
 
 
+@pytest.mark.slow
 def test_hessian_through_custom_root_of_a_function_with_a_custom_vjp_inside():
     plain = lambda x: x + 0.1 * jnp.sin(x)
 
@@ -432,12 +441,14 @@ def diagonal_of_all(fun):
     return lambda x: jnp.diagonal(jax.hessian(fun)(x))
 
 
+@pytest.mark.slow
 def test_diagonal_of_a_hessian_is_that_of_jax_hessian():
     fun, x = network(8, 5), normal(5, seed=2)
     ours = jax.jit(fomoh_jax.hessian_diagonal(fun))(x)
     assert_close(ours, jax.jit(diagonal_of_all(fun))(x), rtol=SMOOTH)
 
 
+@pytest.mark.slow
 @pytest.mark.optimised
 def test_diagonal_of_a_hessian_without_the_rest():
     fun, x = network(32, 200), jnp.ones(200)
@@ -446,6 +457,7 @@ def test_diagonal_of_a_hessian_without_the_rest():
     assert flops < all_flops / 5 and memory < all_memory / 2
 
 
+@pytest.mark.slow
 @pytest.mark.optimised
 def test_diagonal_of_a_sum_of_terms_takes_linear_time():
     def node_wise(nodes):
@@ -478,6 +490,7 @@ def test_sparse_hessian_of_a_hundred_thousand_variables():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.optimised
 def test_value_gradient_and_hessian_cost_what_the_hessian_costs():
     fun, x = network(64, 20), jnp.ones(20)
@@ -489,6 +502,7 @@ def test_value_gradient_and_hessian_cost_what_the_hessian_costs():
     assert together < 1.01 * parts[-1] < 0.95 * sum(parts)
 
 
+@pytest.mark.slow
 def test_value_gradient_and_hessian_in_one_loop():
     theirs = lambda x: (
         orbit_loss(x),
@@ -533,6 +547,7 @@ def as_kernels_have_it(*tokens):
     return with_an_adjoint_of_its_own(lambda t: attention_in_blocks(*t))(tokens)
 
 
+@pytest.mark.slow
 def test_second_order_terms_through_attention_in_blocks():
     tokens, v, w = (tuple(normal(3, 32, 4, seed=seed)) for seed in range(3))
     with pytest.raises(TypeError, match="custom_vjp"):
@@ -541,6 +556,7 @@ def test_second_order_terms_through_attention_in_blocks():
     assert_close(ours, second_jvp(attention, tokens, v, w), rtol=SMOOTH)
 
 
+@pytest.mark.slow
 @pytest.mark.optimised
 def test_memory_of_attention_in_blocks_grows_with_the_tokens_alone():
     theirs = lambda x, v: jax.jvp(lambda *x: jax.jvp(attention, x, v)[1], x, v)
@@ -581,6 +597,7 @@ def sampled_hessian_diagonal(probes, seed=0):
     return optax.GradientTransformationExtraArgs(init, update)
 
 
+@pytest.mark.slow
 def test_sophia_with_an_exact_hessian_diagonal_through_a_while_loop():
     gradient = jax.jit(jax.jacfwd(orbit_loss))
     update = lambda tx: tx.update(
@@ -595,6 +612,7 @@ def test_sophia_with_an_exact_hessian_diagonal_through_a_while_loop():
     assert_close(optax.tree.get(state, "nu"), 0.1 * expected, rtol=SMOOTH)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "diagonal", [exact_hessian_diagonal(), sampled_hessian_diagonal(probes=4)]
 )
@@ -617,6 +635,7 @@ def test_sophia_trains_with_our_hessian_diagonals(diagonal):
     assert loss(found) < 1e-12 * loss(params)
 
 
+@pytest.mark.slow
 def test_what_a_loss_returns_beside_its_value():
     def loss(x):
         parts = {"bend": jnp.sum((x - 1) ** 4), "length": jnp.sum(x**2)}
@@ -671,6 +690,7 @@ def clusters(batch=3):
     return corners.reshape(8, 3) + 0.1 * normal(batch, 8, 3)
 
 
+@pytest.mark.slow
 def test_hessian_of_some_atoms_mapped_over_structures():
     atoms, free = clusters(), 2
     parts = atoms[:, :free], atoms[:, free:]
@@ -681,6 +701,7 @@ def test_hessian_of_some_atoms_mapped_over_structures():
     assert_close(ours, jnp.asarray(whole[:, :free, :, :free]), rtol=SMOOTH)
 
 
+@pytest.mark.slow
 def test_sparse_hessian_of_atoms_with_neighbours():
     """A chain, in which each atom sees two on either side."""
     count = 40
@@ -712,6 +733,7 @@ def power_by_a_scan(x):
     return lax.scan(lambda y, _: (y * x, y), jnp.ones(()), length=5)[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "fun, same",
     [(root_by_a_while_loop, jnp.sqrt), (power_by_a_scan, lambda x: x**5)],

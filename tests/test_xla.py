@@ -83,6 +83,7 @@ def test_this_process_is_sound():
     assert (_xla.REMEDY in os.environ.get("XLA_FLAGS", "")) == FAULTY
 
 
+@pytest.mark.slow
 def test_importing_sets_the_flag_and_starts_no_backend():
     code = """
 import os, jax, fomoh_jax
@@ -115,10 +116,12 @@ print(right, *[w.category.__name__ for w in caught], *[w.message for w in caught
 STARTED = "import jax; jax.numpy.ones(3)" + PROGRAM
 
 
+@pytest.mark.slow
 def test_a_program_that_imports_the_library_in_time_is_right():
     assert run(PROGRAM) == "True\n"
 
 
+@pytest.mark.slow
 @needs_the_fault
 def test_a_backend_that_was_up_is_found_out_and_the_line_in_the_warning_helps():
     printed = run(STARTED)
@@ -126,6 +129,7 @@ def test_a_backend_that_was_up_is_found_out_and_the_line_in_the_warning_helps():
     assert run(f"{_xla.LINE}\n{STARTED}") == "True\n"
 
 
+@pytest.mark.slow
 @needs_the_fault
 def test_who_opts_out_has_neither_the_flag_nor_the_warning():
     assert run(PROGRAM, FOMOH_JAX_XLA_FLAGS="0") == "False\n"

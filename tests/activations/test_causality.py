@@ -349,6 +349,7 @@ def test_what_is_perturbed_behind_a_sum_over_positions_counts(end):
     assert_unbiased(samples, jax.jit(jax.jacfwd(mean_loss(case)))(case.params))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MOSTLY_SLOW)
 def test_one_block_is_backpropagation_and_has_no_positions(name):
     case = ALL[name]

@@ -77,6 +77,7 @@ def test_inside_a_shard_map_each_device_has_the_gradient_of_its_own(name):
     assert_close(jax.jit(mapped)(case.params, batch, keys), expected, rtol=1e-10)
 
 
+@pytest.mark.slow
 def test_it_is_exported():
     case = CASES["scanned layers"]
     grad = jax.jit(fomoh_jax.forward_value_and_grad(case.loss))
@@ -120,6 +121,7 @@ def test_an_equinox_model_is_trained():
     falls(params, loss_of_one, xor())
 
 
+@pytest.mark.slow
 def test_an_nnx_model_is_trained():
     class Network(nnx.Module):
         def __init__(self, rngs):
@@ -138,6 +140,7 @@ def test_an_nnx_model_is_trained():
     falls(params, loss_of_one, xor())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["softmax", "mlp", slow("cnn"), slow("vgg")])
 def test_one_block_is_the_gradient_of_every_model_here(name):
     model = MODELS[name]

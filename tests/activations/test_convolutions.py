@@ -38,6 +38,7 @@ def convolutions(program):
             yield from convolutions(open_jaxpr(inside)[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OPTIONS)
 def test_axes_in_order_change_no_number(name):
     inputs, kernel = normal(6, 7, 4, 4), normal(3, 2, 4, 6)

@@ -66,6 +66,7 @@ def test_it_is_unbiased(name):
 QUICK = ("dense", "recurrent", "calls", "a reverse rule of its own")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [n if n in QUICK else slow(n) for n in CASES])
 def test_one_block_is_backpropagation(name):
     case = CASES[name]
@@ -74,6 +75,7 @@ def test_one_block_is_backpropagation(name):
     assert_close(actual, by_reverse_mode(name), rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.slow
 @pytest.mark.optimised
 def test_one_block_takes_the_operations_of_backpropagation():
     case = CASES["dense"]
@@ -102,6 +104,7 @@ def test_a_loss_and_aux_that_are_the_same_for_all_examples(loss):
     assert_close(aux, {"p": jnp.zeros(4), "x": xs, "one": jnp.ones(4)})
 
 
+@pytest.mark.slow
 def test_loops_that_reverse_mode_refuses_are_crossed():
     # jacfwd is exact there, and grad refuses.
     gradient = jax.jit(jax.jacfwd(mean_loss(LOOP)))(LOOP.params)
@@ -111,6 +114,7 @@ def test_loops_that_reverse_mode_refuses_are_crossed():
     assert np.std(samples["out"], 0).max() < 1e-12  # behind the loop it is exact
 
 
+@pytest.mark.slow
 def test_one_block_is_refused_where_backpropagation_is():
     grad = fomoh_jax.forward_value_and_grad(LOOP.loss, blocks=1)
     with pytest.raises(ValueError, match="Reverse-mode differentiation"):
@@ -123,6 +127,7 @@ def blocks(name, **options):
     return fomoh_jax.blocks_of(case.loss, case.params, example, **options)
 
 
+@pytest.mark.slow
 def test_cuts_lie_behind_activations_and_pooling():
     first, second, last = blocks("dense")
     assert (first.cut, second.cut, last.cut) == ("float64[4]", "float64[6]", "")
@@ -155,6 +160,7 @@ def test_a_second_tower_is_cut_as_well():
     assert ("['encoder'][0]",) in names and ("['encoder'][4]",) in names
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 5])
 def test_so_many_blocks_need_the_least_memory(count):
     every = blocks("transformer")
@@ -206,6 +212,7 @@ def test_noise_is_in_the_order_of_the_blocks():
     assert [math.prod(x.shape) for x in noise] == [row.repeats for row in rows]
 
 
+@pytest.mark.slow
 def test_a_derivative_that_is_not_finite_makes_a_zero_gradient():
     grad = fomoh_jax.forward_value_and_grad(
         lambda params, x: jnp.sqrt(jnp.sum((x @ params) ** 2))
@@ -233,6 +240,7 @@ def test_marks_are_the_only_cuts():
     assert_unbiased(samples, jax.jit(jax.grad(mean_loss(case)))(params))
 
 
+@pytest.mark.slow
 def test_probes_are_averaged():
     case = CASES["dense"]
     variance = lambda probes: sum(
@@ -242,6 +250,7 @@ def test_probes_are_averaged():
     assert variance(4) == pytest.approx(variance(1) / 4, rel=0.1)
 
 
+@pytest.mark.slow
 def test_noise_is_the_spread_of_estimates():
     """With other examples each time, since it contains what they differ by."""
     case, n = CASES["scanned layers"], 600
@@ -266,6 +275,7 @@ def test_noise_is_the_spread_of_estimates():
     assert_close(with_noise, jax.jit(plain)(case.params, case.batch, KEY))
 
 
+@pytest.mark.slow
 def test_aux_of_all_examples_is_stacked():
     case = CASES["dense"]
 
@@ -285,6 +295,7 @@ def test_aux_of_all_examples_is_stacked():
     assert_close(gradient, plain(case.params, case.batch, KEY)[1])
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_makes_a_zero_gradient():
     case = CASES["dense"]
     x, labels = case.batch
@@ -321,6 +332,7 @@ def test_the_same_under_jit_vmap_and_over_seeds():
         assert_close(jax.tree.map(lambda x: x[i], together), alone)
 
 
+@pytest.mark.slow
 def test_an_example_may_hold_a_key():
     params = layers((4, 4), (4, 3))
 
@@ -341,6 +353,7 @@ def test_a_mark_is_one_array():
     assert fomoh_jax.cut(np.ones(2)).tolist() == [1, 1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_gradients_have_the_dtype_of_the_parameters(dtype):
     case = CASES["dense"]
@@ -398,6 +411,7 @@ def test_errors_say_what_came_and_what_to_do(change, error, message):
         )
 
 
+@pytest.mark.slow
 @pytest.mark.optimised
 @pytest.mark.parametrize("form", [slow("written out"), "scan"])
 def test_memory_is_flat_in_depth(form):

@@ -55,6 +55,7 @@ def trained(tx, steps, case=DENSE, params=None, **options):
     return jax.jit(lambda s: jax.lax.scan(step, s, length=steps)[1])(start)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"blocks": 2, "probes": 3}])
 def test_the_link_hands_on_the_estimate(options):
     tx = fomoh_jax.scale_by_activity_gradient(key=KEY, **options)
@@ -67,6 +68,7 @@ def test_the_link_hands_on_the_estimate(options):
     assert state.key == following
 
 
+@pytest.mark.slow
 def test_optax_follows_the_link():
     tx = optax.chain(
         fomoh_jax.scale_by_activity_gradient(blocks=1),
@@ -96,6 +98,7 @@ def test_what_the_loss_takes_beside_an_example_is_the_same_for_all():
     assert_close(*steps, rtol=1e-8)  # a step to a minimum has no scale
 
 
+@pytest.mark.slow
 def test_the_plane_of_the_loss_of_one_example_is_that_of_the_mean():
     make = functools.partial(
         fomoh_jax.scale_by_hyperplane, directions.gaussian(3), solvers.saddle_free()
@@ -142,6 +145,7 @@ def test_batches_that_can_be_taken_apart_are():
         assert parts_of(jnp.zeros((16, 3))) == 4
 
 
+@pytest.mark.slow
 @pytest.mark.optimised
 def test_the_plane_of_parts_takes_less_memory():
     widths = (4, 128, 128, 4)
@@ -166,6 +170,7 @@ def test_the_plane_of_parts_takes_less_memory():
     assert temporaries(4) < 0.4 * temporaries(1)
 
 
+@pytest.mark.slow
 def test_a_step_goes_to_the_minimum_in_the_plane_of_two_parts():
     start = jax.tree.map(lambda x: x, DENSE.params)
     tx = fomoh_jax.fomoh_ap(solver=solvers.newton(), key=KEY)
@@ -309,6 +314,7 @@ def test_it_learns_what_the_last_block_alone_cannot(blocks):
     assert first.value[-20:].max() < 0.3 * last.value[-1]
 
 
+@pytest.mark.slow
 def test_the_worth_of_a_part_is_how_much_further_the_model_falls_with_it():
     slope, root = normal(2), normal(2, 2)
     curvature = root @ root.T
@@ -351,6 +357,7 @@ def test_blocks_that_are_worth_nothing_are_seldom_taken():
     assert plane.model.value[-1] < plane.model.value[0]
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_moves_nothing():
     """Neither at a step with a model nor between two of them."""
     loss = lambda p, example, scale: dense(p, example) * scale
@@ -524,6 +531,7 @@ def test_bad_arguments_are_refused():
         )
 
 
+@pytest.mark.slow
 @pytest.mark.optimised
 def test_a_step_takes_so_many_forward_passes():
     widths = (256, 256, 256, 256, 256, 10)

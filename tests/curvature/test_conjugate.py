@@ -31,6 +31,7 @@ def solve(matrix, b=B, tol=1e-5, **options):
     return conjugate_gradients(quadratic(matrix), (x,), (b,), tol=tol, **options)
 
 
+@pytest.mark.slow
 def test_it_solves_a_positive_system_in_d_iterations():
     result = solve(POSITIVE, tol=1e-12)
     exact = jnp.linalg.solve(POSITIVE, B)
@@ -52,6 +53,7 @@ def test_it_stops_at_the_tolerance():
     assert result.iterations < 5
 
 
+@pytest.mark.slow
 def test_negative_curvature_is_met_and_its_direction_has_it():
     matrix = symmetric([-0.5, 1.0, 2.0, 5.0, 8.0])
     result = solve(matrix)
@@ -70,6 +72,7 @@ def test_negative_curvature_at_once_leaves_the_solution_zero():
     assert_close(result.direction[0], B / jnp.linalg.norm(B))
 
 
+@pytest.mark.slow
 def test_negative_curvature_of_a_tree_with_integers():
     g = UNRAVEL(GRADIENT)
     result = jax.jit(lambda g: conjugate_gradients(wave, PRIMALS, (g, None)))(g)
@@ -78,6 +81,7 @@ def test_negative_curvature_of_a_tree_with_integers():
     assert result.negative_curvature and d @ HESSIAN @ d < 0
 
 
+@pytest.mark.slow
 def test_no_curvature_is_not_negative_and_takes_no_step():
     singular = symmetric([0.0, 0.0, 2.0, 5.0, 8.0])
     inside = singular @ normal(5, seed=6)
@@ -90,6 +94,7 @@ def test_no_curvature_is_not_negative_and_takes_no_step():
         assert jnp.all(jnp.abs(result.solution[0]) < 1e3)
 
 
+@pytest.mark.slow
 @pytest.mark.optimised
 def test_no_curvature_at_once_takes_no_step():
     # H has -6, 2 and 4 on its diagonal, and none along b.
@@ -100,6 +105,7 @@ def test_no_curvature_at_once_takes_no_step():
     assert jnp.all(result.solution[0] == 0)
 
 
+@pytest.mark.slow
 @pytest.mark.optimised
 def test_a_large_system_in_single_precision_is_solved_in_its_small_curvatures():
     d = 1000  # of which d times the rounding errors would be more than 1e-4
@@ -114,6 +120,7 @@ def test_a_large_system_in_single_precision_is_solved_in_its_small_curvatures():
     np.testing.assert_allclose(solution, b / diagonal, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_numbers_of_any_size_and_none_give_a_finite_solution():
     for size in (1e-200, 1e200):
         result = solve(POSITIVE, size * B, tol=1e-12)
@@ -123,6 +130,7 @@ def test_numbers_of_any_size_and_none_give_a_finite_solution():
         assert jnp.all(solve(matrix, b).solution[0] == 0)
 
 
+@pytest.mark.slow
 def test_a_batch_of_systems_is_solved_each_to_its_own_end():
     matrices = jnp.stack([POSITIVE, symmetric([1.0] * 5), -POSITIVE])
     results = jax.vmap(lambda m: solve(m, tol=1e-12, plan=plans.forward(2)))(matrices)

@@ -30,6 +30,7 @@ def of(matrix, k, **options):
     return top_eigenvalues(quadratic(matrix), (x,), KEY, k, **options)
 
 
+@pytest.mark.slow
 def test_the_largest_of_either_sign_are_exact():
     pairs = of(MATRIX, 3, tol=1e-7, oversampling=2)
     np.testing.assert_allclose(pairs.values, EIGENVALUES[:3], rtol=1e-12)
@@ -40,6 +41,7 @@ def test_the_largest_of_either_sign_are_exact():
     assert pairs.iterations < 30
 
 
+@pytest.mark.slow
 def test_the_residual_bounds_the_error_before_it_has_converged():
     pairs = of(MATRIX, 3, maxiter=2, tol=0.0, oversampling=0)
     assert pairs.iterations == 2
@@ -47,6 +49,7 @@ def test_the_residual_bounds_the_error_before_it_has_converged():
     assert jnp.all(nearest <= pairs.residuals) and jnp.max(pairs.residuals) > 1e-3
 
 
+@pytest.mark.slow
 def test_a_block_of_all_directions_is_done_in_one_iteration():
     pairs = jax.jit(
         lambda key: top_eigenvalues(wave, PRIMALS, key, SIZE, plan=plans.forward(4))
@@ -59,6 +62,7 @@ def test_a_block_of_all_directions_is_done_in_one_iteration():
     assert jax.tree.map(jnp.shape, params) == {"b": (SIZE, 2), "w": (SIZE, 2, 2)}
 
 
+@pytest.mark.slow
 @pytest.mark.optimised
 def test_curvature_of_any_size_in_single_precision():
     numbers = jnp.array([5, -3, 2, 1, 0.5, 0.2, 0.1, 0.05], jnp.float32)
@@ -73,6 +77,7 @@ def test_curvature_of_any_size_in_single_precision():
         assert jnp.all(residuals <= 1e-3) and jnp.any(residuals > 0)
 
 
+@pytest.mark.slow
 def test_no_curvature_has_eigenvalues_of_zero():
     pairs = of(jnp.zeros((4, 4)), 2)
     assert jnp.all(pairs.values == 0) and pairs.iterations == 1

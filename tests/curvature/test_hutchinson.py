@@ -47,6 +47,7 @@ def test_the_diagonal_is_unbiased_and_has_the_variance_of_the_formula():
     assert_variance(values, errors, jnp.sum(OFF, axis=1) / 8, rtol=0.1)
 
 
+@pytest.mark.slow
 def test_both_are_exact_where_the_hessian_is_diagonal():
     fun, x = lambda x: jnp.sum(x**3), jnp.arange(1.0, 5.0)
     value, error = jax.jit(hutchinson_trace(fun, probes=2))(KEY, x)
@@ -95,6 +96,7 @@ def test_they_are_mapped_over_keys_and_arguments(estimate):
     assert_close(jax.tree.map(lambda x: x[1], found), jax.jit(one)(keys[1], xs[1]))
 
 
+@pytest.mark.slow
 def test_an_argument_may_hold_none():
     b = jnp.array([1.0, 2.0])
     fun = lambda x: jnp.sum(x["b"] ** 3)
@@ -102,12 +104,14 @@ def test_an_argument_may_hold_none():
     assert_close(value, {"a": None, "b": 6 * b})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("estimate", [hutchinson_trace, hutchinson_diagonal])
 def test_a_number_has_no_curvature(estimate):
     found = estimate(lambda x: 2.0, probes=2)(KEY, jnp.ones(3))
     assert all(jnp.all(leaf == 0) for leaf in jax.tree.leaves(found))
 
 
+@pytest.mark.slow
 @pytest.mark.optimised
 @pytest.mark.parametrize("estimate", [hutchinson_trace, hutchinson_diagonal])
 def test_the_error_is_that_of_curvature_of_any_size(estimate):

@@ -33,6 +33,7 @@ def known(matrix):
     return Estimate(matrix, jnp.zeros_like(matrix))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chunk_size", [None, 2])
 def test_a_known_hessian_gives_newton_s_step(chunk_size):
     fun = lambda x: quadratic(POSITIVE)(x - 1)
@@ -42,6 +43,7 @@ def test_a_known_hessian_gives_newton_s_step(chunk_size):
     np.testing.assert_allclose(X + step, 1, rtol=1e-10)
 
 
+@pytest.mark.slow
 def test_negative_curvature_is_left_downhill():
     params, powers = PRIMALS
     exact = hessian(wave)(params, powers)
@@ -53,6 +55,7 @@ def test_negative_curvature_is_left_downhill():
     np.testing.assert_allclose(ravel_pytree(step)[0], expected, rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_from_many_samples_it_is_nearly_the_exact_step():
     fun, keys = quadratic(POSITIVE), jax.random.split(jax.random.key(0), 20)
 
@@ -64,6 +67,7 @@ def test_from_many_samples_it_is_nearly_the_exact_step():
     assert jnp.median(distances) < 0.25 * jnp.linalg.norm(X)
 
 
+@pytest.mark.slow
 def test_curvature_within_the_noise_counts_as_the_noise():
     tiny = symmetric([1e-9, 1.0, 2.0, 5.0, 8.0])
     step = step_of(tiny, jnp.full((5, 5), 0.1))
@@ -85,6 +89,7 @@ def test_curvature_of_any_size_has_its_step_in_single_precision():
         np.testing.assert_allclose(jax.jit(step)(size)[0], 0.5, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_step_is_finite_whatever_comes():
     flat, bad = jnp.zeros((5, 5)), POSITIVE.at[0, 0].set(jnp.nan)
     for estimate in ((flat, flat), (bad, flat), (POSITIVE, bad), (bad / 0, flat)):

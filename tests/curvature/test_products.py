@@ -53,6 +53,7 @@ def test_a_product_through_a_loop_that_reverse_mode_cannot_take():
     assert_close(jax.jit(lambda v: hvp(scalar, (x,), (v,))[0])(v), expected)
 
 
+@pytest.mark.slow
 def test_what_is_held_fixed_takes_no_part():
     params, powers = PRIMALS
     v = {"b": jnp.array([1.0, -2.0]), "w": None}
@@ -62,6 +63,7 @@ def test_what_is_held_fixed_takes_no_part():
     assert_close(product["b"], of_b @ v["b"])
 
 
+@pytest.mark.slow
 def test_products_can_be_batched_and_differentiated():
     fun, x, v = lambda x: jnp.sum(x**4), normal(3), normal(4, 3, seed=1)
     product = lambda x, v: hvp(fun, (x,), (v,))[0]
@@ -70,6 +72,7 @@ def test_products_can_be_batched_and_differentiated():
     assert_close(jax.jit(jax.jacrev(product))(x, v[0]), jnp.diag(24 * x * v[0]))
 
 
+@pytest.mark.slow
 @pytest.mark.optimised
 def test_mixed_and_half_precision_keep_their_dtypes():
     x = jnp.arange(1.0, 3.0, dtype=jnp.bfloat16), normal(2)
@@ -83,6 +86,7 @@ def test_mixed_and_half_precision_keep_their_dtypes():
         np.testing.assert_allclose(actual.astype(exact.dtype), exact, rtol=1e-2)
 
 
+@pytest.mark.slow
 @pytest.mark.optimised
 def test_a_product_takes_a_fraction_of_the_hessian():
     def loss(ws, x):

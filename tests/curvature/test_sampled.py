@@ -61,6 +61,7 @@ def repeated(shape):
     return jax.jit(estimates).lower(jnp.zeros(shape)).compile()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "baseline", [0.0, slow(2.0), NEAR], ids=["none", "number", "matrix"]
 )
@@ -73,6 +74,7 @@ def test_a_baseline_leaves_no_bias_and_the_variance_of_what_it_leaves(baseline):
     assert_variance(values, errors, variance_of(rest).ravel() / N, rtol=0.25)
 
 
+@pytest.mark.slow
 def test_by_default_the_baseline_is_the_best_multiple_of_the_identity():
     values, errors = repeat(of_wave())
     assert_unbiased(values, HESSIAN.ravel())
@@ -85,6 +87,7 @@ def test_by_default_the_baseline_is_the_best_multiple_of_the_identity():
     assert jnp.sum(np.var(values, axis=0)) < 0.8 * total(0.0) / N
 
 
+@pytest.mark.slow
 def test_the_noise_that_newton_s_step_reckons_with_is_the_norm_of_the_error():
     values, errors = (
         x.reshape(-1, SIZE, SIZE) for x in repeated(())(jnp.asarray(MEAN))
@@ -102,6 +105,7 @@ def test_the_total_variance_is_that_of_the_docstring():
     np.testing.assert_allclose(total, formula - jnp.sum(k**2), rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_an_exact_baseline_leaves_nothing_to_chance():
     values, errors = repeated(HESSIAN.shape)(HESSIAN)
     np.testing.assert_allclose(
@@ -130,6 +134,7 @@ def test_each_round_on_the_estimate_before_it_is_nearer():
     assert distances[-1] < 1e-6 * distances[0]
 
 
+@pytest.mark.slow
 @pytest.mark.optimised
 def test_chunks_and_the_diagonal_alone_are_of_the_same_samples():
     def estimates(key):
@@ -143,6 +148,7 @@ def test_chunks_and_the_diagonal_alone_are_of_the_same_samples():
     assert_close(diagonal, Estimate(*(UNRAVEL(jnp.diagonal(x)) for x in whole)))
 
 
+@pytest.mark.slow
 @pytest.mark.optimised
 @pytest.mark.parametrize("baseline", [None, 2.0])
 def test_the_error_is_that_of_curvature_of_any_size(baseline):

@@ -26,6 +26,7 @@ def mnist_like(sizes=(5, 3)):
     return dict(zip(data.MNIST_FILES, contents))
 
 
+@pytest.mark.slow
 def test_the_small_set_is_5000_normalised_real_digits_of_all_classes():
     small = data.load_small()
     assert small.train.images.shape == (4000, 28, 28, 1)

@@ -239,6 +239,7 @@ def test_a_signal_stops_it_after_the_epoch_and_says_how_to_go_on(
     assert not printed
 
 
+@pytest.mark.slow
 def test_a_second_signal_stops_it_at_once(tmp_path):
     """Here while it waits for something that does not come."""
     program = (

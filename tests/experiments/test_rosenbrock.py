@@ -25,6 +25,7 @@ def test_the_full_hyperplane_follows_newton_to_the_minimum_that_scipy_finds():
     np.testing.assert_allclose(plane.points, [theirs.x] * 4, rtol=1e-8)
 
 
+@pytest.mark.slow
 def test_the_loss_is_scipy_s():
     x = np.asarray(normal(6))
     np.testing.assert_allclose(rosenbrock.rosenbrock(x), rosen(x), rtol=1e-12)

@@ -95,6 +95,7 @@ def test_other_seeds_start_elsewhere_and_have_other_keys():
     assert not np.array_equal(data(key), data(other))
 
 
+@pytest.mark.slow
 def test_the_clock_counts_in_forward_passes(monkeypatch):
     """Whatever the machine does: here each call takes one second, and four at last."""
     ours = clock.Clock(quadratic(), {"w": jnp.zeros(2)})

@@ -69,10 +69,15 @@ def test_a_problem_is_solved_within_a_share_of_the_best_reduction(tmp_path):
         zip(zip(frame["problem"], frame["method"]), frame["steps"])
     )
     assert steps(loose)["A", "theirs"] == 1 and steps(strict)["A", "theirs"] == np.inf
-    assert steps(strict)["A", "trust region"] == 2 and steps(strict)["B", "trust region"] == np.inf
+    assert (
+        steps(strict)["A", "trust region"] == 2
+        and steps(strict)["B", "trust region"] == np.inf
+    )
     assert ("C", "theirs") not in steps(loose)
     assert steps(strict)["B", "theirs"] == 2 and steps(strict)["B", "third"] == np.inf
-    (seconds,) = loose[(loose.problem == "A") & (loose.method == "trust region")]["seconds"]
+    (seconds,) = loose[(loose.problem == "A") & (loose.method == "trust region")][
+        "seconds"
+    ]
     assert seconds == 6
 
     (tmp_path / "runs.jsonl").write_text("\n".join(map(json.dumps, records)) + "\n")

@@ -70,6 +70,7 @@ def test_a_run_that_is_kept_is_not_repeated(tmp_path, data, monkeypatch):
     assert file.read_bytes() == kept
 
 
+@pytest.mark.slow
 def test_a_stopped_study_is_continued(tmp_path, data, monkeypatch):
     file = tmp_path / "runs.jsonl"
     whole, runs = runner.execute, [a_run(seed=seed) for seed in (0, 1, 2)]
@@ -90,6 +91,7 @@ def test_a_stopped_study_is_continued(tmp_path, data, monkeypatch):
     assert list(load_all(file).run) == runs
 
 
+@pytest.mark.slow
 def test_seeds_share_a_compilation(tmp_path, data, monkeypatch):
     made, make = [], runner.make_trainer
     record = lambda *args: made.append(make(*args)) or made[-1]
@@ -143,6 +145,7 @@ def test_a_step_schedule_ends_at_a_tenth(data):
     np.testing.assert_allclose(updates, [-1, -1, -1, -1, -0.1, -0.1], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_relu_network_has_79510_parameters():
     params = MODELS["mlp"].init(jax.random.key(0), jnp.zeros((1, 28, 28, 1)))
     assert sum(x.size for x in jax.tree.leaves(params)) == 79_510

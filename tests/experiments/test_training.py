@@ -33,6 +33,7 @@ def run(trainer, epochs, seed=0):
     return list(trainer.train(epochs, trainer.begin(seed)))
 
 
+@pytest.mark.slow
 def test_the_models_have_the_sizes_of_the_paper():
     for name, size in (("softmax", 7_850), ("cnn", 431_080)):
         params = MODELS[name].init(jax.random.key(0), jnp.zeros((1, 28, 28, 1)))
@@ -51,6 +52,7 @@ def test_the_models_take_the_shape_of_the_data(name, shape):
         assert sum(x.size for x in jax.tree.leaves(params)) == 814_570
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", partly_slow(NAMES))
 def test_every_method_trains(name):
     rate = methods.LEARNING_RATES["softmax"].get(name)
@@ -59,6 +61,7 @@ def test_every_method_trains(name):
     assert ends[-1].losses.mean() < 0.8 * ends[0].losses.mean()
 
 
+@pytest.mark.slow
 def test_a_forward_epoch_is_one_scan_and_is_compiled_once():
     made = trainer(rate=0.2)
     run(made, 3)
@@ -70,6 +73,7 @@ def test_a_forward_epoch_is_one_scan_and_is_compiled_once():
     assert [scan.params["length"] for scan in scans] == [4]
 
 
+@pytest.mark.slow
 def test_a_seed_is_a_run():
     made = trainer(rate=0.2)
     ends = [run(made, 2, seed)[-1].losses for seed in (1, 1, 2)]
@@ -77,6 +81,7 @@ def test_a_seed_is_a_run():
     assert np.any(ends[0] != ends[2])
 
 
+@pytest.mark.slow
 @pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", NAMES)
 def test_a_run_that_goes_on_is_the_run_that_was_not_stopped(name):
@@ -88,6 +93,7 @@ def test_a_run_that_goes_on_is_the_run_that_was_not_stopped(name):
     jax.tree.map(np.testing.assert_array_equal, rest[-1].params, whole[-1].params)
 
 
+@pytest.mark.slow
 @pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", NAMES)
 def test_a_minibatch_without_a_finite_loss_changes_nothing(name):
@@ -104,6 +110,7 @@ def test_a_minibatch_without_a_finite_loss_changes_nothing(name):
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(then.params))
 
 
+@pytest.mark.slow
 def test_evaluation_is_the_mean_over_all_the_examples():
     model, data = MODELS["softmax"], blobs(60)
     params = model.init(jax.random.key(0), data.images[:1])

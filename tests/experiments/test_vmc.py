@@ -48,6 +48,7 @@ def test_without_repulsion_the_envelope_is_the_ground_state(name, energy):
     np.testing.assert_allclose(found, energy, rtol=1e-10)
 
 
+@pytest.mark.slow
 def test_kinetic_energy_is_that_of_the_hessian_of_psi():
     _, log_psi = trained("helium")
 

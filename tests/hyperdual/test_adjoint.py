@@ -55,6 +55,7 @@ def test_agrees_with_nested_jvp_on_the_cnn():
     assert_adjoint_agrees(lambda params: cnn(params, images, labels), params)
 
 
+@pytest.mark.slow
 def test_hessian_by_adjoint_is_the_hessian():
     fun, primals = mlp(jnp.tanh)
     hessian = jax.jit(fomoh_jax.hessian(fun, (0, 1), plan=plans.adjoint()))(*primals)
@@ -74,6 +75,7 @@ def test_random_programs_agree(program, seed):
     assert_close(model, nested_model(fun, primals, directions))
 
 
+@pytest.mark.slow
 def test_layers_inside_and_around_a_scan():
     def fun(ws, x):
         x = jnp.tanh(x @ ws[0]) * jnp.sum(ws[1])
@@ -83,6 +85,7 @@ def test_layers_inside_and_around_a_scan():
     assert_adjoint_agrees(fun, 0.3 * normal(3, 4, 4), normal(2, 4))
 
 
+@pytest.mark.slow
 def test_a_branch_between_layers():
     def fun(w, x):
         x = jnp.sin(x @ w)
@@ -133,6 +136,7 @@ def test_integer_and_constant_outputs():
     assert not ones.any() and ones.shape == (3, 3, 2)
 
 
+@pytest.mark.slow
 def test_aux_and_no_directions():
     fun = lambda x: (jnp.sum(x**3), {"mean": jnp.mean(x)})
     x = normal(3)
@@ -152,6 +156,7 @@ def adjoint_model_and_aux(fun, x):
     )
 
 
+@pytest.mark.slow
 def test_nothing_is_swept_back_for_aux():
     def fun(x):
         return jnp.sum(x**3), {"many": jnp.sin(jnp.outer(x, jnp.ones(500))).ravel()}
@@ -186,6 +191,7 @@ def test_what_is_no_pair_is_refused_before_it_is_swept_back_over():
         )
 
 
+@pytest.mark.slow
 def test_under_vmap_and_grad():
     def curvature(x, v):
         fun = lambda x: jnp.sum(jnp.sin(x) * x[0])
@@ -233,6 +239,7 @@ def test_a_mutable_array():
     assert_close(hessian, jnp.diag(6 * x))
 
 
+@pytest.mark.slow
 @pytest.mark.optimised
 def test_operations_grow_with_k_and_not_with_its_square():
     ws, x = [normal(64, 64, seed=i) for i in range(4)], normal(64, 64)
@@ -274,6 +281,7 @@ NOT_TAKEN = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NOT_TAKEN)
 def test_what_is_not_taken_makes_nothing_infinite(name):
     fun, x = NOT_TAKEN[name], jnp.array([0.0, 1.0])
@@ -296,6 +304,7 @@ def test_what_the_forward_pass_does_not_know_is_not_made_up(fun):
         assert np.all(np.isnan(np.diagonal(hessian)))
 
 
+@pytest.mark.slow
 def test_what_is_infinite_stays_so():
     fun = lambda x: jnp.sqrt(x[0]) + x[1] ** 2
     for plan in ("auto", plans.adjoint()):
@@ -303,6 +312,7 @@ def test_what_is_infinite_stays_so():
         np.testing.assert_array_equal(hessian[0, 0], -jnp.inf)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("plan", ["auto", plans.adjoint()], ids=["auto", "adjoint"])
 def test_third_derivatives_where_a_tangent_is_zero(plan):
     fun = lambda x: jnp.sum(jnp.exp(jnp.sin(x**2)))
@@ -311,6 +321,7 @@ def test_third_derivatives_where_a_tangent_is_zero(plan):
     assert_close(jax.jit(third)(x), jax.jit(jax.jacfwd(jax.hessian(fun)))(x))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("plan", ["auto", plans.adjoint()], ids=["auto", "adjoint"])
 def test_derivatives_at_a_minimum_where_every_cotangent_is_zero(plan):
     fun = lambda x: jnp.sqrt(1 + rosenbrock(x))

@@ -27,6 +27,7 @@ def fails(error, match, call):
         call()
 
 
+@pytest.mark.slow
 def test_good_input_passes():
     assert model().curvature.shape == (4, 4)
 
@@ -95,6 +96,7 @@ def test_chunk_size_that_is_not_positive(chunk_size):
     fails(ValueError, match, lambda: model(plan=plans.forward(chunk_size)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chunk_size", [1.5, "2"])
 def test_chunk_size_that_is_no_integer(chunk_size):
     match = "chunk_size must be a Python integer; got"

@@ -127,6 +127,7 @@ def test_what_is_chosen_can_be_differentiated_either_way(name):
     assert_close(jax.jit(lambda: slope(hessian))(), jax.jit(lambda: slope(expected))())
 
 
+@pytest.mark.slow
 @pytest.mark.optimised
 @pytest.mark.parametrize("activation", [jax.nn.relu, jax.nn.gelu])
 def test_a_hessian_takes_the_operations_of_jax_hessian(activation):
@@ -139,6 +140,7 @@ def test_a_hessian_takes_the_operations_of_jax_hessian(activation):
     assert ours <= 1.05 * theirs
 
 
+@pytest.mark.slow
 def test_products_take_it_too():
     x, v = jnp.asarray(normal(D)), jnp.asarray(normal(D, seed=1))
     product = lambda fun, plan: lambda x: hvp(fun, (x,), (v,), plan=plan)[0]
@@ -162,6 +164,7 @@ def test_products_take_it_too():
         assert_close(jax.jit(auto)(x), jax.jit(product(fun, plans.forward()))(x))
 
 
+@pytest.mark.slow
 def test_optimisers_and_deferred_directions_stay_with_a_forward_pass():
     loss, x = REVERSED["network"], jnp.asarray(normal(D))
     for source in (directions.gaussian(6), directions.deferred(directions.gaussian(6))):
@@ -223,6 +226,7 @@ def test_a_function_may_exchange_numbers_over_an_axis_of_a_vmap():
     assert_close(by(fomoh_jax.hessian(fun)), by(jax.jacfwd(jax.jacfwd(fun))))
 
 
+@pytest.mark.slow
 def test_weak_types_are_kept():
     fun = lambda *xs: xs[0] * xs[1] * xs[2] * xs[3] * xs[4]
     hessian = fomoh_jax.hessian(fun, argnums=range(5))(1.0, 2.0, 3.0, 4.0, 5.0)

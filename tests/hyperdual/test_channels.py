@@ -98,6 +98,7 @@ def test_a_deferred_channel_is_made_once_for_all_that_one_equation_does():
     assert len(made) == 2
 
 
+@pytest.mark.slow
 def test_a_deferred_leaf_keeps_nothing_that_was_made_of_it():
     leaf = Deferred(
         jax.random.key(0),

@@ -97,6 +97,7 @@ def test_neighbours_of_one_kind_become_one_part():
     assert_close(result.whole(2).array, parts.whole(2).array @ matrix)
 
 
+@pytest.mark.slow
 @pytest.mark.optimised
 def test_means_are_multiplied_once_and_not_for_every_row():
     n, width = 16, 32

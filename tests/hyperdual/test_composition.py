@@ -54,6 +54,7 @@ INNER = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", partly_slow(OUTER))
 def test_ours_inside(name):
     wrap = OUTER[name]
@@ -61,6 +62,7 @@ def test_ours_inside(name):
     assert_close(jax.jit(wrap(fomoh_jax.hessian(fun)))(X), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [n if n == "jacrev" else slow(n) for n in OUTER])
 def test_ours_inside_without_jit(name):
     wrap = OUTER[name]
@@ -68,6 +70,7 @@ def test_ours_inside_without_jit(name):
     assert_close(wrap(fomoh_jax.hessian(fun))(X), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", partly_slow(INNER))
 def test_inside_ours(name):
@@ -95,6 +98,7 @@ def test_shapes_are_known_without_evaluation():
     assert seen == []
 
 
+@pytest.mark.slow
 def test_export_and_back():
     pytest.importorskip("flatbuffers", reason="jax needs flatbuffers to serialise")
     exported = jax.export.export(jax.jit(fomoh_jax.hessian(fun)))(X)

@@ -55,6 +55,7 @@ def adjoint(fun, primals, directions):
     return fomoh_jax.quadratic_model(fun, primals, directions, plan=plans.adjoint())
 
 
+@pytest.mark.slow
 @pytest.mark.sampled(3)
 @pytest.mark.parametrize("k", [1, slow(2), 5])
 @pytest.mark.parametrize("problem", [WIDE, DEEP], ids=["wide", "deep"])
@@ -68,6 +69,7 @@ def test_four_fifths_of_the_operations_at_ten_directions_of_a_deep_network():
     assert ours <= 0.65 * nested
 
 
+@pytest.mark.slow
 @pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("problem", "k", "operations", "temporaries"),
@@ -89,6 +91,7 @@ def attention(ws, x):
     return jnp.mean(jnp.einsum("bhqk,bkhd->bqhd", weights, value) ** 2)
 
 
+@pytest.mark.slow
 def test_attention_takes_fewer_operations_than_nested_jvp():
     problem = (attention, structs([(32, 2, 16)] * 3), structs([(4, 64, 32)])[0])
     nested, nested_size = costs(nested_shared, problem, 5)
@@ -110,6 +113,7 @@ def scanned(layers):
     return loss, *structs([(layers, 64, 64), (256, 64)])
 
 
+@pytest.mark.slow
 def test_temporaries_do_not_grow_with_the_layers_of_a_scan():
     ours = lambda n: costs(forward, scanned(n), 2)[1]
     assert ours(64) <= 1.05 * ours(16)
@@ -121,6 +125,7 @@ def unrolled(layers):
     return network(*[64] * (layers + 1), batch=256)
 
 
+@pytest.mark.slow
 def test_temporaries_grow_with_layers_by_less_than_a_gradient_s():
     """XLA before jax 0.12 keeps a transposed copy of each layer's directions."""
     ours = [costs(forward, unrolled(n), 2)[1] for n in (16, 32)]

@@ -65,6 +65,7 @@ PROGRAMS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", partly_slow(PROGRAMS))
 def test_the_model_is_that_of_stored_directions(name):
@@ -77,6 +78,7 @@ def test_the_model_is_that_of_stored_directions(name):
     assert_close(model(DEFERRED), model(STORED))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("plan", [plans.forward(2), plans.adjoint()])
 def test_every_way_to_the_model_makes_them(plan):
     p, x = params(), normal(2, 4, seed=3)
@@ -89,6 +91,7 @@ def test_every_way_to_the_model_makes_them(plan):
     assert_close(model(DEFERRED), model(STORED))
 
 
+@pytest.mark.slow
 def test_other_transformations_take_them():
     p, x = params(), normal(2, 4, seed=3)
     loss = lambda p: jnp.sum(body(p, x) ** 2)
@@ -144,6 +147,7 @@ def test_a_forward_gradient_is_the_same():
     assert_close(gradient(DEFERRED), gradient(STORED))
 
 
+@pytest.mark.slow
 def test_a_leaf_is_a_key_and_passes_through_jit_and_vmap():
     keys = jax.random.split(KEY, 2)
     traced = 0
@@ -187,6 +191,7 @@ def test_a_batch_of_parameters_takes_the_same_steps(impl):
     assert_close(steps(DEFERRED), steps(STORED), rtol=1e-8)
 
 
+@pytest.mark.slow
 def test_not_a_number_stays_one_and_gives_no_step():
     tx = fomoh_jax.scale_by_hyperplane(DEFERRED)
     p = params() | {"b": jnp.full(4, jnp.nan)}
@@ -252,6 +257,7 @@ def bytes_of_a_step(source, layers, width, impl="threefry2x32"):
     return compiled.memory_analysis().temp_size_in_bytes, 4 * layers * width**2
 
 
+@pytest.mark.slow
 @pytest.mark.optimised
 def test_directions_made_anew_exist_for_one_leaf_at_a_time():
     deferred = directions.deferred(directions.rademacher(4))

@@ -22,6 +22,7 @@ pytestmark = pytest.mark.optimised
 PRECISIONS = ["float16", "bfloat16", "float32", "float64"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("narrow", PRECISIONS)
 @pytest.mark.parametrize("wide", ["float32", slow("float64")])
 def test_precisions_mixed_inside_one_program(narrow, wide):
@@ -40,6 +41,7 @@ def test_precisions_mixed_inside_one_program(narrow, wide):
     assert_close(as_double(ours), as_double(theirs), rtol=max(20 * eps, 1e-10))
 
 
+@pytest.mark.slow
 def test_weak_types_are_kept_as_nested_jvp_keeps_them():
     programs = [
         lambda x, y: x * 2,
@@ -66,6 +68,7 @@ def test_weak_types_are_kept_as_nested_jvp_keeps_them():
         assert kinds[0] == kinds[1]
 
 
+@pytest.mark.slow
 def test_integers_booleans_and_keys_pass_through():
     def fun(key, x, n, flags):
         noise = jax.random.normal(key, x.shape)
@@ -105,6 +108,7 @@ def test_complex_numbers_inside_a_real_function():
     assert_agrees_with_nested_jvp(polynomial, normal(3) + 1j * normal(3, seed=1))
 
 
+@pytest.mark.slow
 def test_empty_arrays_scalars_and_no_directions():
     fun = lambda x: jnp.sum(jnp.sin(x) * x)
     model_of = jitted(fomoh_jax.quadratic_model)
@@ -151,6 +155,7 @@ CORNERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CORNERS)
 def test_corners_are_those_of_jax(name):
     fun, x = CORNERS[name]
@@ -160,6 +165,7 @@ def test_corners_are_those_of_jax(name):
     np.testing.assert_array_equal(np.array(ours), np.array(theirs))
 
 
+@pytest.mark.slow
 def test_ties_are_broken_as_in_jax():
     tied = jnp.array([1.0, 2.0, 2.0, 1.0])
     for fun in (

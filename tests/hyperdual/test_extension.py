@@ -20,6 +20,7 @@ def primitive(name, function):
     return new
 
 
+@pytest.mark.slow
 def test_a_rule_for_a_primitive_of_which_jax_knows_no_derivative():
     cube = primitive("cube", lambda x: x**3)
     function = lambda x: jnp.sum(cube.bind(jnp.sin(x)) * x)
@@ -44,6 +45,7 @@ def test_a_rule_for_a_primitive_of_which_jax_knows_no_derivative():
     assert_close(chunked, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "function"),
     [
@@ -67,6 +69,7 @@ def test_the_rule_of_a_family_is_enough(family, function):
     assert_agrees_with_nested_jvp(fun, normal(3), normal(3, seed=1))
 
 
+@pytest.mark.slow
 def test_a_rule_takes_the_place_of_one_of_jax_s_also_where_it_was_interpreted_before():
     inner = jax.jit(jnp.sin)
     hessian = lambda: fomoh_jax.hessian(lambda x: inner(x))(jnp.array(0.5))

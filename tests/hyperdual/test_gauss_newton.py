@@ -50,6 +50,7 @@ def expected():
     return tangents.T @ gradient, tangents.T @ hessian @ tangents
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("plan", ["auto", plans.forward(2), plans.adjoint()])
 def test_it_is_the_jacobian_s_product_with_the_hessian_of_the_loss(plan):
     model = jax.jit(
@@ -62,6 +63,7 @@ def test_it_is_the_jacobian_s_product_with_the_hessian_of_the_loss(plan):
     assert np.linalg.eigvalsh(model.curvature).min() > -1e-12
 
 
+@pytest.mark.slow
 def test_aux_comes_from_the_outputs():
     both = lambda p, x: (outputs(p, x), jnp.sum(x))
     model, aux = gauss_newton_model(both, loss, (PARAMS, X), (V, None), has_aux=True)
@@ -69,6 +71,7 @@ def test_aux_comes_from_the_outputs():
     np.testing.assert_allclose(model.slope, expected()[0], rtol=1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.optimised
 def test_pairs_of_directions_meet_in_the_loss_alone():
     deep = lambda p, x: outputs((jnp.sin(p[0]), jnp.exp(p[1])), x)

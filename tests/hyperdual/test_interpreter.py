@@ -36,6 +36,7 @@ def test_a_primitive_without_derivative_is_named_with_its_source_line():
     assert "test_interpreter.py" in text and "fun" in text
 
 
+@pytest.mark.slow
 def test_a_primitive_of_the_user_with_a_jvp_goes_to_the_generic_rule():
     # Named like one of JAX's, which it must not be mistaken for.
     cube = Primitive("tanh")

@@ -182,6 +182,7 @@ def test_what_meets_in_no_operation_is_not_stored(name):
     assert fomoh_jax.hessian_sparsity(fun, jnp.ones(D)).nse == entries
 
 
+@pytest.mark.slow
 def test_a_branch_that_is_not_taken_neither_runs_nor_spoils_a_gradient():
     def negative(v):
         raise ValueError("it ran")
@@ -233,6 +234,7 @@ def compiled(fun, x):
     return jax.jit(fun).lower(x).compile()
 
 
+@pytest.mark.slow
 @pytest.mark.optimised
 def test_laplacians_of_nodes_cost_what_the_nodes_cost():
     flops = [
@@ -243,6 +245,7 @@ def test_laplacians_of_nodes_cost_what_the_nodes_cost():
     assert flops[1]["bytes accessed"] < 11 * flops[0]["bytes accessed"]
 
 
+@pytest.mark.slow
 @pytest.mark.optimised
 @pytest.mark.parametrize(
     "fun", partly_slow([pairs, attention, layer_norm, network_of_nodes, image])

@@ -105,6 +105,7 @@ def test_gram_matrix_and_combination(k, rank):
     assert_close(*both(computed, drawn(k, rank)), rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_the_optimiser_takes_the_steps_of_the_same_directions_multiplied_out():
     source = directions.low_rank(3, rank=2)
     stored = directions.Directions(3, lambda *given: dense(source.sample(*given)))
@@ -128,6 +129,7 @@ def test_the_optimiser_takes_the_steps_of_the_same_directions_multiplied_out():
     assert losses[-1] < 0.6 * losses[0]
 
 
+@pytest.mark.slow
 def test_they_have_the_identity_as_covariance():
     source = directions.low_rank(20_000, rank=2)
     v = source.sample(KEY, {"w": jnp.zeros((2, 3)), "b": jnp.zeros(2)}, None)
@@ -135,6 +137,7 @@ def test_they_have_the_identity_as_covariance():
     np.testing.assert_allclose(flat.T @ flat / len(flat), np.eye(8), atol=0.08)
 
 
+@pytest.mark.slow
 def test_in_a_sum_they_are_multiplied_out():
     source = directions.low_rank(2) + directions.incoming()
     v = source.sample(KEY, PARAMS, PARAMS)

@@ -125,6 +125,7 @@ def test_control_flow_takes_partly_present_channels(kind):
 subsets = st.lists(st.integers(0, K - 1), unique=True, max_size=K).map(sorted)
 
 
+@pytest.mark.slow
 @settings(max_examples=8)
 @given(st.lists(subsets, min_size=4, max_size=4))
 def test_any_subsets_give_the_dense_model(each):
@@ -134,6 +135,7 @@ def test_any_subsets_give_the_dense_model(each):
     assert_close(model(fun, primals, v), model(fun, primals, dense(v)))
 
 
+@pytest.mark.slow
 def test_large_products_of_partly_present_stacks():
     """Large enough for their cross terms to be polarised."""
     a, b = normal(128, 128), normal(128, 128, seed=1)
@@ -144,6 +146,7 @@ def test_large_products_of_partly_present_stacks():
         assert_close(model, nested_model(product, primals, dense(v)))
 
 
+@pytest.mark.slow
 def test_stacks_and_arrays_mix_with_none():
     fun, (params, x) = mlp(jnp.tanh)
     v = {
@@ -191,6 +194,7 @@ def pairs_of(form, number):
     return {(int(i[q]), int(j[q])) for q in number.seconds.indices}
 
 
+@pytest.mark.slow
 def test_a_network_carries_the_pairs_of_the_layers_before():
     form = Pairs(2)
     x = HyperDual(normal(5, 3))

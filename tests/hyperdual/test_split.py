@@ -100,6 +100,7 @@ def test_devices_that_differ_in_more_than_their_pairs_are_refused(fun, found):
             jax.eval_shape(program, x)
 
 
+@pytest.mark.slow
 def test_empty_results_and_no_directions_are_split():
     x, vectors = jnp.ones(3), random_directions(jnp.zeros(3), K)
     with jax.set_mesh(mesh(8)):
@@ -138,6 +139,7 @@ def test_what_has_no_derivative_and_aux_come_through():
     assert_close(split, expected)
 
 
+@pytest.mark.slow
 def test_gauss_newton_is_split_where_pairs_meet():
     loss, primals = mlp(jnp.tanh)
     square = lambda y: jnp.sum(jnp.cosh(y))
@@ -174,6 +176,7 @@ def test_the_optimiser_refuses_a_mesh_that_its_loss_cannot_be_closed_in():
         tx.update(None, tx.init(params), params, value_fn=loss, x=x)
 
 
+@pytest.mark.slow
 @pytest.mark.optimised
 def test_each_device_does_its_share_of_the_pairs():
     params, x = attention_arguments()

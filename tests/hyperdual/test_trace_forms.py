@@ -80,6 +80,7 @@ FORMS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.sampled(2)
 @pytest.mark.parametrize("axis", [0, 1, 2])
 @pytest.mark.parametrize("name", FORMS)
@@ -112,6 +113,7 @@ def test_a_product_with_zero_is_zero_and_not_computed(name):
     assert form.quadratic(jnp.multiply, [ZERO], [0]) == [ZERO]
 
 
+@pytest.mark.slow
 @pytest.mark.sampled(4)
 @pytest.mark.parametrize("k", [*range(12), 50, 101])
 @pytest.mark.parametrize("axis", [0, 1])
@@ -124,6 +126,7 @@ def test_sums_of_products_over_any_number_of_directions(k, axis):
     assert_close(total(jnp.moveaxis(jnp.asarray(products), 0, axis), axis), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.optimised
 def test_half_precision_is_summed_in_single():
     ones = Stack(jnp.ones((1024, 1), "bfloat16"))  # 256 + 1 is 256 in bfloat16
@@ -241,6 +244,7 @@ def test_functions_of_several_outputs_and_arguments_nest_as_jax_hessian():
     assert_close(total, trace(several, (params, x)))
 
 
+@pytest.mark.slow
 def test_weights_are_in_the_order_of_ravel_pytree_and_need_no_symmetry():
     fun, (params, x) = mlp(jnp.tanh)
     weights = weights_for((params,))
@@ -251,6 +255,7 @@ def test_weights_are_in_the_order_of_ravel_pytree_and_need_no_symmetry():
     assert_close(weighted(weights.T), ours)
 
 
+@pytest.mark.slow
 def test_weights_of_ones_of_integers_and_from_numpy():
     x = normal(4)
     expected = np.sum(jax.jit(jax.hessian(rosenbrock))(x))
@@ -258,6 +263,7 @@ def test_weights_of_ones_of_integers_and_from_numpy():
     assert_close(jax.jit(fomoh_jax.laplacian(rosenbrock, weights=ones))(x), expected)
 
 
+@pytest.mark.slow
 def test_dense_products_that_broadcast_and_batch():
     # Every layout of a dot: batched, with two contracted dimensions, with no rows.
     def fun(a, b):
@@ -291,6 +297,7 @@ def test_vmap_and_jit_agree_with_one_by_one():
         assert_close(jax.jit(jax.vmap(ours))(x), one_by_one)
 
 
+@pytest.mark.slow
 def test_vmap_over_the_weights_and_over_a_loop():
     a, many = normal(2, 3), normal(5, 3, 3, seed=2)
     weighted = lambda a, w: fomoh_jax.laplacian(newton_root, weights=w)(a)
@@ -301,6 +308,7 @@ def test_vmap_over_the_weights_and_over_a_loop():
     assert_close(jax.jit(jax.vmap(laplacian))(a), expected)
 
 
+@pytest.mark.slow
 def test_gradient_of_the_laplacian():
     fun, (params, x) = mlp(jnp.tanh)
     weights = weights_for((x,))
@@ -313,6 +321,7 @@ def test_gradient_of_the_laplacian():
     assert_close(jax.jit(jax.grad(by_weights))(weights), hessian)
 
 
+@pytest.mark.slow
 def test_a_laplacian_of_a_laplacian():
     x = normal(3)
     twice = fomoh_jax.laplacian(fomoh_jax.laplacian(rosenbrock))
@@ -323,6 +332,7 @@ def test_a_laplacian_of_a_laplacian():
     assert_close(ours(x), hessian)
 
 
+@pytest.mark.slow
 def test_keywords_constants_and_arguments_without_elements():
     powers = lambda x, *, power: jnp.sum(x**power)
     x = jnp.array([1.0, 2.0])
@@ -335,6 +345,7 @@ def test_keywords_constants_and_arguments_without_elements():
     assert fomoh_jax.hessian_diagonal(empty)(jnp.zeros(0)).shape == (0,)
 
 
+@pytest.mark.slow
 @pytest.mark.optimised
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32", "float64"])
 def test_dtypes_are_kept(dtype):
@@ -405,6 +416,7 @@ def _residual_loss(trace, weights):
     return loss
 
 
+@pytest.mark.slow
 @pytest.mark.sampled
 @pytest.mark.parametrize("name", ELLIPTIC)
 def test_elliptic_operators_of_a_field_at_a_batch_of_points(name):
@@ -417,6 +429,7 @@ def test_elliptic_operators_of_a_field_at_a_batch_of_points(name):
     assert_close(jax.jit(operator(_ours))(FIELD, POINTS), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.sampled(3)
 @pytest.mark.parametrize("run", [jax.jit, slow(lambda f: f)], ids=["jit", "eager"])
 @pytest.mark.parametrize("argnum", [0, 1])
@@ -439,6 +452,7 @@ def test_second_derivatives_of_a_residual_loss():
     assert_close(jax.jit(fomoh_jax.hessian(ours))(FIELD, POINTS), expected)
 
 
+@pytest.mark.slow
 def test_gradient_by_a_coefficient_of_the_operator():
     # An inverse problem: the coefficient is what is sought.
     scaled = lambda trace: (
@@ -450,6 +464,7 @@ def test_gradient_by_a_coefficient_of_the_operator():
     assert_close(jax.jit(jax.grad(scaled(_ours)))(0.7), expected)
 
 
+@pytest.mark.slow
 def test_gradients_of_an_ensemble_and_in_a_scan_over_batches():
     many = jax.tree.map(lambda p: jnp.stack([p, 0.5 * p, -p]), FIELD)
     ours, theirs = (
@@ -506,6 +521,7 @@ def _summed_diagonal(fun):
     return lambda x: jnp.sum(fomoh_jax.hessian_diagonal(fun)(x))
 
 
+@pytest.mark.slow
 @pytest.mark.optimised
 @pytest.mark.parametrize("d", [3, 10, 50])
 def test_a_laplacian_costs_two_thirds_of_nested_jvp(d):
@@ -515,6 +531,7 @@ def test_a_laplacian_costs_two_thirds_of_nested_jvp(d):
     assert flops[0] <= {3: 0.8, 10: 0.65, 50: 0.55}[d] * flops[1]
 
 
+@pytest.mark.slow
 @pytest.mark.optimised
 @pytest.mark.parametrize("d", [10, 50])
 def test_a_laplacian_holds_no_term_of_the_sum(d):
@@ -546,6 +563,7 @@ def test_hessian_diagonal_carries_one_second_a_direction():
     assert compiled.memory_analysis().temp_size_in_bytes < whole / 20
 
 
+@pytest.mark.slow
 def test_the_generic_rule_under_the_trace():
     def fun(a):
         values, vectors = jnp.linalg.eigh(a + a.T)

@@ -31,6 +31,7 @@ def only_backward(x):
 only_backward.defvjp(lambda x: (only_backward(x), x), lambda x, g: (g * 0,))
 
 
+@pytest.mark.slow
 def test_custom_vjp_is_seen_through_where_jvp_raises():
     x, v = normal(3), normal(3, seed=1)
     fun = lambda x: jnp.sum(only_backward(x) ** 2)
@@ -41,6 +42,7 @@ def test_custom_vjp_is_seen_through_where_jvp_raises():
     assert_close(jax.jit(fomoh_jax.hessian(fun))(x), expected)
 
 
+@pytest.mark.slow
 def test_custom_vjp_with_nondiff_arguments_and_integer_residuals():
     @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
     def power(n, x):
@@ -62,6 +64,7 @@ unusual.defjvp(
 )
 
 
+@pytest.mark.slow
 def test_an_unusual_custom_jvp_is_honoured_to_second_order():
     x = normal(3)
     assert_agrees_with_nested_jvp(lambda x: unusual(jnp.tanh(x)) * x, x)
@@ -73,6 +76,7 @@ def test_an_unusual_custom_jvp_is_honoured_to_second_order():
     assert_close(curvature[0], 3 * x**2)
 
 
+@pytest.mark.slow
 def test_a_custom_jvp_that_mixes_elements_is_not_taken_for_elementwise():
     @jax.custom_jvp
     def looks_elementwise(x):
@@ -87,6 +91,7 @@ def test_a_custom_jvp_that_mixes_elements_is_not_taken_for_elementwise():
     assert_agrees_with_nested_jvp(lambda x: looks_elementwise(x) * x, normal(4))
 
 
+@pytest.mark.slow
 def test_custom_jvp_with_several_operands_and_nondiff_argnums():
     @functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
     def product(x, y, n):
@@ -101,6 +106,7 @@ def test_custom_jvp_with_several_operands_and_nondiff_argnums():
     assert_agrees_with_nested_jvp(fun, normal(3), normal(3, seed=1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("varied", [0, 1])
 def test_a_custom_jvp_that_is_the_derivative_of_nothing(varied):
     @jax.custom_jvp
@@ -116,6 +122,7 @@ def test_a_custom_jvp_that_is_the_derivative_of_nothing(varied):
     assert_close(actual, second_jvp(product, (x, y), (v, w), (w, v)))
 
 
+@pytest.mark.slow
 def test_custom_jvp_with_symbolic_zeros():
     @jax.custom_jvp
     def fun(x, y):
@@ -141,6 +148,7 @@ def honest_and_opaque(function):
     return function, opaque
 
 
+@pytest.mark.slow
 def test_a_custom_vjp_inside_a_custom_jvp_rule_is_seen_through():
     def with_slope(slope):
         @jax.custom_jvp
@@ -196,6 +204,7 @@ def test_custom_vjps_nested_in_each_other_and_in_loops():
     assert_close(jax.jit(fomoh_jax.hessian(looped(outer_opaque)))(x), expected)
 
 
+@pytest.mark.slow
 def test_a_custom_jvp_that_closes_over_traced_values():
     @functools.partial(jax.jit, static_argnums=0)
     def derivatives(jvp, scale, x):
@@ -212,6 +221,7 @@ def test_a_custom_jvp_that_closes_over_traced_values():
     assert_close(ours, theirs)
 
 
+@pytest.mark.slow
 def test_elementwise_custom_rules_are_not_left_to_the_generic_rule(monkeypatch):
     left = []
     generic = custom_jvp.generic
@@ -233,6 +243,7 @@ def test_elementwise_custom_rules_are_not_left_to_the_generic_rule(monkeypatch):
     assert not left
 
 
+@pytest.mark.slow
 @pytest.mark.optimised
 def test_logaddexp_costs_no_more_than_its_family():
     def flops(function):
@@ -265,6 +276,7 @@ def test_a_custom_rule_that_narrows_the_dtype_rounds_its_tangents():
     assert jax.eval_shape(fomoh_jax.hessian(looped), x).shape == (3, 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("itself", [True, False])
 def test_the_word_of_a_straight_through_estimator_is_kept(itself):
     @jax.custom_jvp
@@ -308,6 +320,7 @@ def test_a_callback_inside_an_elementwise_custom_rule_runs_once():
     assert seen == [0.5]
 
 
+@pytest.mark.slow
 def test_composites_and_custom_partitioning_are_seen_through():
     plain = lambda x: jnp.sin(x) * x
     composite = lax.composite(lambda x: plain(x), name="my.op")
@@ -422,6 +435,7 @@ def test_names_and_source_lines_survive():
     assert "test_calls.py" in text
 
 
+@pytest.mark.slow
 def test_a_custom_jvp_that_scans_over_scalars_is_not_taken_for_elementwise():
     @jax.custom_jvp
     def cumulative(x):

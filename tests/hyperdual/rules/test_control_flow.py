@@ -14,6 +14,7 @@ from fomoh_jax._hyperdual import interpreter
 from tests.reference import assert_agrees_with_nested_jvp, assert_close, normal, slow
 
 
+@pytest.mark.slow
 def test_scan_in_reverse_with_unroll_and_constants():
     weights = normal(3, 3, seed=2)
 
@@ -27,6 +28,7 @@ def test_scan_in_reverse_with_unroll_and_constants():
     assert_agrees_with_nested_jvp(fun, normal(5, 3), normal(3, seed=1))
 
 
+@pytest.mark.slow
 def test_a_carry_whose_channels_appear_one_iteration_at_a_time():
     def fun(x):
         def step(carry, _):
@@ -38,6 +40,7 @@ def test_a_carry_whose_channels_appear_one_iteration_at_a_time():
     assert_agrees_with_nested_jvp(fun, normal(2))
 
 
+@pytest.mark.slow
 def test_nested_scans():
     def fun(x):
         def outer(carry, row):
@@ -57,6 +60,7 @@ def test_scan_with_no_iterations():
     assert_agrees_with_nested_jvp(fun, normal(2))
 
 
+@pytest.mark.slow
 def test_scan_after_jax_has_differentiated_it():
     # jvp of a scan interleaves its operands on recent versions of jax.
     def fun(x):
@@ -67,6 +71,7 @@ def test_scan_after_jax_has_differentiated_it():
     assert_agrees_with_nested_jvp(fun, normal(4), k=2)
 
 
+@pytest.mark.slow
 @pytest.mark.optimised
 def test_memory_of_a_scan_does_not_grow_with_its_length():
     def temporaries(length):
@@ -82,6 +87,7 @@ def test_memory_of_a_scan_does_not_grow_with_its_length():
     assert temporaries(200) == temporaries(20)
 
 
+@pytest.mark.slow
 def test_while_with_a_trip_count_that_depends_on_the_primal():
     def fun(x, bound):
         halve = lambda s: (s[0] * jnp.sin(x[1]) * 0.5, s[1] + 1)
@@ -112,6 +118,7 @@ def test_the_predicate_of_a_while_loop_runs_as_often_as_in_jax(capfd):
     assert capfd.readouterr().out == expected
 
 
+@pytest.mark.slow
 def test_fori_loop_and_map_and_associative_scan():
     fori = lambda x: lax.fori_loop(0, 4, lambda i, c: jnp.sin(c) * x[i % 3], x)
     assert_agrees_with_nested_jvp(fori, normal(3))
@@ -123,6 +130,7 @@ def test_fori_loop_and_map_and_associative_scan():
     )
 
 
+@pytest.mark.slow
 def test_switch_whose_branches_differ_in_which_channels_are_zero():
     branches = [
         lambda x: (jnp.ones(2), x),
@@ -160,6 +168,7 @@ def test_branches_by_platform_stay_with_their_platform():
             assert_close(wrap(hessian)(normal(3)), jnp.diag(-jnp.sin(normal(3))))
 
 
+@pytest.mark.slow
 def test_while_with_constants_in_the_condition_and_the_body():
     def fun(x, bound):
         unfinished = lambda s: jnp.sum(s[0] ** 2) < bound**2
@@ -169,6 +178,7 @@ def test_while_with_constants_in_the_condition_and_the_body():
     assert_agrees_with_nested_jvp(fun, 0.3 * normal(2), jnp.array(2.5))
 
 
+@pytest.mark.slow
 def test_while_whose_carry_begins_to_vary_one_turn_at_a_time():
     def fun(x):
         turn = lambda s: (s[0] + 1, x * jnp.sin(x), s[1] * x, s[2] + s[1])
@@ -178,6 +188,7 @@ def test_while_whose_carry_begins_to_vary_one_turn_at_a_time():
     assert_agrees_with_nested_jvp(fun, normal(2))
 
 
+@pytest.mark.slow
 def test_checkpoint_of_a_scan_with_names_and_a_policy():
     from jax.ad_checkpoint import checkpoint_name
 
@@ -195,6 +206,7 @@ def test_checkpoint_of_a_scan_with_names_and_a_policy():
     assert_agrees_with_nested_jvp(jax.grad(lambda x: jnp.sum(fun(x)[1])), normal(4))
 
 
+@pytest.mark.slow
 @pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("reverse", "unroll"),
@@ -221,6 +233,7 @@ def test_while_whose_predicate_vmap_has_batched():
     assert_agrees_with_nested_jvp(fun, jnp.array([1.5, 3.0, 20.0]))
 
 
+@pytest.mark.slow
 def test_scan_over_keys():
     def fun(x):
         step = lambda c, key: (c * jax.random.normal(key, ()) + jnp.sin(c), None)

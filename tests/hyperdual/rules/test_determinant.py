@@ -51,6 +51,7 @@ def test_reverse_passes_and_traces_agree(plan):
     assert_close(laplacian, jnp.asarray(np.sum(weights * flat)))
 
 
+@pytest.mark.slow
 def test_a_laplacian_can_be_differentiated_again():
     log = lambda x: of_complex(jnp.stack([x, jnp.cos(x)]))[1]
     ours = jax.jit(jax.grad(fomoh_jax.laplacian(log)))
@@ -59,6 +60,7 @@ def test_a_laplacian_can_be_differentiated_again():
     assert_close(ours(normal(3, 3)), theirs(normal(3, 3)))
 
 
+@pytest.mark.slow
 def test_directions_may_be_along_any_axis_and_absent():
     # A product with a matrix leaves them before its columns; one matrix has none.
     def fun(a, b):

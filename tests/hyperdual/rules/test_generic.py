@@ -30,6 +30,7 @@ def test_a_general_reduce_window_whose_derivative_has_no_two_halves(operation):
     assert_close(model.curvature[0, 1], second_jvp(fun, (normal(5),), v, w)[3])
 
 
+@pytest.mark.slow
 def test_a_user_s_primitive_is_not_mistaken_for_a_private_one_of_the_same_name():
     stack = Primitive("stack")  # which is linear in JAX
     squares = lambda x: jnp.cumsum(x) ** 2

@@ -19,6 +19,7 @@ from tests.reference import (
 MATRIX = normal(3, 3, seed=4) + 4 * jnp.eye(3)
 
 
+@pytest.mark.slow
 def test_linear_solve_by_matrix_by_right_hand_side_and_by_both():
     curved = lambda a: jnp.sin(a) + 4 * jnp.eye(3)
     assert_agrees_with_nested_jvp(
@@ -30,6 +31,7 @@ def test_linear_solve_by_matrix_by_right_hand_side_and_by_both():
     assert_agrees_with_nested_jvp(lambda b: jnp.linalg.solve(MATRIX, b**2), normal(3))
 
 
+@pytest.mark.slow
 def test_conjugate_gradients_whose_matrix_and_right_hand_side_vary():
     def solve(b):
         matvec = lambda x: MATRIX @ MATRIX.T @ x * (1 + b[0] ** 2)
@@ -38,6 +40,7 @@ def test_conjugate_gradients_whose_matrix_and_right_hand_side_vary():
     assert_agrees_with_nested_jvp(solve, normal(3))
 
 
+@pytest.mark.slow
 def test_custom_linear_solve_sees_through_a_custom_vjp_in_its_matrix():
     @jax.custom_vjp
     def stretched(x, a):
@@ -61,6 +64,7 @@ def test_custom_linear_solve_sees_through_a_custom_vjp_in_its_matrix():
     assert jnp.max(jnp.abs(ours - expected)) < 1e-12
 
 
+@pytest.mark.slow
 def test_custom_linear_solve_with_auxiliary_results():
     def solve(a, b):
         return lax.custom_linear_solve(
@@ -73,6 +77,7 @@ def test_custom_linear_solve_with_auxiliary_results():
     assert_agrees_with_nested_jvp(solve, 2 + normal(3) ** 2, normal(3, seed=1))
 
 
+@pytest.mark.slow
 @pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("left_side", "lower", "transpose_a", "unit_diagonal"),
@@ -117,6 +122,7 @@ def test_tridiagonal_solve_determinants_and_factorisations():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.optimised
 @pytest.mark.parametrize("name", ["lu", "solve", "triangular"])
 def test_ill_conditioned_matrices_lose_no_more_digits_than_in_nested_jvp(name):

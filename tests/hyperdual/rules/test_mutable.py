@@ -85,6 +85,7 @@ def test_an_empty_array_that_is_filled_and_freed():
     assert_same_model(mutable, jnp.square, normal(3))
 
 
+@pytest.mark.slow
 def test_as_nested_jvp_has_it():
     def fun(x):
         ref = jax.new_ref(x)

@@ -31,6 +31,7 @@ def split(fun, in_specs=SPLIT, out_specs=SPLIT, **options):
     )
 
 
+@pytest.mark.slow
 def test_shard_map_inside_ours():
     fun = split(
         lambda x, w: (lax.psum(jnp.sum(x**3 * w), "d"), jnp.sin(x) * w, w**2, x > 0),
@@ -61,6 +62,7 @@ def test_a_custom_vjp_inside_shard_map_is_seen_through():
     assert_close(hessian, np.diag(6 * normal(3)))
 
 
+@pytest.mark.slow
 def test_loops_and_branches_inside_shard_map():
     def fun(x):
         scanned = lax.scan(lambda c, y: (c * y, c + x), jnp.ones_like(x), x)[1]
@@ -84,11 +86,13 @@ def collectives(y):
     return total + lax.all_to_all(jnp.stack([y, y**2, y**3]), "i", 0, 0)[1]
 
 
+@pytest.mark.slow
 def test_collectives_of_a_vmap_inside_ours():
     fun = jax.vmap(collectives, axis_name="i")
     assert_agrees_with_nested_jvp(fun, normal(3))
 
 
+@pytest.mark.slow
 def test_collectives_of_a_vmap_around_ours():
     x, v, w = normal(3), normal(3, seed=1), normal(3, seed=2)
     wrap = lambda jvp: jax.jit(
@@ -97,6 +101,7 @@ def test_collectives_of_a_vmap_around_ours():
     assert_close(wrap(fomoh_jax.hyper_jvp)(x, v, w), wrap(second_jvp)(x, v, w))
 
 
+@pytest.mark.slow
 def test_in_axes_and_out_axes():
     fun = jax.vmap(lambda x, y: jnp.sin(x) * y, in_axes=(1, None), out_axes=1)
     assert_agrees_with_nested_jvp(fun, normal(2, 3), normal(2, seed=1))
@@ -149,6 +154,7 @@ def recurrent(w, x):
     return jnp.mean(outs**3) + jnp.sum(first * h) + jnp.sum(still)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["rosenbrock", "softmax_cross_entropy", "cholesky", "while"]
 )
@@ -162,6 +168,7 @@ def test_directions_of_which_each_device_has_some(name):
     assert_close(curvature, jnp.moveaxis(jnp.diagonal(whole), -1, 0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "plan",
     partly_slow(["auto", plans.adjoint(), plans.forward(1)]),
