@@ -195,7 +195,6 @@ def test_a_step_goes_to_the_minimum_in_the_plane_of_two_parts():
     assert_close(step, expected, rtol=1e-7, atol=1e-12)
 
 
-@pytest.mark.slow
 def test_steps_between_models_go_on_with_their_coefficients_and_no_further():
     tx = optax.chain(
         fomoh_jax.scale_by_activity_gradient(key=KEY),

@@ -1,5 +1,7 @@
 """Local channels: right in all operators, and never more work than dense ones."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -73,6 +75,11 @@ def image(x):
     return jnp.sum(h**3)
 
 
+def _counted(carry, value):
+    count, total = carry
+    return (count + 1, total + value**3 * count), None
+
+
 PROGRAMS = {
     "pairs": pairs,
     "layers of each electron": lambda x: jnp.sum(jnp.sin(features(x) @ normal(5, 5))),
@@ -117,6 +124,10 @@ PROGRAMS = {
     "steps that wait": lambda x: lax.scan(lambda c, v: (c * v + 1, None), 1.0, x)[0],
     "branches": lambda x: jnp.sum(
         lax.cond(x[0] > 0, lambda y: y[1:] * y[:-1] ** 2, lambda y: y[1:] ** 3, x)
+    ),
+    "subtracted, and a count that is used": lambda x: (
+        jnp.sum((x**2).at[np.arange(D) // 2].subtract(jnp.sin(x)) ** 3)
+        + math.prod(lax.scan(_counted, (0, 0.0), x)[0])
     ),
 }
 
