@@ -234,7 +234,9 @@ def parts_of(batch: PyTree) -> int:
     return next(parts for parts in _PARTS if examples % parts == 0)
 
 
-def _where_moved(params: PyTree, groups: Groups, after: Any, before: Any) -> Any:
+def _where_moved(
+    params: PyTree, groups: Groups, after: PyTree, before: PyTree
+) -> PyTree:
     """The state of a direction, in which leaves without a group stay as they were.
 
     What belongs to no leaf, such as a count of steps, stays if any leaf does: it is

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
+from jax.core import Atom
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
 from fomoh_jax._types import Leaf, Program
@@ -46,7 +47,7 @@ def is_slogdet(params: dict[str, Any]) -> bool:
     return _is_factored(program, program.invars[0])
 
 
-def _is_factored(program: Jaxpr, matrices: Any) -> bool:
+def _is_factored(program: Jaxpr, matrices: Atom) -> bool:
     """Whether an input is what ``lu`` takes, and not as ``vmap`` has moved its axes."""
     for eqn in program.eqns:
         if any(x is matrices for x in eqn.invars):

@@ -4,7 +4,7 @@ import itertools
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import chex
 import jax
@@ -32,7 +32,7 @@ class _OwnKey:
 
     clock: ClassVar[Iterator[int]] = itertools.count()
     # Of the parameters that were last initialised on, a leaf and when each link was.
-    recent: ClassVar[deque[tuple[Callable[[], Any], list[int]]]] = deque(maxlen=8)
+    recent: ClassVar[deque[tuple[Callable[[], object], list[int]]]] = deque(maxlen=8)
 
     def __init__(self):
         self.made = next(self.clock)
@@ -44,7 +44,7 @@ class _OwnKey:
         first = jax.random.key(0)
         return jax.random.fold_in(first, self.number) if self.number else first
 
-    def _others(self, leaf: Any) -> int:
+    def _others(self, leaf: object) -> int:
         """How many links were initialised on these parameters since this was made."""
         times = next((times for known, times in self.recent if known() is leaf), None)
         if times is None:
@@ -55,7 +55,7 @@ class _OwnKey:
         return others
 
 
-def _weakly(leaf: Any) -> Callable[[], Any]:
+def _weakly(leaf: object) -> Callable[[], object]:
     """A reference that does not keep an array or a tracer alive."""
     try:
         return weakref.ref(leaf)
@@ -63,7 +63,7 @@ def _weakly(leaf: Any) -> Callable[[], Any]:
         return lambda: leaf
 
 
-def split(key: chex.PRNGKey | None) -> tuple[Any, Any]:
+def split(key: chex.PRNGKey | None) -> tuple[chex.PRNGKey | None, chex.PRNGKey | None]:
     """The key of the steps that follow, and that of this one."""
     if key is None:
         return None, None

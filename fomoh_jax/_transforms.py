@@ -532,7 +532,7 @@ def scale_by_hyperplane(
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
-def check_kind(name: str, value: Any, kind: type, such_as: str) -> None:
+def check_kind(name: str, value: object, kind: type, such_as: str) -> None:
     """Refuse what is not of a kind, with a hint if it was not called."""
     if not isinstance(value, kind):
         hint = " Did you forget to call it?" if callable(value) else ""

@@ -7,13 +7,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import DTypeLike, PyTree
 
 from fomoh_jax._activations.estimate import read_batch
 from fomoh_jax._hyperdual.arguments import check_devices, dtype_of, signature
 
 
 def check_call(
-    params: Any, value_fn: Callable | None, extra_args: dict[str, Any]
+    params: PyTree, value_fn: Callable | None, extra_args: dict[str, Any]
 ) -> Callable:
     """``value_fn``, if ``update`` was given what it cannot do without."""
     if params is None:
@@ -94,7 +95,7 @@ def scalar_loss(
 
 
 def loss_of_one(
-    params: Any, value_fn: Callable | None, batch: Any, extra_args: dict[str, Any]
+    params: PyTree, value_fn: Callable | None, batch: PyTree, extra_args: dict[str, Any]
 ) -> Callable:
     """``value_fn`` as a function of the parameters and of one example alone.
 
@@ -115,7 +116,7 @@ def loss_of_one(
 
 
 def mean_loss(
-    loss_of_one: Callable, batch: Any, has_aux: bool, parts: int = 1
+    loss_of_one: Callable, batch: PyTree, has_aux: bool, parts: int = 1
 ) -> Callable:
     """The mean loss of the examples and the aux of each, by the parameters alone.
 
@@ -174,7 +175,7 @@ def _keywords(
     return {name: extra_args[name] for name in names if name in extra_args}
 
 
-def _check_scalar(value: Any, hint: str) -> None:
+def _check_scalar(value: PyTree, hint: str) -> None:
     leaves = jax.tree.leaves(value)
     if len(leaves) != 1 or leaves[0] is not value:
         raise TypeError(
@@ -189,7 +190,7 @@ def _check_scalar(value: Any, hint: str) -> None:
         )
 
 
-def solve_dtype(params: Any) -> Any:
+def solve_dtype(params: PyTree) -> DTypeLike:
     """At least float32, and the precision of the parameters if that is higher."""
     dtype = jnp.dtype(jnp.float32)
     for path, leaf in jax.tree_util.tree_leaves_with_path(

@@ -7,7 +7,6 @@ not be added up. That is read from the program, for each cut by itself, or not a
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +28,7 @@ from fomoh_jax._activations.reach import (
 )
 from fomoh_jax._compat import called_jaxpr, open_jaxpr, scan_layout
 from fomoh_jax._hyperdual.environment import is_variable
+from fomoh_jax._types import Leaf
 
 _CALLS = {
     *("jit", "closed_call", "core_call", "xla_metadata_call", "custom_vjp_call"),
@@ -315,7 +315,7 @@ class _Reading:
         self,
         partition: Partition | None,
         jaxpr: Jaxpr,
-        consts: Sequence[Any],
+        consts: Sequence[Leaf],
         inputs: Sequence[Value],
         env: dict[Var, Value] | None = None,
         depth: int = 0,
@@ -467,7 +467,7 @@ def _value_of(env: Mapping[Var, Value], atom: Atom) -> Value:
     return env[atom]
 
 
-def _of_constant(x: Any) -> Value:
+def _of_constant(x: Leaf) -> Value:
     """What is known of a constant; nothing if it is being traced, or no number."""
     read = isinstance(x, np.ndarray) or (
         isinstance(x, jax.Array)

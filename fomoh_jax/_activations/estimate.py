@@ -27,6 +27,7 @@ from fomoh_jax._hyperdual.arguments import (
 )
 from fomoh_jax._hyperdual.delay import after
 from fomoh_jax._hyperdual.mesh_axes import in_shard_map, varying_alike
+from fomoh_jax._types import Leaf, PyTreeDef
 from fomoh_jax._xla import warn_if_unsound
 
 _MUTABLE = {"new_ref", "ref", "get", "swap", "addupdate", "freeze"}
@@ -177,7 +178,7 @@ def forward_value_and_grad(
         results, gradients, noise = second_pass()
         losses, *rest = _of_each(program, results, keys) if outs is None else outs
         value = jnp.mean(losses)
-        of_params = gradients[: len(jax.tree.leaves(params))]
+        of_params = [part for part in gradients if part is not None]
         finite = jnp.array(True)
         for x in (value, slope, *of_params):
             finite &= jnp.all(jnp.isfinite(x))
@@ -204,7 +205,7 @@ class ProgramOfOne(NamedTuple):
 
     partition: Partition
     learned: list[bool]
-    aux: Any
+    aux: PyTreeDef
     by_position: LossByPosition | None
 
 
@@ -258,8 +259,10 @@ def read_program(
 
 
 def _first_pass(
-    program: ProgramOfOne, args: list[Any], keys: Shaped[Array, "examples probes *data"]
-) -> list[Any]:
+    program: ProgramOfOne,
+    args: list[Leaf],
+    keys: Shaped[Array, "examples probes *data"],
+) -> list[Leaf]:
     """The derivative of each example's loss along each probe, the loss, and the aux.
 
     The derivative is ``[examples, probes]``, or of each position, ``[..., positions]``.
@@ -296,7 +299,7 @@ def _first_pass(
     return [slope, losses, *rest]
 
 
-def _of_each(program: ProgramOfOne, results: list[Any], keys: Array) -> list[Array]:
+def _of_each(program: ProgramOfOne, results: list[Leaf], keys: Array) -> list[Array]:
     """The results of the second pass with the examples in front of all of them."""
     cut = program.partition
     repeated = jax.vmap(lambda key, x: x, (0, None))
@@ -351,7 +354,7 @@ def _groups(examples: int) -> int:
 # What may come.
 
 
-def check_blocks(blocks: Any) -> None:
+def check_blocks(blocks: object) -> None:
     """Refuse what is no number of blocks.
 
     Raises:
@@ -403,7 +406,7 @@ def read_batch(batch: PyTree) -> tuple[PyTree, int]:
     return batch, leading.pop()
 
 
-def _checked_loss(loss: Any, hint: str) -> Array:
+def _checked_loss(loss: PyTree, hint: str) -> Array:
     leaves = jax.tree.leaves(loss)
     scalar = len(leaves) == 1 and leaves[0] is loss and np.shape(loss) == ()
     if not scalar or not jnp.issubdtype(jnp.result_type(loss), jnp.floating):

@@ -5,7 +5,6 @@ perturbations at once, by forward mode; or one for each position of a sequence.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 from jax.extend.core import JaxprEqn
 from jaxtyping import Array, Float
@@ -14,18 +13,19 @@ from fomoh_jax._activations.graph import Use
 from fomoh_jax._activations.partition import Partition
 from fomoh_jax._activations.perturbations import of_block, perturbed, signs
 from fomoh_jax._activations.program import Values, bind, read, scan_with
+from fomoh_jax._types import Leaf
 
 
 def evaluate_perturbed(
-    partition: Partition, args: Sequence[Any], key: Array, scale: Float[Array, ""]
-) -> list[Any]:
+    partition: Partition, args: Sequence[Leaf], key: Array, scale: Float[Array, ""]
+) -> list[Leaf]:
     """The program of one example, perturbed by ``scale``, which is zero."""
     values = perturbed_values(partition, args, key, scale)
     return read(values, partition.jaxpr.outvars)
 
 
 def perturbed_values(
-    partition: Partition, args: Sequence[Any], key: Array, scale: Float[Array, ""]
+    partition: Partition, args: Sequence[Leaf], key: Array, scale: Float[Array, ""]
 ) -> Values:
     """All variables of the program of one example."""
     program = partition.jaxpr
@@ -57,8 +57,8 @@ def perturbed_values(
 
 
 def _perturbed_scan(
-    body: Partition, eqn: JaxprEqn, operands: list[Any], key: Array, scale: Array
-) -> list[Any]:
+    body: Partition, eqn: JaxprEqn, operands: list[Leaf], key: Array, scale: Array
+) -> list[Leaf]:
     def step(values, time):
         return evaluate_perturbed(body, values, of_block(key, time), scale), None
 

@@ -12,7 +12,7 @@ import functools
 import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax.core import Atom
@@ -21,7 +21,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Var
 from fomoh_jax._activations.program import Values
 from fomoh_jax._compat import open_jaxpr, programs_in
 from fomoh_jax._hyperdual.environment import is_variable
-from fomoh_jax._types import Aval
+from fomoh_jax._types import Aval, Leaf
 
 # Equations in which a parameter scales or shifts, element by element. What they make
 # is no block of its own: it belongs to the product before it.
@@ -60,7 +60,7 @@ class Graph:
     """
 
     jaxpr: Jaxpr
-    consts: Sequence[Any]
+    consts: Sequence[Leaf]
     shared: frozenset[Var]
     learned: frozenset[Var]
     results: tuple[Var, ...]
@@ -68,7 +68,7 @@ class Graph:
     inner: tuple[Use, ...] = ()
     carried: tuple[Var, ...] = ()
 
-    def given(self, args: Sequence[Any]) -> Values:
+    def given(self, args: Sequence[Leaf]) -> Values:
         """The values of inputs and constants."""
         constants = dict(zip(self.jaxpr.constvars, self.consts))
         return constants | dict(zip(self.jaxpr.invars, args))

@@ -2,15 +2,14 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, DTypeLike, Float
 
 
-def signs(key: Array, shape: Sequence[int], dtype: Any) -> Array:
+def signs(key: Array, shape: Sequence[int], dtype: DTypeLike) -> Array:
     """Random signs, of which one word of the generator makes 32.
 
     For complex numbers, one of the real and one of the imaginary part.

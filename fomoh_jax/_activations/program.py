@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,14 +12,14 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
 from jaxtyping import PyTree
 
 from fomoh_jax._compat import called_jaxpr, open_jaxpr, scan_layout
-from fomoh_jax._types import Program
+from fomoh_jax._types import Leaf, Program
 
 # A jitted identity of this name marks where the user wants a cut.
 MARK = "fomoh_jax_cut"
 # The names of the primitive of jax.checkpoint.
 CHECKPOINTS = {"remat", "remat2", "checkpoint"}
 _INLINED = {"jit", "closed_call", "core_call", "xla_metadata_call"}
-Values = dict[Var, Any]
+Values = dict[Var, Leaf]
 
 
 def cut(x: jax.Array, name: str | None = None) -> jax.Array:
@@ -103,7 +102,9 @@ def flat(jaxpr: Program) -> ClosedJaxpr:
     return jax.make_jaxpr(inlined)(*(v.aval for v in program.invars))
 
 
-def _inlined(program: Jaxpr, consts: Sequence[Any], args: Sequence[Any]) -> list[Any]:
+def _inlined(
+    program: Jaxpr, consts: Sequence[Leaf], args: Sequence[Leaf]
+) -> list[Leaf]:
     values = dict(zip(program.constvars, consts)) | dict(zip(program.invars, args))
     for eqn in program.eqns:
         operands = read(values, eqn.invars)
@@ -115,12 +116,12 @@ def _inlined(program: Jaxpr, consts: Sequence[Any], args: Sequence[Any]) -> list
     return read(values, program.outvars)
 
 
-def read(values: Mapping[Var, Any], atoms: Iterable[Atom]) -> list[Any]:
+def read(values: Mapping[Var, Leaf], atoms: Iterable[Atom]) -> list[Leaf]:
     """The values of variables and literals."""
     return [x.val if isinstance(x, Literal) else values[x] for x in atoms]
 
 
-def bind(eqn: JaxprEqn, operands: Sequence[Any]) -> list[Any]:
+def bind(eqn: JaxprEqn, operands: Sequence[Leaf]) -> list[Leaf]:
     """The results of an equation on other operands."""
     params = eqn.primitive.get_bind_params(eqn.params)
     with eqn.ctx.manager:
@@ -129,8 +130,8 @@ def bind(eqn: JaxprEqn, operands: Sequence[Any]) -> list[Any]:
 
 
 def scan_with(
-    eqn: JaxprEqn, operands: Sequence[Any], step: Callable, extra: Any = None
-) -> tuple[list[Any], Any]:
+    eqn: JaxprEqn, operands: Sequence[Leaf], step: Callable, extra: PyTree = None
+) -> tuple[list[Leaf], PyTree]:
     """A scan equation with another body.
 
     ``step(values, time) -> (outputs, (summed, stacked))`` takes and returns what the
@@ -163,8 +164,5 @@ def scan_with(
         reverse=eqn.params["reverse"],
         unroll=eqn.params["unroll"],
     )
-    outs: list[Any] = [None] * len(eqn.outvars)
-    for places, parts in ((layout.carry_out, state), (layout.ys, ys)):
-        for place, part in zip(places, parts):
-            outs[place] = part
-    return outs, (total, stacked)
+    outs = dict(zip((*layout.carry_out, *layout.ys), (*state, *ys)))
+    return [outs[i] for i in range(len(outs))], (total, stacked)

@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.core import Atom
 from jax.extend.core import Var
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Array, DTypeLike, Float, Shaped
 
 from fomoh_jax._activations.graph import Graph, Use, type_of
 from fomoh_jax._activations.partition import Partition
@@ -21,6 +22,7 @@ from fomoh_jax._activations.perturbations import of_block, signs
 from fomoh_jax._activations.program import Values, bind, read, scan_with
 from fomoh_jax._compat import scan_layout
 from fomoh_jax._hyperdual.environment import is_variable
+from fomoh_jax._types import Leaf
 
 
 @jax.tree_util.register_dataclass
@@ -71,7 +73,7 @@ class Slopes:
         return slope.reshape(*slope.shape, *[1] * ndim)
 
     def products(
-        self, shape: Sequence[int], dtype: Any, positions: int | None = None
+        self, shape: Sequence[int], dtype: DTypeLike, positions: int | None = None
     ) -> Array:
         """``Σ d u`` over the probes, for each example: its part of the derivative.
 
@@ -103,13 +105,13 @@ class Derivatives(NamedTuple):
         first those of the program itself, then those in its loops, ``[length, ...]``.
     """
 
-    results: list[Any]
-    gradients: list[Any]
+    results: list[Leaf]
+    gradients: list[Leaf | None]
     noise: list[Array]
 
 
 def differentiate_blocks(
-    partition: Partition, args: Sequence[Any], slopes: Slopes, groups: int = 1
+    partition: Partition, args: Sequence[Leaf], slopes: Slopes, groups: int = 1
 ) -> Derivatives:
     """The program of all examples, and the derivative by each input that is learned.
 
@@ -137,7 +139,7 @@ class _SecondPass:
     """The values of a program so far, and the derivatives by its parameters."""
 
     def __init__(
-        self, partition: Partition, args: Sequence[Any], slopes: Slopes, groups: int
+        self, partition: Partition, args: Sequence[Leaf], slopes: Slopes, groups: int
     ):
         self.partition, self.graph, self.slopes = partition, partition.graph, slopes
         self.eqns, self.groups = partition.jaxpr.eqns, groups
@@ -177,7 +179,7 @@ class _SecondPass:
                 own[v] = own[v] + part if v in own else part
         return own
 
-    def by_inputs(self) -> list[Any]:
+    def by_inputs(self) -> list[Leaf | None]:
         """The derivative by each input."""
         # What the loss does not know of any example is differentiated as it is.
         for v in self.graph.results if self.partition.ends else ():
@@ -248,9 +250,9 @@ class _SecondPass:
     def add_up(
         self,
         variables: Sequence[Var],
-        derivatives: Callable[..., tuple[list[Any], list[Any]]],
+        derivatives: Callable[..., tuple[list[Leaf], list[Leaf]]],
         inputs: Sequence[Var],
-    ) -> list[Any]:
+    ) -> list[Leaf]:
         """Add derivatives by variables, and keep their noise if it is asked for.
 
         Args:
@@ -284,7 +286,7 @@ class _SecondPass:
 
     def by_perturbed_parameters(
         self, index: int, slopes: Slopes
-    ) -> tuple[list[Any], list[Any]]:
+    ) -> tuple[list[Leaf], list[Leaf]]:
         """``Σ d u`` over the examples, where u perturbed the parameters."""
         own, parts = slopes.of_block(index), []
         block = self.partition.blocks[index]
@@ -299,8 +301,8 @@ class _SecondPass:
         index: int,
         program: "_Program",
         slopes: Slopes,
-        *inputs: Any,
-    ) -> tuple[list[Any], list[Any]]:
+        *inputs: Leaf,
+    ) -> tuple[list[Leaf], list[Leaf]]:
         """The transpose of the derivative of a block, of what is known of its cut."""
         block = self.partition.blocks[index]
         at_uses = read(self.values, map(self.graph.parameter, block.uses))
@@ -382,12 +384,12 @@ class _SecondPass:
             for j, part in zip(places, parts):
                 self.add({self.graph.parameter(Use(i, j)): part})
 
-    def repeated(self, x: Any) -> Array:
+    def repeated(self, x: Leaf) -> Array:
         """A value that is the same for every example, once for each."""
         return jax.vmap(lambda _: x)(self.slopes.slope)  # and sharded as they are
 
 
-def is_of_all(graph: Graph, atom: Any) -> bool:
+def is_of_all(graph: Graph, atom: Atom) -> bool:
     """Whether a value is the same for every example."""
     return not is_variable(atom) or atom in graph.shared
 
@@ -427,7 +429,7 @@ class _Program:
         axes = [None if v in self.whole.graph.shared else 0 for v in self.read]
         return jax.vmap(self.one, (None, *axes), axis_size=examples)
 
-    def one(self, at_uses: dict[Use, Any], *inputs: Any) -> Any:
+    def one(self, at_uses: dict[Use, Leaf], *inputs: Leaf) -> Any:
         values: Values = dict(zip(self.read, inputs))
         for i in self.numbers:
             eqn = self.whole.eqns[i]

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array, ArrayLike, Inexact, PyTree
+from jaxtyping import Array, ArrayLike, DTypeLike, Inexact, PyTree
 
 from fomoh_jax._hyperdual.channels import (
     ZERO,
@@ -128,7 +128,7 @@ def check_key(key: object) -> None:
     raise TypeError(f"key must be one PRNG key, such as jax.random.key(0); got {got}.")
 
 
-def dtype_of(name: str, leaf: Any) -> Any:
+def dtype_of(name: str, leaf: object) -> DTypeLike:
     """The dtype of a leaf of what is to be differentiated.
 
     Raises:

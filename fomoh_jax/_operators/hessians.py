@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import wraps
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -44,7 +44,7 @@ def hessian(
     *,
     plan: Plan | Literal["auto"] = "auto",
     has_aux: bool = False,
-) -> Callable[..., Any]:
+) -> Callable[..., PyTree]:
     r"""The Hessian of a function.
 
     .. math:: H_{ij} = \frac{\partial^2 f}{\partial x_i \partial x_j}
@@ -97,7 +97,7 @@ def value_grad_and_hessian(
     *,
     plan: Plan | Literal["auto"] = "auto",
     has_aux: bool = False,
-) -> Callable[..., Any]:
+) -> Callable[..., PyTree]:
     r"""Value, gradient and Hessian of a function, in one pass.
 
     .. math:: f(x), \qquad \nabla f(x), \qquad
@@ -148,7 +148,7 @@ def value_grad_and_hessian(
 
 def hessian_diagonal(
     fun: Callable, argnums: int | Sequence[int] = 0, *, has_aux: bool = False
-) -> Callable[..., Any]:
+) -> Callable[..., PyTree]:
     r"""The diagonal of the Hessian of a function, in one forward pass.
 
     .. math:: H_{ii} = \frac{\partial^2 f}{\partial x_i^2}

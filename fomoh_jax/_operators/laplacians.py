@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import wraps
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from jaxtyping import ArrayLike, PyTree
 
@@ -43,7 +43,7 @@ def laplacian(
     weights: ArrayLike | None = None,
     factor: ArrayLike | None = None,
     has_aux: bool = False,
-) -> Callable[..., Any]:
+) -> Callable[..., PyTree]:
     r"""The Laplacian of a function, in one forward pass.
 
     .. math::
@@ -133,7 +133,7 @@ def value_grad_and_laplacian(
     *,
     weights: ArrayLike | None = None,
     has_aux: bool = False,
-) -> Callable[..., Any]:
+) -> Callable[..., PyTree]:
     r"""Value, gradient and Laplacian of a function, in one forward pass.
 
     .. math:: f(x), \qquad \nabla f(x), \qquad \Delta f(x), \quad \text{or} \quad

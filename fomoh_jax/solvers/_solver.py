@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -58,9 +58,9 @@ class Descent:
     """
 
     step: Callable[
-        [QuadraticModel, jax.Array, jax.Array, Outcome, Any], tuple[Step, Any]
+        [QuadraticModel, jax.Array, jax.Array, Outcome, PyTree], tuple[Step, PyTree]
     ]
-    init: Callable[[int], Any] = lambda k: ()
+    init: Callable[[int], PyTree] = lambda k: ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,12 +87,16 @@ class Search:
         is mapped over them by ``jax.vmap``.) ``None`` tries one.
     """
 
-    size: Callable[[Any], Float[Array, ""] | float]
-    learn: Callable[[Outcome, Any], tuple[Any, Any]] = lambda last, state: (True, state)
-    limit: Callable[[Step, Any], tuple[Any, Any]] = lambda step, state: (1.0, state)
-    init: Callable[[], Any] = lambda: ()
+    size: Callable[[PyTree], Float[Array, ""] | float]
+    learn: Callable[[Outcome, PyTree], tuple[Bool[Array, ""] | bool, PyTree]] = (
+        lambda last, state: (True, state)
+    )
+    limit: Callable[[Step, PyTree], tuple[Float[Array, ""] | float, PyTree]] = (
+        lambda step, state: (1.0, state)
+    )
+    init: Callable[[], PyTree] = lambda: ()
     looks_ahead: bool = False
-    fork: Callable[[Any], Any] | None = None
+    fork: Callable[[PyTree], PyTree] | None = None
 
     def __post_init__(self):
         if self.fork is not None and not self.looks_ahead:
@@ -110,8 +114,8 @@ class SolverState(NamedTuple):
       search: that of the search; ``()`` if it has none.
     """
 
-    descent: Any
-    search: Any
+    descent: PyTree
+    search: PyTree
 
 
 @dataclasses.dataclass(frozen=True)

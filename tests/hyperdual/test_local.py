@@ -40,7 +40,7 @@ def pairs(x):
 
 
 def attention(x):
-    q, k, v = (features(x, 6, seed).reshape(8, 2, 3) for seed in range(3))
+    q, k, v = (features(x, 16, seed).reshape(8, 2, 8) for seed in range(3))
     logits = jnp.einsum("ihf,jhf->hij", q, k)
     return jnp.sum(jnp.einsum("hij,jhf->ihf", jax.nn.softmax(logits), v) ** 3)
 

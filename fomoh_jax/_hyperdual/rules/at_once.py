@@ -7,13 +7,12 @@ the tables are those of its operations.
 
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.core import Tracer
+from jax.core import Atom, Tracer
 from jax.extend.core import Jaxpr, Literal, Var, jaxpr_as_fun
 from jaxtyping import Array
 
@@ -84,7 +83,7 @@ def all_steps(
     return at_once
 
 
-def _increment(program: Jaxpr, carry: Var, after: Any) -> int | None:
+def _increment(program: Jaxpr, carry: Var, after: Atom) -> int | None:
     """What is added to an integer of the carry at each step, if it is known."""
     for eqn in program.eqns:
         if any(out is after for out in eqn.outvars) and eqn.primitive.name == "add":
@@ -98,7 +97,7 @@ def _is_integer(aval: Aval) -> bool:
     return not aval.shape and jnp.issubdtype(aval.dtype, jnp.integer)
 
 
-def _only_adds(program: Jaxpr, carry: Var, after: Any) -> bool:
+def _only_adds(program: Jaxpr, carry: Var, after: Atom) -> bool:
     """Whether a part of the carry is only read to add something to it."""
     read = [*(v for eqn in program.eqns for v in eqn.invars), *program.outvars]
     count = lambda variable: sum(v is variable for v in read)
