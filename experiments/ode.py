@@ -177,7 +177,7 @@ def make_contenders() -> dict[str, Contender]:
 
     def kd(k, solver, *fixed):
         return lambda rate, key: fomoh_jax.fomoh_kd(
-            k, *(fixed or [rate]), solver=solver, key=key
+            k, learning_rate=(*fixed, rate)[0], solver=solver, key=key
         )
 
     fgd = lambda rate, key: fomoh_jax.fgd(rate, key=key)

@@ -55,7 +55,9 @@ def rosenbrock(x: jax.Array) -> jax.Array:
 
 def make_contenders(dimension: int, config: Config) -> dict[str, Contender]:
     """What is compared. Only FGD and Adam need a learning rate."""
-    kd = lambda k: Contender(lambda rate, key: fomoh_jax.fomoh_kd(k, rate, key=key))
+    kd = lambda k: Contender(
+        lambda rate, key: fomoh_jax.fomoh_kd(k, learning_rate=rate, key=key)
+    )
     fgd = lambda rate, key: fomoh_jax.fgd(rate, key=key)
     adam = lambda rate, key: optax.chain(backpropagated(), optax.adam(rate))
     return {

@@ -4,9 +4,10 @@ The step is the minimum of the quadratic model in a plane: along the parameters 
 gradient is exact, and along those whose gradient is estimated.
 """
 
+import dataclasses
 import functools
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple
 
 import chex
 import jax
@@ -14,13 +15,15 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from fomoh_jax import directions, solvers
+from fomoh_jax import directions, plans, solvers
 from fomoh_jax._activations.estimate import read_batch
 from fomoh_jax._activations.partition import Blocks
 from fomoh_jax._activations.table import kinds_of_leaves
 from fomoh_jax._hyperdual import QuadraticModel
 from fomoh_jax._hyperdual.mesh_axes import in_shard_map, varying_alike
 from fomoh_jax._transforms import (
+    ScaleByActivityGradientState,
+    ScaleByHyperplaneState,
     check_kind,
     scale_by_activity_gradient,
     scale_by_hyperplane,
@@ -53,6 +56,7 @@ def fomoh_ap(
     every: int = 4,
     direction: optax.GradientTransformation | None = None,
     solver: solvers.Solver | None = None,
+    plan: plans.Plan | Literal["auto"] = "auto",
     key: chex.PRNGKey | int | None = None,
     has_aux: bool = False,
     aux_struct: PyTree = None,
@@ -93,6 +97,7 @@ def fomoh_ap(
       direction: what makes a direction of the estimate, an optax transformation; by
         default the above, of ``optax.scale_by_factored_rms`` and ``optax.ema(0.9)``.
       solver: how far to go, by default ``solvers.self_tuning()``.
+      plan: how the model is computed: see :func:`fomoh_jax.scale_by_hyperplane`.
       key, has_aux, aux_struct: as in :func:`fomoh_jax.scale_by_activity_gradient`.
 
     Returns:
@@ -153,9 +158,10 @@ def fomoh_ap(
     def plane(groups: Groups, parts: int) -> optax.GradientTransformationExtraArgs:
         along = grouped(directions.incoming(), lambda params: groups, lambda params: 2)
         return scale_by_hyperplane(
-            along, solver, per_example=True, parts=parts, every=every
+            along, solver, plan=plan, per_example=True, parts=parts, every=every
         )
 
+    links = _Links(estimate, direction, plane)
     first = estimate(blocks), direction, plane([], 1)
 
     def init_fn(params):
@@ -166,63 +172,114 @@ def fomoh_ap(
     def update_fn(
         updates, state, params=None, *, value_fn=None, batch=None, **extra_args
     ):
-        of_one = loss_of_one(params, value_fn, batch, extra_args)
-        alone = (lambda *args: of_one(*args)[0]) if has_aux else of_one
+        loss = loss_of_one(params, value_fn, batch, extra_args)
         params = jax.tree.map(jnp.asarray, params)
         if in_shard_map():  # both branches of a cond must vary alike
             state, params, batch = varying_alike((state, params, batch))
-        kinds, count = kinds_of_leaves(of_one, params, batch, blocks, has_aux)
-        leaves, structure = jax.tree.flatten(params)
-
-        def step(groups: Groups, blocks: Blocks, links: tuple) -> tuple[PyTree, tuple]:
-            """A step of the leaves that have a group."""
-            estimated, before, planned = links
-
-            def merged(parts, others):
-                parts = iter(parts)
-                pairs = zip(groups, others)
-                return structure.unflatten(
-                    [other if group is None else next(parts) for group, other in pairs]
-                )
-
-            found: Any = estimate(blocks).update(
-                updates,
-                estimated,
-                [x for x, group in zip(leaves, groups) if group is not None],
-                value_fn=lambda parts, example: of_one(merged(parts, leaves), example),
-                batch=batch,
-            )
-            gradient, estimated = found
-            value = estimated.value.astype(links[0].value.dtype)
-            estimated = estimated._replace(value=value)
-            # The gradient is zero where the loss or its derivatives are not finite.
-            usable = jnp.array([jnp.any(x != 0) for x in gradient]).any()
-            gradient = merged(gradient, map(jnp.zeros_like, leaves))
-            along, averaged = direction.update(gradient, before, params)
-            taken, after = plane(groups, parts_of(batch)).update(
-                *(along, planned, params), value_fn=alone, batch=batch, grad=gradient
-            )
-            averaged = _where_moved(params, groups, averaged, before)
-            keep = lambda new, old: jnp.where(usable, new, old)
-            averaged, after = jax.tree.map(keep, (averaged, after), (before, planned))
-            taken = jax.tree.map(lambda x: jnp.where(usable, x, 0), taken)
-            return taken, (estimated, averaged, after)
-
-        *links, effort = state
-        both = functools.partial(step, [GROUPS[kind] for kind in kinds], count)
+        step = _Step(links, updates, params, loss, has_aux, batch)
+        kinds, count = kinds_of_leaves(loss, params, batch, blocks, has_aux)
+        both = functools.partial(step.taken, [GROUPS[kind] for kind in kinds], count)
+        *states, effort = state
+        states = _States(*states)
         if {"exact", "estimated"}.issubset(kinds):
             exact = [0 if kind == "exact" else None for kind in kinds]
-            last = functools.partial(step, exact, 1)
-            takes_both, done = effort.due >= 1, links[-1].steps
-            taken, links = jax.lax.cond(takes_both, both, last, tuple(links))
-            *_, planned = links
+            last = functools.partial(step.taken, exact, 1)
+            takes_both, done = effort.due >= 1, states.plane.steps
+            taken, states = jax.lax.cond(takes_both, both, last, states)
+            planned = states.plane
             ended = (planned.steps > done) & (planned.steps % every == 0)
             effort = reconsidered(effort, takes_both, planned.model, ended)
         else:
-            taken, links = both(tuple(links))
-        return jax.tree.map(jnp.negative, taken), (*links, effort)
+            taken, states = both(states)
+        return jax.tree.map(jnp.negative, taken), (*states, effort)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+class _Links(NamedTuple):
+    """The links that a step goes through, by what they depend on.
+
+    Attributes:
+      estimate: of the gradient, by the number of blocks.
+      direction: what makes a direction of the estimate.
+      plane: how far to go, by the groups of the leaves, and by the number of parts of
+        the batch in which the model is computed.
+    """
+
+    estimate: Callable[[Blocks], optax.GradientTransformationExtraArgs]
+    direction: optax.GradientTransformation
+    plane: Callable[[Groups, int], optax.GradientTransformationExtraArgs]
+
+
+class _States(NamedTuple):
+    """Those of the links."""
+
+    estimate: ScaleByActivityGradientState
+    direction: PyTree
+    plane: ScaleByHyperplaneState
+
+
+@dataclasses.dataclass(frozen=True)
+class _Step:
+    """What all steps of an update have in common, whichever leaves they move."""
+
+    links: _Links
+    updates: PyTree
+    params: PyTree
+    loss_of_one: Callable
+    has_aux: bool
+    batch: PyTree
+
+    def taken(
+        self, groups: Groups, blocks: Blocks, states: _States
+    ) -> tuple[PyTree, _States]:
+        """A step of the leaves that have a group, and the states after it."""
+        gradient, estimated = self.gradient(groups, blocks, states.estimate)
+        along, averaged = self.links.direction.update(
+            gradient, states.direction, self.params
+        )
+        alone = lambda *args: self.loss_of_one(*args)[0]
+        step, after = self.links.plane(groups, parts_of(self.batch)).update(
+            along,
+            states.plane,
+            self.params,
+            value_fn=alone if self.has_aux else self.loss_of_one,
+            batch=self.batch,
+            grad=gradient,
+        )
+        averaged = _where_moved(self.params, groups, averaged, states.direction)
+        # The gradient is zero where the loss or its derivatives are not finite.
+        usable = jnp.array([jnp.any(x != 0) for x in jax.tree.leaves(gradient)]).any()
+        keep = lambda new, old: jnp.where(usable, new, old)
+        averaged, after = jax.tree.map(keep, (averaged, after), states[1:])
+        step = jax.tree.map(lambda x: jnp.where(usable, x, 0), step)
+        return step, _States(estimated, averaged, after)
+
+    def gradient(
+        self, groups: Groups, blocks: Blocks, state: ScaleByActivityGradientState
+    ) -> tuple[PyTree, ScaleByActivityGradientState]:
+        """The estimate by the leaves that have a group; zero for the others."""
+        leaves, structure = jax.tree.flatten(self.params)
+
+        def merged(parts, others):
+            parts = iter(parts)
+            pairs = zip(groups, others)
+            return structure.unflatten(
+                [other if group is None else next(parts) for group, other in pairs]
+            )
+
+        loss = lambda parts, example: self.loss_of_one(merged(parts, leaves), example)
+        found: Any = self.links.estimate(blocks).update(
+            self.updates,
+            state,
+            [x for x, group in zip(leaves, groups) if group is not None],
+            value_fn=loss,
+            batch=self.batch,
+        )
+        gradient, estimated = found
+        value = estimated.value.astype(state.value.dtype)
+        zeros = map(jnp.zeros_like, leaves)
+        return merged(gradient, zeros), estimated._replace(value=value)
 
 
 def parts_of(batch: PyTree) -> int:

@@ -58,6 +58,7 @@ def fgd(
 def fomoh(
     learning_rate: optax.ScalarOrSchedule,
     *,
+    plan: plans.Plan | Literal["auto"] = "auto",
     key: chex.PRNGKey | int | None = None,
     has_aux: bool = False,
     aux_struct: PyTree = None,
@@ -70,7 +71,7 @@ def fomoh(
     Args:
       learning_rate: :math:`\eta`, a number or a schedule; 1 goes to the minimum along
         the line.
-      key, has_aux, aux_struct: as in :func:`fomoh_jax.scale_by_hyperplane`.
+      plan, key, has_aux, aux_struct: as in :func:`fomoh_jax.scale_by_hyperplane`.
 
     Returns:
       A gradient transformation whose ``update`` takes ``value_fn``.
@@ -96,6 +97,7 @@ def fomoh(
             directions.gaussian(1),
             solvers.saddle_free(),
             key=key,
+            plan=plan,
             has_aux=has_aux,
             aux_struct=aux_struct,
         ),
@@ -105,8 +107,8 @@ def fomoh(
 
 def fomoh_kd(
     k: int,
-    learning_rate: optax.ScalarOrSchedule | None = None,
     *,
+    learning_rate: optax.ScalarOrSchedule | None = None,
     solver: solvers.Solver | None = None,
     plan: plans.Plan | Literal["auto"] = "auto",
     key: chex.PRNGKey | int | None = None,
@@ -129,8 +131,7 @@ def fomoh_kd(
       solver: how the k×k system is solved; by default ``solvers.self_tuning()`` without
         a learning rate, and the paper's ``solvers.newton()`` with one. The steps of a
         solver without a learning rate are taken whole.
-      plan, key, has_aux, aux_struct: as in
-        :func:`fomoh_jax.scale_by_hyperplane`.
+      plan, key, has_aux, aux_struct: as in :func:`fomoh_jax.scale_by_hyperplane`.
 
     Returns:
       A gradient transformation whose ``update`` takes ``value_fn``.
@@ -170,6 +171,7 @@ def fomoh_kd(
 def fomoh_bp(
     learning_rate: optax.ScalarOrSchedule,
     *,
+    plan: plans.Plan | Literal["auto"] = "auto",
     has_aux: bool = False,
     aux_struct: PyTree = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -181,7 +183,7 @@ def fomoh_bp(
     Args:
       learning_rate: :math:`\eta`, a number or a schedule; 1 goes to the minimum along
         the gradient.
-      has_aux, aux_struct: as in :func:`fomoh_jax.scale_by_hyperplane`.
+      plan, has_aux, aux_struct: as in :func:`fomoh_jax.scale_by_hyperplane`.
 
     Returns:
       A gradient transformation whose ``update`` takes the gradient as updates, and
@@ -206,6 +208,7 @@ def fomoh_bp(
         scale_by_hyperplane(
             directions.incoming(),
             solvers.saddle_free(),
+            plan=plan,
             has_aux=has_aux,
             aux_struct=aux_struct,
         ),

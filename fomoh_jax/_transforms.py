@@ -1,41 +1,39 @@
 """Gradient transformations that make their own gradients, by forward passes."""
 
-from collections.abc import Callable, Sequence
+import functools
 from typing import Any, Literal, NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Float, PyTree
 
 from fomoh_jax import plans
 from fomoh_jax._activations import forward_value_and_grad
 from fomoh_jax._activations.estimate import check_blocks
 from fomoh_jax._activations.partition import Blocks
-from fomoh_jax._hyperdual import (
-    QuadraticModel,
-    directional_derivatives,
-    quadratic_model,
-)
+from fomoh_jax._hyperdual import QuadraticModel, directional_derivatives
 from fomoh_jax._hyperdual.arguments import check_size
-from fomoh_jax._hyperdual.mesh_axes import in_shard_map, varies_along, varying_alike
 from fomoh_jax._hyperdual.plans.auto import chosen
-from fomoh_jax._hyperplane import combination, gram, slopes
+from fomoh_jax._hyperplane import combination
+from fomoh_jax._hyperplane_step import (
+    Hyperplane,
+    ScaleByHyperplaneState,
+    by_model,
+    either,
+    without_model,
+)
 from fomoh_jax._keys import key_source, split
 from fomoh_jax._value_fn import (
-    check_call,
-    check_keywords,
+    batch_loss,
     loss_of_one,
-    mean_loss,
-    outputs_in_use,
     outputs_of,
-    scalar_loss,
     solve_dtype,
+    whole_loss,
 )
 from fomoh_jax.directions import Directions
-from fomoh_jax.solvers import Outcome, Solver, SolverState, newton
-from fomoh_jax.solvers._solver import predicted_reduction
+from fomoh_jax.solvers import Solver, newton
 
 
 class ScaleByForwardGradientState(NamedTuple):
@@ -68,44 +66,6 @@ class ScaleByActivityGradientState(NamedTuple):
 
     key: Any
     value: Float[Array, ""]
-    aux: PyTree
-
-
-class ScaleByHyperplaneState(NamedTuple):
-    """State of :func:`scale_by_hyperplane`.
-
-    Attributes:
-      key: PRNG key of the next step's directions; ``None`` if they are not random.
-      model: value, slope ``[k]`` and curvature ``[k, k]`` of the last step; zeros
-        before the first.
-      coefficients: ``[k]``, the last step with a model along each direction, before
-        any learning rate; zero if the search refused it.
-      lengths: ``[k]``, those of the directions then.
-      predicted_reduction: by how much the model falls on the last step, taken whole.
-      actual_reduction: by how much the loss fell: on the last step and the same batch,
-        where the search looks ahead; otherwise from the last model to this one, on the
-        steps between the two and another batch. 0 before it is known. Both reductions
-        are NaN after a loss that was not finite.
-      steps: how many updates were made, int32.
-      accepted: how many of them moved the parameters, int32: those with a finite loss
-        and a step that is not zero and that the search did not refuse.
-      directions_state: that of the source of directions.
-      solver_state: that of the descent and of the search, such as the step size or
-        the radius.
-      aux: what ``value_fn`` returned beside the value, with ``has_aux``; otherwise
-        ``None``.
-    """
-
-    key: Any
-    model: QuadraticModel
-    coefficients: Float[Array, " k"]
-    lengths: Float[Array, " k"]
-    predicted_reduction: Float[Array, ""]
-    actual_reduction: Float[Array, ""]
-    steps: Int[Array, ""]
-    accepted: Int[Array, ""]
-    directions_state: PyTree
-    solver_state: SolverState
     aux: PyTree
 
 
@@ -179,9 +139,7 @@ def scale_by_forward_gradient(
         )
 
     def update_fn(updates, state, params=None, *, value_fn=None, **extra_args):
-        value_fn = check_call(params, value_fn, extra_args)
-        check_keywords([value_fn], extra_args)
-        loss = scalar_loss(value_fn, extra_args, has_aux)
+        loss = whole_loss(params, value_fn, extra_args, has_aux)
         dtype = solve_dtype(params)
         next_key, sample_key = split(state.key)
         memory = directions.advance(state.directions_state, params)
@@ -411,7 +369,7 @@ def scale_by_hyperplane(
             key=first_key(params),
             model=QuadraticModel(zeros(), zeros(k), zeros(k, k)),
             coefficients=zeros(k),
-            lengths=zeros(k),
+            lengths=zeros(k) if every > 1 else (),
             predicted_reduction=zeros(),
             actual_reduction=zeros(),
             steps=jnp.zeros((), jnp.int32),
@@ -424,103 +382,29 @@ def scale_by_hyperplane(
     def update_fn(
         updates, state, params=None, *, value_fn=None, outputs_fn=None, **extra_args
     ):
-        grad = extra_args.pop("grad", None) if every > 1 else None
-        if grad is not None and not _alike(grad, params):
-            raise ValueError(
-                "grad must be like the parameters, "
-                f"{jax.tree.map(jnp.shape, params)}; got "
-                f"{jax.tree.map(jnp.shape, grad)}."
-            )
-        functions = outputs_in_use(curvature, outputs_fn)
+        gradient = extra_args.pop("grad", None) if every > 1 else None
+        _check_gradient(gradient, params)
+        outputs = outputs_of(curvature, outputs_fn, extra_args)
         if per_example:
-            batch = extra_args.get("batch")
-            others = {k: v for k, v in extra_args.items() if k != "batch"}
-            of_one = loss_of_one(params, value_fn, batch, others)
-            loss = mean_loss(of_one, batch, has_aux, parts)
+            loss = batch_loss(params, value_fn, extra_args, has_aux, parts)
         else:
-            value_fn = check_call(params, value_fn, extra_args)
-            check_keywords([value_fn, *functions], extra_args)
-            loss = scalar_loss(value_fn, extra_args, has_aux)
+            loss = whole_loss(params, value_fn, extra_args, has_aux, outputs_fn)
         if extra_args:
             way.check_closure()
-        dtype = solve_dtype(params)
         next_key, sample_key = split(state.key)
         memory = directions.advance(state.directions_state, params)
         vectors = directions.draw(sample_key, params, updates, memory)
 
-        def measured(state):
-            """A step to the minimum of the model here."""
-            point, moved, whole = params, vectors, loss
-            if curvature == "gauss_newton":
-                outputs = outputs_of(outputs_fn, extra_args)
-                point, moved = directional_derivatives(outputs, (params,), (vectors,))
-                whole = lambda params: loss(outputs(params))
-            model, aux = quadratic_model(
-                loss, (point,), (moved,), plan=way, has_aux=True
-            )
-            model = jax.tree.map(lambda x: x.astype(dtype), model)
-            expected, actual = state.predicted_reduction, state.actual_reduction
-            if not solver.search.looks_ahead:
-                expected = every * expected  # of all the steps since the last model
-                actual = jnp.where(state.steps > 0, state.model.value - model.value, 0)
-            last = Outcome(state.model.value, expected, actual)
-            metric = gram(vectors, dtype, after=model.value)
-            along = lambda coefficients: combination(coefficients, vectors, dtype)
-
-            def fall(coefficients):
-                step = along(coefficients)
-                ahead, _ = whole(jax.tree.map(jnp.subtract, params, step))
-                return model.value - ahead.astype(dtype)
-
-            known = model, metric, state.solver_state, last
-            if solver.search.looks_ahead:
-                coefficients, solver_state, actual = solver.solve_ahead(*known, fall)
-            else:
-                coefficients, solver_state = solver.solve(*known)
-            step = along(coefficients)
-            predicted = predicted_reduction(model, coefficients)
-            if solver.search.looks_ahead:
-                outcome = Outcome(model.value, predicted, actual)
-                taken, solver_state = solver.judge(outcome, solver_state)
-                coefficients = jnp.where(taken, coefficients, 0)
-                step = jax.tree.map(lambda s: jnp.where(taken, s, 0), step)
-            return step, state._replace(
-                model=model,
-                coefficients=coefficients,
-                lengths=jnp.sqrt(jnp.diagonal(metric)),
-                predicted_reduction=predicted,
-                actual_reduction=actual,
-                solver_state=solver_state,
-                aux=aux,
-            )
-
-        def held(state):
-            """A step with the coefficients of the last model, at most as long."""
-            lengths = jnp.sqrt(jnp.diagonal(gram(vectors, dtype)))
-            longer = lengths > state.lengths
-            shortened = jnp.where(longer, state.lengths / lengths, 1)
-            coefficients = shortened * state.coefficients
-            if grad is not None:
-                downhill = coefficients * slopes(grad, vectors, dtype) > 0
-                coefficients = jnp.where(downhill, coefficients, 0)
-            return combination(coefficients, vectors, dtype), state
-
+        plane = Hyperplane(params, vectors, loss, outputs, solve_dtype(params))
+        with_model = functools.partial(by_model, plane, solver, way, every)
         if every == 1:
-            step, state = measured(state)
+            step, state = with_model(state)
         else:
-            if has_aux and state.aux is None:  # the first step is measured
-                _, after = jax.eval_shape(measured, state)
+            if has_aux and state.aux is None:  # the first step has a model
+                _, after = jax.eval_shape(with_model, state)
                 state = state._replace(aux=_zeros(after.aux))
-            due = state.steps % every == 0
-            branches = measured, held
-            if in_shard_map():
-                axes = _varying_after(branches, state)
-                state = varying_alike(state, axes)
-                branches = [
-                    lambda state, branch=branch: varying_alike(branch(state), axes)
-                    for branch in branches
-                ]
-            step, state = jax.lax.cond(due, *branches, state)
+            without = functools.partial(without_model, plane, gradient)
+            step, state = either(state.steps % every == 0, (with_model, without), state)
         accepted = jnp.any(state.coefficients != 0)
         return step, state._replace(
             key=next_key,
@@ -541,22 +425,14 @@ def check_kind(name: str, value: object, kind: type, such_as: str) -> None:
         )
 
 
-def _varying_after(
-    branches: Sequence[Callable[[PyTree], PyTree]], state: PyTree
-) -> frozenset[str]:
-    """Along which axes of a mesh the state varies after one of several branches."""
-    before, axes = None, varies_along(state)
-    while axes != before:
-        before = axes
-        for branch in branches:
-            after = jax.eval_shape(branch, varying_alike(state, axes))
-            axes |= varies_along(after)
-    return axes
-
-
-def _alike(tree: PyTree, params: PyTree) -> bool:
+def _check_gradient(gradient: PyTree, params: PyTree) -> None:
+    """Refuse a gradient that is not like the parameters."""
     kind = lambda t: (jax.tree.structure(t), [jnp.shape(x) for x in jax.tree.leaves(t)])
-    return kind(tree) == kind(params)
+    if gradient is not None and kind(gradient) != kind(params):
+        raise ValueError(
+            f"grad must be like the parameters, {jax.tree.map(jnp.shape, params)}; got "
+            f"{jax.tree.map(jnp.shape, gradient)}."
+        )
 
 
 def _zeros(struct: PyTree) -> PyTree:

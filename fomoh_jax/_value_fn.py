@@ -58,20 +58,6 @@ def check_keywords(
         )
 
 
-def outputs_in_use(curvature: str, outputs_fn: Callable | None) -> list[Callable]:
-    """``outputs_fn``, if there is one and it is asked for.
-
-    Raises:
-      TypeError: if it is there, and not asked for.
-    """
-    if outputs_fn is not None and curvature != "gauss_newton":
-        raise TypeError(
-            'outputs_fn is for curvature="gauss_newton"; got it with '
-            f"curvature={curvature!r}."
-        )
-    return [] if outputs_fn is None else [outputs_fn]
-
-
 def scalar_loss(
     value_fn: Callable, extra_args: dict[str, Any], has_aux: bool
 ) -> Callable:
@@ -115,6 +101,38 @@ def loss_of_one(
     return lambda params, example: value_fn(params, example, **keywords)
 
 
+def whole_loss(
+    params: PyTree,
+    value_fn: Callable | None,
+    extra_args: dict[str, Any],
+    has_aux: bool,
+    other: Callable | None = None,
+) -> Callable:
+    """``value_fn`` as a function of the parameters alone that returns a pair.
+
+    Raises:
+      TypeError, ValueError: if ``update`` was not given what it cannot do without, or
+        was given what neither ``value_fn`` nor the other function takes.
+    """
+    value_fn = check_call(params, value_fn, extra_args)
+    check_keywords([value_fn] if other is None else [value_fn, other], extra_args)
+    return scalar_loss(value_fn, extra_args, has_aux)
+
+
+def batch_loss(
+    params: PyTree,
+    value_fn: Callable | None,
+    extra_args: dict[str, Any],
+    has_aux: bool,
+    parts: int,
+) -> Callable:
+    """The mean of the loss of one example over ``batch``, by the parameters alone."""
+    batch = extra_args.get("batch")
+    others = {k: v for k, v in extra_args.items() if k != "batch"}
+    of_one = loss_of_one(params, value_fn, batch, others)
+    return mean_loss(of_one, batch, has_aux, parts)
+
+
 def mean_loss(
     loss_of_one: Callable, batch: PyTree, has_aux: bool, parts: int = 1
 ) -> Callable:
@@ -144,8 +162,21 @@ def mean_loss(
     return loss
 
 
-def outputs_of(outputs_fn: Callable | None, extra_args: dict[str, Any]) -> Callable:
-    """``outputs_fn`` as a function of the parameters alone."""
+def outputs_of(
+    curvature: str, outputs_fn: Callable | None, extra_args: dict[str, Any]
+) -> Callable | None:
+    """``outputs_fn`` as a function of the parameters alone; ``None`` if not asked for.
+
+    Raises:
+      TypeError, ValueError: if it is there and not asked for, or asked for and missing.
+    """
+    if curvature != "gauss_newton":
+        if outputs_fn is None:
+            return None
+        raise TypeError(
+            'outputs_fn is for curvature="gauss_newton"; got it with '
+            f"curvature={curvature!r}."
+        )
     if outputs_fn is None:
         raise ValueError(
             'curvature="gauss_newton" needs the loss in two parts: call '

@@ -101,7 +101,7 @@ def test_fgd_is_the_directional_derivative_times_the_direction():
 @pytest.mark.slow
 def test_fomoh_kd_with_k_equal_to_d_is_newton_s_method():
     x = jnp.array([-1.2, 1.0, 0.3, 0.8])
-    tx = fomoh_jax.fomoh_kd(4, 1.0)
+    tx = fomoh_jax.fomoh_kd(4, learning_rate=1.0)
     state = tx.init(x)
     step = jax.jit(functools.partial(tx.update, value_fn=rosenbrock))
     newton = x
@@ -144,7 +144,10 @@ def test_the_building_blocks_in_a_chain_with_decay_clipping_and_a_schedule(name)
 @pytest.mark.slow
 def test_schedules_set_the_learning_rate():
     schedule = optax.piecewise_constant_schedule(1.0, {1: 0.5})
-    tx, plain = fomoh_jax.fomoh_kd(3, schedule), fomoh_jax.fomoh_kd(3, 1.0)
+    tx, plain = (
+        fomoh_jax.fomoh_kd(3, learning_rate=schedule),
+        fomoh_jax.fomoh_kd(3, learning_rate=1.0),
+    )
     states = tx.init(PARAMS), plain.init(PARAMS)
     step = [jax.jit(functools.partial(t.update, value_fn=loss)) for t in (tx, plain)]
     for factor in (1.0, 0.5):
@@ -177,21 +180,22 @@ def test_under_inject_hyperparams():
     plain = run(fomoh_jax.fomoh(0.05), steps=3)[0]
     assert run(inject(optax.constant_schedule(0.05)), steps=3)[0] == plain
     with pytest.raises(TypeError, match='static_args="k"'):
-        optax.inject_hyperparams(fomoh_jax.fomoh_kd)(2, 0.1).init(PARAMS)
+        optax.inject_hyperparams(fomoh_jax.fomoh_kd)(k=2).init(PARAMS)
 
 
 @pytest.mark.slow
 def test_around_and_inside_other_transformations():
     # These look at the updates that come in, so they need a tree and not None.
     zeros = jax.tree.map(jnp.zeros_like, PARAMS)
-    wrapped = optax.apply_if_finite(fomoh_jax.fomoh_kd(3, 1.0), 3)
+    wrapped = optax.apply_if_finite(fomoh_jax.fomoh_kd(3, learning_rate=1.0), 3)
     state = wrapped.init(PARAMS)
     updates, _ = wrapped.update(zeros, state, PARAMS, value_fn=loss, target=TARGET)
     assert loss(optax.apply_updates(PARAMS, updates), TARGET) < loss(PARAMS, TARGET)
 
     mask = {"a": False, "b": True}
     tx = optax.chain(
-        fomoh_jax.fomoh_kd(3, 0.5), optax.masked(optax.set_to_zero(), mask)
+        fomoh_jax.fomoh_kd(3, learning_rate=0.5),
+        optax.masked(optax.set_to_zero(), mask),
     )
     _, params, _ = run(tx, use_grads=False)
     assert params["b"] == PARAMS["b"]
@@ -245,7 +249,7 @@ def test_states_and_runs_vmap_over_keys():
     fun = mlp(jnp.tanh)[0]
 
     def final(key):
-        tx = fomoh_jax.fomoh_kd(2, 0.5, key=key)
+        tx = fomoh_jax.fomoh_kd(2, learning_rate=0.5, key=key)
 
         def step(carry, _):
             params, state = carry

@@ -58,7 +58,7 @@ OPTIMISERS = {
     "fomoh_kd(2)": fj.fomoh_kd(2, key=1),
     "fomoh_kd(5), more than there are parameters": fj.fomoh_kd(5, key=1),
     "fomoh_kd(2, 1), saddle_free": fj.fomoh_kd(
-        2, 1.0, solver=solvers.saddle_free(), key=1
+        2, learning_rate=1.0, solver=solvers.saddle_free(), key=1
     ),
     "fomoh(0.3)": fj.fomoh(0.3, key=1),
     "fomoh_bp(0.3)": fj.fomoh_bp(0.3),

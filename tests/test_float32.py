@@ -437,7 +437,9 @@ OPTIMISERS = {
     "fgd": Optimiser(fomoh_jax.fgd(1.0, k=3), 3, lambda slope, _: slope / 3),
     "fomoh": Optimiser(fomoh_jax.fomoh(1.0), 1, absolute_newton),
     "fomoh_kd": Optimiser(
-        fomoh_jax.fomoh_kd(3, 1.0), 3, lambda slope, c: np.linalg.solve(c, slope)
+        fomoh_jax.fomoh_kd(3, learning_rate=1.0),
+        3,
+        lambda slope, c: np.linalg.solve(c, slope),
     ),
     "fomoh_bp": Optimiser(fomoh_jax.fomoh_bp(1.0), 1, absolute_newton),
 }

@@ -298,3 +298,21 @@ def test_arguments_out_of_range_are_refused():
         searches.gain_ratio(2.0, largest=1.0)
     with pytest.raises(ValueError, match="fork is for a search that looks ahead"):
         solvers.Search(lambda state: 1.0, fork=lambda state: state)
+
+
+def test_a_search_that_looks_ahead_is_never_told_what_is_not_finite():
+    told = lambda last, state: (True, state + last.actual)
+    search = solvers.Search(
+        lambda state: 1.0, told, init=lambda: jnp.zeros(()), looks_ahead=True
+    )
+    solver = Solver(descents.newton(), search)
+    model = QuadraticModel(jnp.array(3.0), jnp.ones(2), jnp.eye(2))
+    none = Outcome(*jnp.zeros(3))
+    for fall, taken, rose in ((0.5, True, -0.5), (np.nan, False, 4.0)):
+        attempt, state = solver.attempt(
+            model, jnp.eye(2), solver.init(2), none, lambda step: jnp.array(fall)
+        )
+        assert attempt.taken == taken
+        np.testing.assert_array_equal(attempt.coefficients, 1)
+        # By the value, and by what the model falls: 3 + 1.
+        np.testing.assert_allclose(state.search, -rose)

@@ -71,7 +71,7 @@ OPTIMISERS = {
     "fgd(rate)": functools.partial(fj.fgd, 0.05),
     "fomoh(rate)": functools.partial(fj.fomoh, 0.5),
     "fomoh_kd(k)": functools.partial(fj.fomoh_kd, 2),
-    "fomoh_kd(k, rate)": functools.partial(fj.fomoh_kd, 2, 0.5),
+    "fomoh_kd(k, rate)": functools.partial(fj.fomoh_kd, 2, learning_rate=0.5),
     "fomoh_bp(rate)": functools.partial(fj.fomoh_bp, 0.5),
     "fomoh_ap()": per_example(fj.fomoh_ap),
     "by activities": per_example(by_activities),
@@ -588,7 +588,7 @@ def test_hyperparameters_are_injected_whatever_the_key(alias, kind):
     if kind != "default":
         plain = {"fgd": fj.fgd(0.05, **key), "fomoh": fj.fomoh(0.5, **key)}
         kd = {"fomoh_kd": fj.fomoh_kd(2, **key)}
-        rated = {"fomoh_kd with a rate": fj.fomoh_kd(2, 0.5, **key)}
+        rated = {"fomoh_kd with a rate": fj.fomoh_kd(2, learning_rate=0.5, **key)}
         bare = {**plain, **kd, **rated}[alias]
         assert_same(carry[1].inner_state, bare.init(PARAMS))
 

@@ -233,7 +233,7 @@ def test_parameters_keep_their_dtype_and_the_system_is_solved_in_float32(dtype):
 
 
 def test_value_fn_gets_what_it_names_and_not_what_others_need():
-    tx = fomoh_jax.fomoh_kd(3, 1.0)
+    tx = fomoh_jax.fomoh_kd(3, learning_rate=1.0)
     state = tx.init(PARAMS)
     target = jnp.array([1.0, 2.0, 3.0])
 
@@ -311,7 +311,7 @@ def test_a_non_finite_incoming_update_gives_a_zero_step():
 @pytest.mark.parametrize("solver", ["newton", "saddle_free", "damped"])
 @pytest.mark.parametrize("loss", [lambda x: jnp.sum(x), lambda x: 0.0 * jnp.sum(x)])
 def test_an_all_zero_hessian_gives_a_finite_step(solver, loss):
-    tx = fomoh_jax.fomoh_kd(2, 1.0, solver=getattr(solvers, solver)())
+    tx = fomoh_jax.fomoh_kd(2, learning_rate=1.0, solver=getattr(solvers, solver)())
     updates, state = tx.update(None, tx.init(PARAMS), PARAMS, value_fn=loss)
     assert np.all(np.isfinite(updates))
     # There is no reduction to report before the second model.
@@ -322,14 +322,14 @@ def test_an_all_zero_hessian_gives_a_finite_step(solver, loss):
 @pytest.mark.slow
 def test_more_directions_than_parameters_is_singular_and_finite():
     for solver in (solvers.newton(), solvers.saddle_free(), solvers.damped()):
-        tx = fomoh_jax.fomoh_kd(5, 1.0, solver=solver)
+        tx = fomoh_jax.fomoh_kd(5, learning_rate=1.0, solver=solver)
         updates, _ = updated(tx, value_fn=quadratic)
         assert np.all(np.isfinite(updates))
         assert quadratic(PARAMS + updates) < quadratic(PARAMS)
 
 
 def update(params=PARAMS, value_fn=quadratic, updates=None, tx=None, **kwargs):
-    tx = fomoh_jax.fomoh_kd(2, 1.0) if tx is None else tx
+    tx = fomoh_jax.fomoh_kd(2, learning_rate=1.0) if tx is None else tx
     state = tx.init(PARAMS)
     return tx.update(updates, state, params, value_fn=value_fn, **kwargs)
 
@@ -355,7 +355,7 @@ def test_a_loss_that_is_no_real_scalar_is_refused():
 
 
 def test_parameters_that_are_no_real_numbers_are_refused():
-    tx = fomoh_jax.fomoh_kd(2, 1.0)
+    tx = fomoh_jax.fomoh_kd(2, learning_rate=1.0)
     with pytest.raises(TypeError, match=r"params\['n'\] has dtype int64"):
         tx.init({"n": jnp.array(1), "x": PARAMS})
     with pytest.raises(TypeError, match=r"params\['z'\] has dtype complex128"):
@@ -365,7 +365,7 @@ def test_parameters_that_are_no_real_numbers_are_refused():
 
 
 def test_masked_parameters_are_refused_with_a_way_out():
-    tx = optax.masked(fomoh_jax.fomoh_kd(2, 1.0), {"a": True, "b": False})
+    tx = optax.masked(fomoh_jax.fomoh_kd(2, learning_rate=1.0), {"a": True, "b": False})
     with pytest.raises(
         TypeError, match=r"params\['b'\] is masked out.*directions\.masked"
     ):
@@ -374,9 +374,9 @@ def test_masked_parameters_are_refused_with_a_way_out():
 
 def test_sizes_are_checked_at_construction():
     with pytest.raises(ValueError, match="k must be at least 1"):
-        fomoh_jax.fomoh_kd(0, 1.0)
+        fomoh_jax.fomoh_kd(0, learning_rate=1.0)
     with pytest.raises(ValueError, match="chunk_size must be at least 1"):
-        fomoh_jax.fomoh_kd(1, 1.0, plan=plans.forward(0))
+        fomoh_jax.fomoh_kd(1, learning_rate=1.0, plan=plans.forward(0))
 
 
 def test_keys_may_be_seeds_typed_or_legacy():

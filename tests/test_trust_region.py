@@ -121,16 +121,15 @@ def test_a_state_of_another_number_of_directions_is_refused():
 def test_of_steps_alike_to_rounding_the_first_that_lowers_the_loss_is_taken(rise):
     # They lower it by less than rounding, but for the first, or by what is alike.
     model = QuadraticModel(jnp.array(1e3), jnp.ones(1), jnp.eye(1))
-    solver = solvers.trust_region(1.0, tries=3)
+    solver, none = solvers.trust_region(1.0, tries=3), solvers.Outcome(*jnp.zeros(3))
     lengths = []
     small, alike = 1e-12, 1.5e-12
     for falls in ([-rise, small, alike], [small, alike, -rise], [-rise, -rise, -rise]):
         fall = lambda kappa: jnp.select(
             [kappa[0] == 1, kappa[0] < 1], [falls[0], falls[1]], falls[2]
         )
-        start = solver.init(1)
-        kappa, _, _ = solver.solve_ahead(model, jnp.eye(1), start, None, fall)
-        lengths.append(float(kappa[0]))
+        attempt, _ = solver.attempt(model, jnp.eye(1), solver.init(1), none, fall)
+        lengths.append(float(attempt.coefficients[0]))
     np.testing.assert_allclose(lengths, [1 / 3, 1.0, 1.0])
 
 

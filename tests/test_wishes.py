@@ -273,7 +273,9 @@ def test_minima_through_a_while_loop():
 def test_newton_s_step_by_as_many_directions_as_parameters():
     matrix = forward_hessian(orbit_loss)(AWAY)
     slope = jax.jit(jax.jacfwd(orbit_loss))(AWAY)
-    moved, _ = run(fomoh_jax.fomoh_kd(2, 1.0), AWAY, 1, value_fn=orbit_loss)
+    moved, _ = run(
+        fomoh_jax.fomoh_kd(2, learning_rate=1.0), AWAY, 1, value_fn=orbit_loss
+    )
     assert_close(moved, AWAY - jnp.linalg.solve(matrix, slope), rtol=SMOOTH)
 
 

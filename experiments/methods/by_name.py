@@ -1,6 +1,5 @@
 """The optimisers of the studies, by name, with learning rates found by experiment."""
 
-import functools
 from typing import Any
 
 import optax
@@ -44,7 +43,7 @@ def make_method(
     makers = {
         "fgd": fomoh_jax.fgd,
         "fomoh": fomoh_jax.fomoh,
-        "fomoh_kd": functools.partial(fomoh_jax.fomoh_kd, k),
+        "fomoh_kd": lambda rate: fomoh_jax.fomoh_kd(k, learning_rate=rate),
         "fomoh_bp": fomoh_jax.fomoh_bp,
         "sgd": optax.sgd,
         "adam": optax.adam,

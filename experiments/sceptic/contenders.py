@@ -119,7 +119,7 @@ CONTENDERS = {
     "EGGROLL": Contender(chained(methods.eggroll, sgd), 3e-3),
     "FoMoH": Contender(lambda rate, *_: methods.of_mean(fomoh_jax.fomoh(rate)), 0.3),
     f"FoMoH-KD({K})": Contender(
-        lambda rate, *_: methods.of_mean(fomoh_jax.fomoh_kd(K, rate)), 0.3
+        lambda rate, *_: methods.of_mean(fomoh_jax.fomoh_kd(K, learning_rate=rate)), 0.3
     ),
     f"fomoh_kd({K})": Contender(
         without_rate(lambda: methods.of_mean(fomoh_jax.fomoh_kd(K)))

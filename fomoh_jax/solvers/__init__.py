@@ -20,6 +20,7 @@ from fomoh_jax.solvers._combinations import (
     trust_region,
 )
 from fomoh_jax.solvers._solver import (
+    Attempt,
     Descent,
     Outcome,
     Search,
@@ -29,6 +30,7 @@ from fomoh_jax.solvers._solver import (
 )
 
 __all__ = [
+    "Attempt",
     "Descent",
     "Outcome",
     "Search",

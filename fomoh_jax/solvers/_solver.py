@@ -14,7 +14,9 @@ from fomoh_jax._hyperdual import QuadraticModel
 class Outcome(NamedTuple):
     """How a step came out, whether or not it was taken.
 
-    All numbers are 0 before the first step, and where a number was not finite.
+    All numbers are finite. They are 0 before the first step, and after a model that was
+    not finite. Where a search looks ahead to a loss that is not finite, the loss counts
+    as larger by ``|value| + |predicted|``.
 
     Attributes:
       value: the loss that the step started from.
@@ -40,6 +42,21 @@ class Step(NamedTuple):
     coefficients: Float[Array, " k"]
     length: Float[Array, ""]
     size: Float[Array, ""]
+
+
+class Attempt(NamedTuple):
+    """A step ``-Vκ``, and what is known of it before it is taken.
+
+    Attributes:
+      coefficients: ``κ``.
+      taken: whether to take the step.
+      outcome: of this step, if the search looks ahead; otherwise the actual reduction
+        is that of the step before.
+    """
+
+    coefficients: Float[Array, " k"]
+    taken: Bool[Array, ""]
+    outcome: Outcome
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,7 +141,8 @@ class Solver:
 
     This is where it is seen to that nothing becomes non-finite: where the model, the
     Gram matrix or the step is not finite, the step is zero and the state stays as it
-    was. Descents and searches need not look.
+    was; where the loss at the end of a step is not finite, a search that looks ahead is
+    told that it rose, and the step is not taken. Descents and searches need not look.
 
     Attributes:
       descent: which step to take, given its size.
@@ -210,24 +228,68 @@ class Solver:
         after = _where(finite, SolverState(descent, search), state)
         return jnp.where(finite, coefficients, 0).astype(dtype), after
 
-    def solve_ahead(
+    def attempt(
         self,
         model: QuadraticModel,
         gram: Float[Array, "k k"],
         state: SolverState,
-        last: Outcome | None,
+        last: Outcome,
         fall: Callable[[Float[Array, " k"]], Float[Array, ""]],
-    ) -> tuple[Float[Array, " k"], SolverState, Float[Array, ""]]:
-        """A step of a search that looks ahead: the best, if it forks into several.
+    ) -> tuple[Attempt, SolverState]:
+        """A step, judged before it is taken if the search looks ahead.
 
         Args:
           model, gram, state, last: as for :meth:`solve`.
-          fall: ``fall(coefficients)``, by how much the loss falls on a step.
+          fall: ``fall(coefficients)``, by how much the loss of the same batch falls on
+            a step. It is called only if the search looks ahead.
 
         Returns:
-          The coefficients of the step on which the loss falls most, the state after it,
-          and by how much the loss falls; of the first of those that are alike to
-          rounding, and of the first of all, if it falls on none.
+          The attempt, and the state after it.
+        """
+        if self.search.looks_ahead:
+            coefficients, after, actual = self._furthest_fall(
+                model, gram, state, last, fall
+            )
+            predicted = predicted_reduction(model, coefficients)
+            outcome = Outcome(model.value, predicted, actual)
+            taken, after = self.judge(outcome, after)
+        else:
+            coefficients, after = self.solve(model, gram, state, last)
+            predicted = predicted_reduction(model, coefficients)
+            outcome = Outcome(model.value, predicted, last.actual)
+            taken = jnp.array(True)
+        return Attempt(coefficients, taken, outcome), after
+
+    def judge(
+        self, outcome: Outcome, state: SolverState
+    ) -> tuple[Bool[Array, ""], SolverState]:
+        """Whether to take the step with this outcome, if the search looks ahead."""
+        # Where there is no finite model, no step was tried, and nothing is learned.
+        tried = jnp.isfinite(outcome.value) & jnp.isfinite(outcome.predicted)
+        value, predicted, actual = (jnp.where(tried, x, 0) for x in outcome)
+        # Where the loss is not finite it counts as larger by as much as it was, and by
+        # as much as the model falls.
+        finite = jnp.isfinite(actual)
+        actual = jnp.where(finite, actual, -jnp.abs(value) - jnp.abs(predicted))
+        search = _in_dtype(predicted.dtype, state.search)
+        accepted, search = self.search.learn(Outcome(value, predicted, actual), search)
+        after = _where(tried, search, state.search)
+        return accepted & tried & finite, state._replace(search=after)
+
+    def _furthest_fall(
+        self,
+        model: QuadraticModel,
+        gram: Float[Array, "k k"],
+        state: SolverState,
+        last: Outcome,
+        fall: Callable[[Float[Array, " k"]], Float[Array, ""]],
+    ) -> tuple[Float[Array, " k"], SolverState, Float[Array, ""]]:
+        """The step on which the loss falls most, if the search forks into several.
+
+        Returns:
+          Its coefficients, the state after it, and by how much the loss falls; of the
+          first of those that are alike to rounding, and of the first of all, if the
+          loss falls on none.
         """
         if self.search.fork is None:
             coefficients, after = self.solve(model, gram, state, last)
@@ -250,17 +312,6 @@ class Solver:
         none = jnp.max(won) <= 0
         best = jnp.argmax((won >= jnp.max(won) - noise) & ((won > 0) | none))
         return jax.tree.map(lambda x: x[best], (tried, states, falls))
-
-    def judge(
-        self, outcome: Outcome, state: SolverState
-    ) -> tuple[Bool[Array, ""], SolverState]:
-        """Whether to take the step with this outcome, if the search looks ahead."""
-        search = _in_dtype(outcome.predicted.dtype, state.search)
-        accepted, search = self.search.learn(outcome, search)
-        # Where there is no finite model, no step was tried, and nothing is learned.
-        tried = jnp.isfinite(outcome.predicted)
-        after = _where(tried, search, state.search)
-        return jnp.asarray(accepted) & tried, state._replace(search=after)
 
 
 def predicted_reduction(

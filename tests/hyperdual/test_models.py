@@ -293,7 +293,7 @@ def test_jit_equals_eager_at_the_sizes_of_the_experiments(name, k):
 @pytest.mark.optimised
 def test_a_step_under_jit_equals_an_eager_one_at_full_size():
     loss, (params, images, labels), _ = _model_at_full_size("softmax")
-    tx = fomoh_jax.fomoh_kd(10, 0.2)
+    tx = fomoh_jax.fomoh_kd(10, learning_rate=0.2)
     value_fn = lambda params, images, labels: loss(params, images, labels)
     step = lambda state, params: tx.update(
         None, state, params, value_fn=value_fn, images=images, labels=labels

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from fomoh_jax._hyperdual.arguments import check_size
-from fomoh_jax.solvers._solver import Search
+from fomoh_jax.solvers._solver import Outcome, Search
 
 # How a gain ratio moves the size (Nocedal and Wright, algorithm 4.1).
 _POOR, _GOOD, _SHRINK, _GROW = 0.25, 0.75, 0.25, 2.0
@@ -79,36 +79,23 @@ def gain_ratio(
             'several tries need measured_on="same", which evaluates the loss where '
             f"each of them leads; got tries={tries}."
         )
-    powers = np.arange(tries)  # 0, -1, 1, -2, 2, …
-    factors = _APART ** np.where(powers % 2, -(powers + 1) // 2, powers // 2)
+    factors = _factors(tries)
 
     def init():
         dtype = jnp.result_type(float)
         return GainRatioState(jnp.array(initial, dtype), jnp.zeros((), dtype))
 
     def learn(outcome, state):
-        value, predicted, actual = outcome
-        # Near the minimum both reductions are rounding.
-        noise = 10 * jnp.finfo(predicted.dtype).eps * jnp.abs(value)
-        agree = (jnp.abs(actual - predicted) <= noise) & (predicted >= -noise)
-        # A model that rises, by rounding, has nothing to be compared with.
-        known = (predicted > 0) & jnp.isfinite(actual)
-        gain = jnp.where(known, actual / jnp.where(predicted > 0, predicted, 1), -1.0)
-        gain = jnp.where(agree, 1.0, gain)
+        gain = _gain(outcome)
+        shorter = _SHRINK * jnp.minimum(state.used, state.size)
+        longer = jnp.minimum(_GROW * state.size, largest)
         whole = state.used >= 0.99 * state.size
-        after = jnp.where(
-            gain < _POOR,
-            _SHRINK * jnp.minimum(state.used, state.size),
-            jnp.where(
-                (gain > _GOOD) & whole,
-                jnp.minimum(_GROW * state.size, largest),
-                state.size,
-            ),
-        )
+        after = jnp.where((gain > _GOOD) & whole, longer, state.size)
+        after = jnp.where(gain < _POOR, shorter, after)
         after = jnp.maximum(after, _smallest(after.dtype))
         # Where there was no step, there is nothing to learn.
-        size = jnp.where((predicted != 0) & (state.used > 0), after, state.size)
-        return gain > 0, state._replace(size=size)
+        stepped = (outcome.predicted != 0) & (state.used > 0)
+        return gain > 0, state._replace(size=jnp.where(stepped, after, state.size))
 
     def limit(step, state):
         return 1.0, state._replace(used=step.size)
@@ -126,6 +113,24 @@ def gain_ratio(
         looks_ahead=measured_on == "same",
         fork=fork if tries > 1 else None,
     )
+
+
+def _factors(tries: int) -> np.ndarray:
+    """The sizes that are tried, over the size itself, which is the first."""
+    powers = np.arange(tries)  # 0, -1, 1, -2, 2, …
+    return _APART ** np.where(powers % 2, -(powers + 1) // 2, powers // 2)
+
+
+def _gain(outcome: Outcome) -> Float[Array, ""]:
+    """The actual over the predicted reduction; 1 where they agree to rounding."""
+    value, predicted, actual = outcome
+    # Near the minimum both reductions are rounding.
+    noise = 10 * jnp.finfo(predicted.dtype).eps * jnp.abs(value)
+    agree = (jnp.abs(actual - predicted) <= noise) & (predicted >= -noise)
+    # A model that rises, by rounding, has nothing to be compared with.
+    falls = predicted > 0
+    gain = jnp.where(falls, actual / jnp.where(falls, predicted, 1), -1.0)
+    return jnp.where(agree, 1.0, gain)
 
 
 def _smallest(dtype: jnp.dtype) -> float:

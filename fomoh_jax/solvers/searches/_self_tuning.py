@@ -3,9 +3,9 @@
 from typing import NamedTuple
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
-from fomoh_jax.solvers._solver import Outcome, Search
+from fomoh_jax.solvers._solver import Outcome, Search, Step
 
 # Reductions are counted over about the last sixth of all steps, 1 / (1 + 1 / 0.2):
 # a window in proportion to the steps made needs not know how many there will be.
@@ -117,54 +117,65 @@ def self_tuning(initial: float = 0.05, growth: float = 0.1) -> Search:
         )
 
     def learn(outcome, state):
-        share, weight = _shares(state)
-        streak = _streak(outcome, state.streak)
-        # How far a sequence is from its running average follows from its differences.
-        fell = jnp.stack([outcome.actual, outcome.predicted])
-        recent = (1 - share) * (state.recent + fell)
-        averaged = state.averaged + weight * (recent - state.averaged)
-
-        often = 1 + streak.astype(state.step_size.dtype)
+        state, target = _counted(outcome, state)
+        often = 1 + state.streak.astype(target.dtype)
         fastest = state.step_size * (1 + growth * often)
         slowest = state.step_size * (1 - _FALL)
-        target = jnp.where(
-            state.steps < _UNJUDGED, 1, _target(_gain(*averaged), state.mean_step_size)
-        )
         step_size = jnp.clip(target, slowest, fastest)
         # Where the loss is the same at each step, the model is to be trusted.
         step_size = jnp.where(
-            streak >= _NO_ACCIDENT,
+            _is_trusted(state),
             jnp.minimum(fastest, 1),
             jnp.minimum(step_size, _FURTHEST),
         )
         step_size = jnp.maximum(step_size, smallest)
+        share, _ = _shares(state)
+        change = share * (step_size - state.mean_step_size)
         return True, state._replace(
-            step_size=step_size,
-            recent=recent,
-            averaged=averaged,
-            mean_step_size=state.mean_step_size
-            + share * (step_size - state.mean_step_size),
-            streak=streak,
+            step_size=step_size, mean_step_size=state.mean_step_size + change
         )
 
-    def limit(step, state):
-        _, weight = _shares(state)
-        length = step.length
-        longest = _LONGEST * jnp.sqrt(state.mean_square)
-        bounded = (state.mean_square > 0) & (length > longest)
-        shorter = jnp.where(bounded, longest / jnp.where(length > 0, length, 1), 1)
-        length = shorter * length
-        weight = jnp.where(state.mean_square > 0, weight, 1)
-        mean_square = state.mean_square + weight * (length**2 - state.mean_square)
-        trusted = state.streak >= _NO_ACCIDENT
-        least = jnp.where(trusted, length**2, 0)
-        mean_square = jnp.maximum(mean_square, least)
-        return shorter, state._replace(
-            mean_square=jnp.where(length > 0, mean_square, state.mean_square),
-            steps=state.steps + 1,
-        )
+    return Search(lambda state: state.step_size, learn, _limit, init)
 
-    return Search(lambda state: state.step_size, learn, limit, init)
+
+def _counted(
+    outcome: Outcome, state: SelfTuningState
+) -> tuple[SelfTuningState, Float[Array, ""]]:
+    """The state after the reductions of one more step, and the size to aim at."""
+    share, weight = _shares(state)
+    # How far a sequence is from its running average follows from its differences.
+    fell = jnp.stack([outcome.actual, outcome.predicted])
+    recent = (1 - share) * (state.recent + fell)
+    averaged = state.averaged + weight * (recent - state.averaged)
+    target = _target(_gain(*averaged), state.mean_step_size)
+    target = jnp.where(state.steps < _UNJUDGED, 1, target)
+    streak = _streak(outcome, state.streak)
+    return state._replace(recent=recent, averaged=averaged, streak=streak), target
+
+
+def _limit(
+    step: Step, state: SelfTuningState
+) -> tuple[Float[Array, ""], SelfTuningState]:
+    """By what a step is scaled so that it is no longer than those before it allow."""
+    _, weight = _shares(state)
+    length = step.length
+    longest = _LONGEST * jnp.sqrt(state.mean_square)
+    bounded = (state.mean_square > 0) & (length > longest)
+    shorter = jnp.where(bounded, longest / jnp.where(length > 0, length, 1), 1)
+    length = shorter * length
+    weight = jnp.where(state.mean_square > 0, weight, 1)
+    mean_square = state.mean_square + weight * (length**2 - state.mean_square)
+    least = jnp.where(_is_trusted(state), length**2, 0)
+    mean_square = jnp.maximum(mean_square, least)
+    return shorter, state._replace(
+        mean_square=jnp.where(length > 0, mean_square, state.mean_square),
+        steps=state.steps + 1,
+    )
+
+
+def _is_trusted(state: SelfTuningState) -> Bool[Array, ""]:
+    """Whether so many predictions in a row have come true that it is no accident."""
+    return state.streak >= _NO_ACCIDENT
 
 
 def _shares(state: SelfTuningState) -> tuple[Float[Array, ""], Float[Array, ""]]:
