@@ -228,6 +228,16 @@ def test_data_has_the_dtype_of_the_arguments(dtype):
     assert jax.eval_shape(sparse_hessian(fun), mixed).data.dtype == "float32"
 
 
+def test_an_index_that_is_traced_is_right_without_64_bits():
+    differences = lambda i: lambda x: ((x[1:] - x[:-1]) ** 2)[i]
+    with jax.enable_x64(False):
+        of_index = jax.jit(lambda i: sparse_hessian(differences(i))(jnp.ones(4)))
+        found = of_index(1).todense()
+    expected = np.zeros((4, 4))
+    expected[1:3, 1:3] = [[2, -2], [-2, 2]]
+    np.testing.assert_array_equal(found, expected)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [0, 1, 2])
 def test_few_variables(size):

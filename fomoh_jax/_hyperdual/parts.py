@@ -168,12 +168,12 @@ def dense(array: Array, table: np.ndarray, n: int) -> Array:
         return _in_place(array, table, numbers, n)
     blocks = blocks_of(table)
     if blocks is not None and n % len(table) == 0:
-        count = n // len(table)
+        count, blocks = n // len(table), blocks.astype(np.int32)
         each = lax.broadcasted_iota(blocks.dtype, (count, *(1,) * (blocks.ndim + 1)), 0)
         chosen = jnp.where(each == blocks[None, None], array[None], 0)
         return chosen.reshape(n, *array.shape[1:])
     if len(table) <= _FEW:
-        small = compact(table)
+        small = compact(table).astype(np.int32)
         each = lax.broadcasted_iota(small.dtype, (n, *(1,) * (table.ndim - 1)), 0)
         chosen = [jnp.where(each == t[None], x[None], 0) for x, t in zip(array, small)]
         return sum(chosen[1:], chosen[0])
