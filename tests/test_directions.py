@@ -276,6 +276,27 @@ def test_steps_that_depend_on_each_other_count_once():
     np.testing.assert_allclose(v.T @ v, np.diag([1.0, 0, 0]), atol=1e-12)
 
 
+def test_a_history_leaves_out_what_depends_on_other_steps_to_rounding():
+    source = directions.history(3)
+
+    @jax.jit
+    def gram_of(first, other):
+        state = source.init(first)
+        steps = jnp.stack([0 * first, first, jnp.float32(0.3) * first, other])
+        for x in jnp.cumsum(steps, 0):
+            state = source.advance(state, x)
+        v = source.sample(None, first, None, state)
+        return v @ v.T
+
+    for seed in range(8):
+        first, other = normal(2, 40, seed=seed).astype("float32")
+        found = gram_of(first, other)
+        # Two are orthonormal; the third is zero, and not a unit vector of rounding.
+        assert np.sum(np.diag(found) == 0) == 1
+        np.testing.assert_allclose(found @ found, found, atol=1e-3)
+        np.testing.assert_allclose(np.trace(found), 2, atol=1e-3)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("solver", ["newton", "saddle_free", "damped"])
 def test_a_history_with_random_directions_is_conjugate_gradients_or_better(solver):
