@@ -27,9 +27,9 @@ class ValueGradientHessian(NamedTuple):
 
     Attributes:
       value: ``f(x)``, a pytree as ``f`` returns it.
-      gradient: of one number, a tree like the argument (with several ``argnums``, a
-        tuple of trees); otherwise such a tree for each output, with leaves of shape
-        ``[*out, *a]``, as ``jax.jacfwd`` has it.
+      gradient: if ``f`` returns one number, a tree like the argument (with several
+        ``argnums``, a tuple of trees); otherwise such a tree for each output, with
+        leaves of shape ``[*out, *a]``, as ``jax.jacfwd`` returns it.
       hessian: as :func:`hessian` returns it.
     """
 
@@ -68,7 +68,7 @@ def hessian(
     Raises:
       TypeError: if a differentiated argument is not of real floating-point numbers, or
         an output not of floating-point numbers; with ``has_aux``, if ``fun`` does not
-        return a pair; if ``plan`` is none.
+        return a pair; if ``plan`` is neither ``"auto"`` nor a plan.
       ValueError: if ``argnums`` is out of range, or the plan cannot take the function.
 
     Example:
@@ -153,9 +153,9 @@ def hessian_diagonal(
 
     .. math:: H_{ii} = \frac{\partial^2 f}{\partial x_i^2}
 
-    It carries one second-order coefficient for each element of the arguments, not one
-    for each pair; and of intermediate results that depend on few elements, those of
-    these alone, as :func:`laplacian` does.
+    It carries one second-order coefficient for each element of the arguments, and not
+    one for each pair. As in :func:`laplacian`, an intermediate result that depends on
+    few elements carries the coefficients of these alone.
 
     Args:
       fun: a function of pytrees of real arrays that returns a pytree of arrays, real or

@@ -25,9 +25,9 @@ class ValueGradientLaplacian(NamedTuple):
 
     Attributes:
       value: ``f(x)``, a pytree as ``f`` returns it.
-      gradient: of one number, a tree like the argument (with several ``argnums``, a
-        tuple of trees); otherwise such a tree for each output, with leaves of shape
-        ``[*out, *a]``, as ``jax.jacfwd`` has it.
+      gradient: if ``f`` returns one number, a tree like the argument (with several
+        ``argnums``, a tuple of trees); otherwise such a tree for each output, with
+        leaves of shape ``[*out, *a]``, as ``jax.jacfwd`` returns it.
       laplacian: as :func:`laplacian` returns it.
     """
 
@@ -53,11 +53,11 @@ def laplacian(
 
     with weights :math:`C`. The sum is what is propagated, a single second-order
     coefficient beside one tangent for each element of the arguments: no element of the
-    Hessian is ever computed. Of an intermediate result that depends on few of these
-    elements, as the features of one electron, only those tangents are carried that are
-    not zero; from the operation on that mixes more than half of all elements, there is
-    one for each. What depends on what is found while tracing. (A dense ``[D, D]`` of
-    weights, and a ``factor``, mix all of them from the start.)
+    Hessian is ever computed. If an intermediate result depends on few of these
+    elements, as the features of one electron do, only its nonzero tangents are carried.
+    After an operation that mixes more than half of all elements there is one tangent
+    for each element. These dependencies are found while tracing. (A dense ``[D, D]`` of
+    weights, and a ``factor``, mix all elements from the start.)
 
     Args:
       fun: a function of pytrees of real arrays that returns a pytree of arrays, real or

@@ -64,10 +64,10 @@ def sparse_hessian(
     gathers, scatters to places of their own, sums, convolutions, products with few
     terms, and elementwise operations of real numbers keep track of what depends on
     what, if their indices are known while tracing. So do conditions, and scans whose
-    steps do not wait for each other: which carry nothing on, count, or add something to
-    a sum. Sorts, maxima and cumulative sums depend on what there is along their axis.
-    What other loops, scatters, solves and products with large matrices return counts as
-    dependent on every element.
+    steps do not wait for each other: scans that carry nothing, a counter, or a running
+    sum. A result of a sort, a maximum or a cumulative sum depends on everything along
+    its axis. Results of other loops, scatters, solves and products with large matrices
+    count as dependent on every element.
 
     Under ``jax.jit`` an index that is an argument is not known: close over it, or mark
     it static. Otherwise what it picks counts as dependent on every element. An index
@@ -210,8 +210,9 @@ def _check_scalar(name: str, outputs: PyTree) -> None:
         shapes = jax.tree.map(lambda x: f"{x.dtype}{list(x.shape)}", outputs)
         raise TypeError(
             f"{name} needs a function that returns one scalar; fun returns {shapes}. "
-            "Sum what it returns, or take jax.vmap of the operator over functions of "
-            "one output each; fomoh_jax.hessian takes any function."
+            "Sum what it returns, or call the operator once for each output, for "
+            "lambda x: fun(x)[i] with a Python integer i; fomoh_jax.hessian takes any "
+            "function."
         )
     check_outputs(name, outputs)
 

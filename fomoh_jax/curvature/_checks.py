@@ -13,7 +13,7 @@ def read_real(name: str, value: object, dtype: DTypeLike) -> Float[Array, "..."]
     """An array of real numbers, in a dtype.
 
     Raises:
-      TypeError: if it is none, or of other numbers.
+      TypeError: if it is no array, or not of real numbers.
     """
     try:
         array = jnp.asarray(value)

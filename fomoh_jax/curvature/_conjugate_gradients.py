@@ -21,7 +21,8 @@ class ConjugateGradients(NamedTuple):
 
     Attributes:
       solution: tuple like the arguments of the function.
-      residual_norm: ``|b - H x|``, as the recurrence has it; a scalar.
+      residual_norm: ``|b - H x|``, updated by the recurrence and not recomputed; a
+        scalar.
       iterations: their number, an integer.
       negative_curvature: whether a direction of negative curvature was met.
       direction: unit direction of negative curvature, a tuple like the arguments; zero
@@ -68,9 +69,10 @@ def conjugate_gradients(
     negative, ``solution`` is what was reached before, zero in the first iteration, and
     ``direction`` says where the model has no minimum.
 
-    An iteration is a product as :func:`hvp` computes it. By forward passes alone, with
-    ``2 D`` coefficients, that pays, beside the whole Hessian with its
-    ``D (D + 1) / 2``, where few are needed or ``D²`` numbers are too many.
+    Each iteration is one product, as :func:`hvp` computes it. With ``plans.forward()``
+    a product carries ``D`` second-order coefficients, where ``D`` is the number of
+    elements that vary, and the whole Hessian ``D (D + 1) / 2``, so this is cheaper if
+    few iterations are needed, or if a matrix of ``D²`` numbers does not fit.
 
     Args:
       fun: a function of pytrees of arrays that returns one real number.
@@ -78,8 +80,8 @@ def conjugate_gradients(
       rhs: ``b``, a tuple like ``primals``; ``None`` for an argument, or a part of one,
         that is held fixed.
       tol: tolerance of the residual, relative to the right-hand side; at least 0.
-      maxiter: by default ``D``, after which the exact solution is there but for
-        rounding.
+      maxiter: the largest number of iterations; by default ``D``, after which the
+        solution is exact but for rounding.
       plan: how products are computed, as in :func:`hvp`.
 
     Returns:
@@ -88,7 +90,7 @@ def conjugate_gradients(
     Raises:
       TypeError: if ``fun`` does not return one real number, if a structure or a dtype
         does not match the primals, if a size is no Python integer, if ``tol`` is no
-        real number, or if ``plan`` is none.
+        real number, or if ``plan`` is neither ``"auto"`` nor a plan.
       ValueError: if a shape does not match, a size is less than 1, ``tol`` is negative
         or NaN, nothing varies, or the plan cannot take the function.
 

@@ -62,12 +62,13 @@ def top_eigenvalues(
       fun: a function of pytrees of arrays that returns one real number.
       primals: tuple of its arguments.
       key: PRNG key of the first block.
-      k: number of eigenvalues, at most ``D``.
+      k: number of eigenvalues, at most ``D``, the number of elements that vary.
       maxiter: the largest number of iterations, each one product of the block.
-      tol: it ends when every residual is at most so much of the largest
-        eigenvalue; at least 0. The error of an eigenvalue goes with the square of its
-        residual.
-      oversampling: how many vectors more, at least 0; at most ``D`` in all.
+      tol: the iteration ends when every residual is at most ``tol`` times the largest
+        absolute eigenvalue; at least 0. The error of an eigenvalue is proportional to
+        the square of its residual.
+      oversampling: how many vectors the block has beyond ``k``; at least 0. The block
+        never has more than ``D`` vectors.
       plan: how products are computed, as in :func:`hvp`.
 
     Returns:
@@ -75,8 +76,8 @@ def top_eigenvalues(
 
     Raises:
       TypeError: if ``fun`` does not return one real number, if ``primals`` holds
-        complex numbers, if a size is no Python integer, or if ``key`` is no PRNG key,
-        ``tol`` no real number or ``plan`` none.
+        complex numbers, if a size is no Python integer, if ``key`` is no PRNG key, if
+        ``tol`` is no real number, or if ``plan`` is neither ``"auto"`` nor a plan.
       ValueError: if a size is out of range, ``tol`` is negative or NaN, nothing varies,
         or the plan cannot take the function.
 

@@ -20,9 +20,10 @@ class Estimate(NamedTuple):
     """The mean of independent samples, and how far it may be off.
 
     Attributes:
-      value: the mean.
-      standard_error: its standard deviation, estimated from the samples: theirs over
-        the root of their number. Of the same structure and shapes.
+      value: the mean of the samples.
+      standard_error: the standard error of ``value``: the standard deviation of the
+        samples divided by the square root of their number. It has the structure and
+        shapes of ``value``.
     """
 
     value: PyTree[Array]

@@ -49,14 +49,15 @@ def hutchinson_trace(
     .. math:: \operatorname{tr} H \approx \frac1n \sum_s v_s^\top H v_s,
       \qquad v_s \in \{-1, 1\}^D
 
-    It is unbiased, of variance :math:`2\, (\|H\|_F^2 - \sum_i H_{ii}^2) / n`: exact
-    where the Hessian is diagonal. (:func:`fomoh_jax.laplacian` is exact always, for
-    ``D`` tangents; :func:`sampled_trace` is better where the diagonal hardly varies.)
+    for ``D`` elements of the arguments. It is unbiased, of variance
+    :math:`2\, (\|H\|_F^2 - \sum_i H_{ii}^2) / n`: exact where the Hessian is diagonal.
+    (:func:`fomoh_jax.laplacian` is exact always, for ``D`` tangents;
+    :func:`sampled_trace` is better where the diagonal hardly varies.)
 
     With a factor the directions are :math:`S v_s`, and the trace is that of
-    :math:`S S^\top H`. With weights it is that of :math:`C H`, from directions that are
-    scaled by the roots of their absolute values; where some may be negative, from one
-    for either sign.
+    :math:`S S^\top H`. With weights it is that of :math:`C H`, from directions whose
+    entries are scaled by :math:`\sqrt{|c_i|}`. If weights may be negative, positive and
+    negative ones get a direction each, and the pass carries twice as many directions.
 
     Args:
       fun: a function of pytrees of real arrays that returns a pytree of arrays.
@@ -157,10 +158,11 @@ def hutchinson_diagonal(
     .. math:: \operatorname{diag} H \approx \frac1n \sum_s v_s \odot H v_s,
       \qquad v_s \in \{-1, 1\}^D
 
-    It is unbiased, of variance :math:`\sum_{j \ne i} H_{ij}^2 / n`. The products are
-    tangents of the gradient, so that reverse mode must be able to take ``fun``: by
-    forward passes alone one product costs what the exact diagonal does
-    (:func:`fomoh_jax.hessian_diagonal`). :func:`sampled_diagonal` needs no gradient.
+    for ``D`` elements of the arguments. It is unbiased, of variance
+    :math:`\sum_{j \ne i} H_{ij}^2 / n`. The products are tangents of the gradient, so
+    that reverse mode must be able to take ``fun``: by forward passes alone one product
+    costs what the exact diagonal does (:func:`fomoh_jax.hessian_diagonal`).
+    :func:`sampled_diagonal` needs no gradient.
 
     Args:
       fun: a function of pytrees of arrays that returns one real number.

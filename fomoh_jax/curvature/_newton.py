@@ -31,7 +31,8 @@ def newton_step(
     estimate, of standard errors :math:`\sigma`, counts as that noise: :math:`\nu` is
     the norm of a random symmetric matrix of such elements. Along an eigenvector where
     both are zero the step is zero. If anything is not finite the whole step is zero.
-    The gradient is exact, from ``D`` slopes in one forward pass.
+    The gradient is exact, from one slope for each of the ``D`` elements that vary, in
+    one forward pass.
 
     Args:
       fun: a function of pytrees of arrays that returns one real number.

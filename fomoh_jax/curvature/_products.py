@@ -29,8 +29,9 @@ def hvp(
 
     The product is exact. With ``plans.adjoint()`` it takes a few evaluations of the
     function, if reverse mode can take that; with ``plans.forward()``, one forward pass
-    that carries ``D`` second-order coefficients and not ``D²``: the pairs of ``v`` with
-    each direction of the standard basis.
+    that carries ``D`` second-order coefficients and not ``D²``, where ``D`` is the
+    number of elements that vary: the pairs of ``v`` with each direction of the standard
+    basis.
 
     Args:
       fun: a function of pytrees of arrays that returns one real number.
@@ -38,16 +39,18 @@ def hvp(
       vector: tuple like ``primals``; ``None`` for an argument, or a part of one, that
         is held fixed.
       plan: how it is computed, one of :mod:`fomoh_jax.plans`. ``"auto"`` takes
-        ``plans.adjoint()`` unless the function may select or slice values whose
-        derivatives may be infinite, as ``jnp.where(x > 0, jnp.sqrt(x), 0)`` does: these
-        would make its product NaN.
+        ``plans.adjoint()`` if at least five elements vary and reverse mode can take the
+        function, and ``plans.forward()`` otherwise. It also takes ``plans.forward()``
+        if the function may select or slice values whose derivatives are infinite, as
+        ``jnp.where(x > 0, jnp.sqrt(x), 0)`` does, since a reverse pass returns NaN
+        there.
 
     Returns:
       A tuple like ``primals``, with ``None`` for what is held fixed.
 
     Raises:
       TypeError: if ``fun`` does not return one real number, if a structure or a dtype
-        does not match the primals, or if ``plan`` is none.
+        does not match the primals, or if ``plan`` is neither ``"auto"`` nor a plan.
       ValueError: if a shape does not match, nothing varies, or the plan cannot take the
         function.
 

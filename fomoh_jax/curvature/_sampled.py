@@ -43,9 +43,10 @@ def sampled_hessian(
       H \approx H_0 + \frac1{2n} \sum_s (v_s^\top H v_s - v_s^\top H_0 v_s)
         (v_s v_s^\top - I), \qquad v_s \sim N(0, I)
 
-    Each forward pass gives numbers and no vector, ``probes`` of them. The baseline
-    :math:`H_0` is a control variate: whatever it is, if it does not depend on the
-    sample, the estimate is unbiased, and its variance is that of :math:`K = H - H_0`,
+    for ``D`` elements of the arguments. One forward pass gives the ``probes`` numbers
+    :math:`v_s^\top H v_s`. The baseline :math:`H_0` is a control variate: whatever it
+    is, if it does not depend on the sample, the estimate is unbiased, and its variance
+    is that of :math:`K = H - H_0`,
 
     .. math::
       \sum_{ij} \mathrm{Var}\, H_{ij} = \frac1n \left(
@@ -53,16 +54,16 @@ def sampled_hessian(
         - \|K\|_F^2 \right).
 
     The best multiple of the identity is :math:`(\operatorname{tr} H / D)\, I`. By
-    default it is found from the other samples, for each sample. A former estimate, from
-    other samples, is a better one.
+    default the baseline of a sample is the estimate of that from all other samples. An
+    earlier estimate of :math:`H`, from another key, is a better baseline.
 
     Args:
       fun: a function of pytrees of arrays that returns one real number.
       argnums: which positional argument of ``fun``, or arguments, to differentiate.
-      probes: number of directions ``n``, at least 2. From ``D (D + 1) / 2`` of them on,
-        :func:`fomoh_jax.hessian` is exact for no more.
+      probes: number of directions ``n``, at least 2. From ``D (D + 1) / 2`` on,
+        :func:`fomoh_jax.hessian` costs no more and is exact.
       baseline: a number :math:`c` for :math:`H_0 = c I`, 0 for none, or a symmetric
-        matrix as :func:`fomoh_jax.hessian` returns it, such as the value of a former
+        matrix as :func:`fomoh_jax.hessian` returns it, such as the value of an earlier
         estimate.
       chunk_size: bound on memory: that many probes at a time. By default all.
 
@@ -129,8 +130,9 @@ def sampled_diagonal(
         - \sum_j h_j v_{sj}^2\Big) (v_{si}^2 - 1), \qquad v_s \sim N(0, I)
 
     As :func:`sampled_hessian`, with a diagonal baseline :math:`h`, in memory that grows
-    with ``D`` and not its square. With :math:`K = H - \operatorname{diag}(h)` and
-    :math:`t = \operatorname{tr} K` the variance is
+    with ``D``, the number of elements of the arguments, and not its square. With
+    :math:`K = H - \operatorname{diag}(h)` and :math:`t = \operatorname{tr} K` the
+    variance is
 
     .. math:: \tfrac1n \left(5 K_{ii}^2 + 8 (K^2)_{ii} + 4 K_{ii} t + \|K\|_F^2
       + \tfrac12 t^2\right),
@@ -140,11 +142,11 @@ def sampled_diagonal(
     Args:
       fun: a function of pytrees of arrays that returns one real number.
       argnums: which positional argument of ``fun``, or arguments, to differentiate.
-      probes: number of directions ``n``, at least 2. From ``D`` of them on,
-        :func:`fomoh_jax.hessian_diagonal` is exact for no more.
+      probes: number of directions ``n``, at least 2. From ``D`` on,
+        :func:`fomoh_jax.hessian_diagonal` costs no more and is exact.
       baseline: a number for all of :math:`h`, or a tree like what is returned, such as
-        the value of a former estimate. By default the mean of the diagonal, found from
-        the other samples.
+        the value of an earlier estimate. By default the baseline of a sample is the
+        mean of the diagonal, estimated from all other samples.
       chunk_size: bound on memory: that many probes at a time. By default all.
 
     Returns:

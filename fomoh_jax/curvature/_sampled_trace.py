@@ -30,7 +30,8 @@ def sampled_trace(
     .. math:: \operatorname{tr} H \approx \frac Dn \sum_{i \in I}
       \frac{\partial^2 f}{\partial x_i^2}, \qquad |I| = n
 
-    for ``n`` of the ``D`` coordinates, drawn without replacement. It is unbiased, of
+    for ``n`` of the ``D`` coordinates of the arguments, drawn without replacement. It
+    is unbiased, of
     variance :math:`D^2\, (1 - n/D)\, S^2 / n`, where :math:`S^2` is the variance
     between the elements of the diagonal (divided by ``D - 1``): exact for ``n = D``, or
     where they are equal. :func:`hutchinson_trace`, whose variance is that of what is
@@ -57,10 +58,10 @@ def sampled_trace(
       not used is not computed, and saves half of the pass.
 
     Raises:
-      TypeError: if ``coordinates`` is no Python integer, or ``weights`` or ``factor``
-        not of real numbers. At the call, if ``key`` is no PRNG key, if a differentiated
-        argument is not of real floating-point numbers, or an output not of
-        floating-point numbers.
+      TypeError: if ``coordinates`` is no Python integer. At the call, if ``key`` is no
+        PRNG key, if a differentiated argument is not of real floating-point numbers, an
+        output not of floating-point numbers, or ``weights`` or ``factor`` not of real
+        numbers.
       ValueError: if ``coordinates < 2``, or both ``weights`` and ``factor`` are given.
         At the call, if ``argnums`` is out of range, there are fewer coordinates, or a
         shape is not as said.

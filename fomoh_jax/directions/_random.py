@@ -45,7 +45,8 @@ def gaussian(k: int) -> Directions:
 def rademacher(k: int) -> Directions:
     """``k`` independent directions of random signs, ``v ∈ {-1, 1}^D``.
 
-    Unbiased as :func:`gaussian` is, and of the same length each time: ``|v|² = D``.
+    Their forward gradient is unbiased, as that of :func:`gaussian` is, and they have
+    the same length each time: ``|v|² = D``, the number of parameters.
 
     Args:
       k: number of directions, at least 1.
@@ -171,9 +172,10 @@ def orthonormal(k: int) -> Directions:
     .. math:: V = W (W^\top W)^{-1/2}, \qquad W_{ij} \sim N(0, 1)
 
     uniform among all such frames: :math:`V^\top V = I` and
-    :math:`E[v v^\top] = I / D`. The hyperplane is that of ``gaussian(k)``, so that it
-    is for solvers that are given no metric, and for forward gradients, whose variance
-    it lowers where ``k`` is not small beside ``D`` (multiply these by ``D``).
+    :math:`E[v v^\top] = I / D`, for ``D`` parameters. It spans the same hyperplanes as
+    ``gaussian(k)``. Use it with solvers that ignore the Gram matrix, and for forward
+    gradients, whose variance it lowers where ``k`` is not small beside ``D`` (multiply
+    these by ``D``).
 
     Args:
       k: number of directions, at least 1 and at most the number of parameters.

@@ -39,7 +39,8 @@ def history(m: int) -> Directions:
     zero directions, which no solver moves along.
 
     Args:
-      m: number of steps, at least 1. So many copies of the parameters are in the state.
+      m: number of steps, at least 1. The state holds ``m + 1`` copies of the
+        parameters.
 
     Returns:
       A source of ``m`` directions.

@@ -23,13 +23,19 @@ from fomoh_jax.directions._source import Directions
 
 
 def incoming() -> Directions:
-    """The updates that the chain hands in, as one direction.
+    r"""The updates that the chain hands in, as one direction.
+
+    .. math:: V = [u]
 
     The gradient gives FoMoH-BP; after ``optax.scale_by_adam()`` it is Adam's direction.
     ``update`` then needs updates, and refuses ``None``.
 
     Returns:
       A source of one direction.
+
+    Raises:
+      ValueError: from ``sample``, if the updates are ``None`` or have another structure
+        than the parameters.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -71,9 +77,9 @@ def coordinates() -> Directions:
     for few parameters, ``D``: a forward pass carries ``D`` tangents and up to
     ``D (D + 1) / 2`` second-order coefficients (``plans.adjoint()`` carries none of
     these). A direction is zero on all leaves but one, and statically so
-    (:class:`fomoh_jax.Stack`). Those that ``masked`` holds fixed are zero everywhere,
-    and are still there. A forward gradient along coordinates is the gradient over
-    ``D``.
+    (:class:`fomoh_jax.Stack`). Coordinates that ``masked`` holds fixed still count:
+    their directions are zero everywhere. A forward gradient along coordinates is the
+    gradient divided by ``D``.
 
     Returns:
       A source of as many directions as there are parameters, in the order of
