@@ -1,10 +1,12 @@
 """The parts of a rule for a primitive (:func:`fomoh_jax.register_rule`).
 
-A rule is given a :class:`Form`, an :class:`Operation` and the operands, each a
-:class:`HyperDual` of two :class:`Channel` objects, and returns a number for each
-result. For primitives of a known shape, the rules of the families do:
-:func:`elementwise`, :func:`linear`, :func:`bilinear`, :func:`constant`,
-:func:`generic`.
+A rule is a function of a :class:`Form`, an :class:`Operation` and its operands. It
+returns one :class:`HyperDual` for each result. An operand is a :class:`HyperDual` too:
+a primal and two :class:`Channel` objects, its tangents and its second-order
+coefficients. ``ZERO`` is the channel of what does not vary. A primitive that is
+elementwise, linear, bilinear or constant needs no rule of its own: register
+:func:`elementwise`, :func:`linear`, :func:`bilinear` or :func:`constant`.
+:func:`generic` is for all others.
 """
 
 from fomoh_jax._hyperdual.channels import ZERO, Channel, apply_linear

@@ -8,11 +8,13 @@ derivative is infinite, one plan may return NaN where another is finite.)
 :func:`split` shares a forward pass among devices.
 
 ``"auto"``, the default of everything that takes a plan, is chosen while the function is
-traced: :func:`adjoint` for one real number along at least five directions, if the
-program is made of JAX's own primitives and has no ``while`` loop, mutable array,
-callback with a result or map over devices in it; otherwise :func:`forward`. Optimisers
-take a forward pass unless told otherwise, and so do directions that are deferred, since
-a reverse pass keeps the tangents of every layer.
+traced. For a quadratic model it is :func:`adjoint` if the function returns one real
+number, there are at least five directions, and the program consists of JAX's own
+primitives without ``while`` loops, mutable arrays, callbacks with a result or maps over
+devices; otherwise it is :func:`forward`. :func:`fomoh_jax.hessian` and
+:func:`fomoh_jax.curvature.hvp` say what it is for them. Optimisers take a forward pass
+unless told otherwise, and so do directions that are deferred, since a reverse pass
+keeps the tangents of every layer.
 """
 
 from fomoh_jax._hyperdual.plans.adjoint import adjoint

@@ -186,8 +186,8 @@ def read_directions(
     for path, size in sizes.items():
         if size != k:
             raise ValueError(
-                f"directions must agree on the number of directions k: {first} is made "
-                f"of {k}, {path} of {size}."
+                f"directions must agree on the number of directions k: {first} has {k} "
+                f"directions, {path} has {size}."
             )
     return k, [_directions_of_leaf(path, p, d, k) for path, p, d in leaves]
 

@@ -591,13 +591,13 @@ class Deferred(Channel):
 
     A leaf of ``directions`` in :func:`fomoh_jax.quadratic_model` and its like may be
     such an object instead of an array. The array is made where an equation takes
-    the leaf, and again where the next one does. A pytree whose leaves are those of
-    ``seed``.
+    the leaf, and again where the next one does. The object is a pytree whose leaves are
+    those of ``seed``.
 
     Attributes:
       seed: a pytree of PRNG keys, or of whatever else ``make`` takes.
-      make: ``make(seed)``, the array; a function that is the same object each time, so
-        that ``jit`` knows it again.
+      make: ``make(seed)``, the array. It must be the same function object at each call,
+        or ``jit`` compiles anew.
       shape: of the array, ``(k, *leaf.shape)``.
       dtype: of the array, the leaf's.
 

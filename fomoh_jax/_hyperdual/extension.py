@@ -28,11 +28,12 @@ def register_rule(primitive: Primitive) -> Callable[[R], R]:
     ``form.bilinear(B, a, b, 0)`` is :math:`B(a_i, b_j) + B(a_j, b_i)`. Channels, the
     ``tangents`` and ``seconds`` of a number, are added to each other and multiplied by
     arrays; ``hyperdual.apply_linear`` maps a linear function over those of several
-    operands. Whether one is zero no rule needs to ask.
+    operands. A rule need not check whether a channel is zero.
 
-    For a primitive that JAX can differentiate and that is of a known shape, the rule of
-    its family is enough: ``register_rule(my_p)(hyperdual.elementwise)``, or ``linear``,
-    ``bilinear``, ``constant``.
+    For a primitive that JAX can differentiate and that is elementwise, linear, bilinear
+    or constant, the rule of its family is enough:
+    ``register_rule(my_p)(hyperdual.elementwise)``, or ``linear``, ``bilinear``,
+    ``constant``.
 
     Args:
       primitive: a ``jax.extend.core.Primitive``. It may be one of JAX's: the new rule
@@ -42,7 +43,8 @@ def register_rule(primitive: Primitive) -> Callable[[R], R]:
       A decorator, which returns the rule unchanged.
 
     Raises:
-      TypeError: if ``primitive`` is no primitive.
+      TypeError: if ``primitive`` is no primitive; when the rule is used, if it does not
+        return a list of one ``HyperDual`` for each result.
 
     Example:
       >>> import jax.numpy as jnp

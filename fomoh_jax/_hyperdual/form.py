@@ -44,9 +44,9 @@ class Bilinear:
         the sum of the products.
       polarise: whether one product costs so much more than the sum of its operands that
         fewer products of sums are faster.
-      looped: whether products of sums are computed one after the other in a loop, which
-        makes the sums on its way and is one product to compile.
-      linears: it as a function of the first operand, and of the second one.
+      looped: whether the products of sums are computed one after the other in a loop.
+        The sums are then made inside the loop, and one product is compiled.
+      linears: the function with the second operand fixed, and with the first one fixed.
     """
 
     function: Callable
@@ -74,7 +74,8 @@ class Form(abc.ABC):
     Attributes:
       k: number of directions.
       q: number of second-order coefficients.
-      is_reversed: whether a reverse pass follows, for which a ``while`` loop is closed.
+      is_reversed: whether a reverse pass follows, which cannot differentiate a
+        ``while`` loop.
       is_of_each_alone: whether second-order coefficients, or what they are sums of, are
         those of a direction with itself.
     """
@@ -85,7 +86,8 @@ class Form(abc.ABC):
 
     @property
     @abc.abstractmethod
-    def q(self) -> int: ...
+    def q(self) -> int:
+        """How many second-order coefficients a number carries."""
 
     def scale_seconds(self, coefficient: ArrayLike, channel: Channel) -> Channel:
         """``coefficient * x``, elementwise, of second-order coefficients."""

@@ -94,7 +94,8 @@ def check_reverse_pass(
                 "inside a jax.shard_map with check_vma=True, and for results that do "
                 f"not vary along it; got collectives over {axis!r} "
                 f"{'and a result that does' if tracked else 'elsewhere'}. Return its "
-                f"lax.pmean over {axis!r}, or take plans.forward()."
+                f"lax.pmean over {axis!r}, or take what needs no reverse pass: "
+                "plans.forward(), or curvature.sampled_diagonal for the diagonal."
             )
 
 

@@ -70,7 +70,7 @@ def hyper_jvp(
       primals: tuple of its arguments, as in ``jax.jvp``.
       tangents1: tuple like ``primals``: structure, shapes and dtypes; ``float0`` where
         a primal is of integers, as in ``jax.jvp``, or ``None`` for what is held fixed.
-      tangents2: another one.
+      tangents2: the tangents along the second direction, given like ``tangents1``.
 
     Returns:
       ``(out, d1, d2, d12)``, each with the structure, shapes and dtypes of
@@ -127,10 +127,11 @@ def quadratic_model(
     Args:
       fun: a function of pytrees of arrays that returns a pytree of arrays.
       primals: tuple of its arguments.
-      directions: tuple like ``primals``, each leaf with a leading axis of length ``k``,
-        or a :class:`fomoh_jax.Stack` where only some of the ``k`` are not zero, or a
-        :class:`fomoh_jax.Deferred` that is made where it is needed; ``None`` for an
-        argument, or a part of one, that is held fixed.
+      directions: tuple like ``primals``. A leaf is an array with a leading axis of
+        length ``k``, a :class:`fomoh_jax.Stack` if only some of the ``k`` directions
+        are not zero, a :class:`fomoh_jax.Deferred` to make them where they are needed,
+        or, for a matrix, a :class:`fomoh_jax.LowRank`; ``None`` for an argument, or a
+        part of one, that is held fixed.
       plan: how the curvature is computed, one of :mod:`fomoh_jax.plans`. ``"auto"`` is
         one forward pass, or, for a scalar function along five directions or more that
         reverse mode can take, ``plans.adjoint()``, which is faster and takes more
@@ -144,8 +145,9 @@ def quadratic_model(
       with ``has_aux``, the pair ``(model, aux)``.
 
     Raises:
-      TypeError: if a structure or a dtype does not match the primals, or if ``plan`` is
-        none.
+      TypeError: if a structure or a dtype does not match the primals; with ``has_aux``,
+        if ``fun`` does not return a pair; or if ``plan`` is neither ``"auto"`` nor a
+        plan.
       ValueError: if a shape does not match, if the leaves disagree on ``k``, if a
         ``Stack`` holds directions that are not in ascending order within ``k``, or if
         the plan cannot take the function.
@@ -282,10 +284,11 @@ def directional_curvature(
     Args:
       fun: a function of pytrees of arrays that returns a pytree of arrays.
       primals: tuple of its arguments.
-      directions: tuple like ``primals``, each leaf with a leading axis of length ``k``,
-        or a :class:`fomoh_jax.Stack` where only some of the ``k`` are not zero, or a
-        :class:`fomoh_jax.Deferred` that is made where it is needed; ``None`` for an
-        argument, or a part of one, that is held fixed.
+      directions: tuple like ``primals``. A leaf is an array with a leading axis of
+        length ``k``, a :class:`fomoh_jax.Stack` if only some of the ``k`` directions
+        are not zero, a :class:`fomoh_jax.Deferred` to make them where they are needed,
+        or, for a matrix, a :class:`fomoh_jax.LowRank`; ``None`` for an argument, or a
+        part of one, that is held fixed.
 
     Returns:
       A :class:`DirectionalCurvature` with ``value`` (shape ``out``), ``slope`` and

@@ -16,13 +16,18 @@ from fomoh_jax._types import Leaf
 @register_dataclass
 @dataclasses.dataclass(frozen=True)
 class HyperDual:
-    """``primal + tangents · ε + seconds · ε²``, for all directions at once.
+    r"""A value with its tangents and second-order coefficients along ``k`` directions.
+
+    .. math:: x + \sum_i x_i\, \epsilon_i + \sum_{i < j} x_{ij}\, \epsilon_i \epsilon_j,
+      \qquad \epsilon_i^2 = 0
 
     Attributes:
-      primal: the value, shape ``s``.
-      tangents: first-order coefficients, ``k`` arrays of shape ``s``.
-      seconds: second-order coefficients, as many as the form carries (Cobb et al. 2024,
-        section 2: the coefficient of ε1ε2).
+      primal: the value :math:`x`, shape ``s``.
+      tangents: :math:`x_i`, ``k`` arrays of shape ``s``.
+      seconds: :math:`x_{ij}`, also for ``i = j``, or what the form carries of them.
+
+    References:
+      Cobb et al., 2024, arXiv:2408.10419, section 2.
     """
 
     primal: Leaf

@@ -40,6 +40,7 @@ class Operation:
     outputs: Sequence[Aval]
 
     def __call__(self, *primals: Leaf) -> list[Leaf]:
+        """The results of the primitive on these operands."""
         params = self.primitive.get_bind_params(self.params)
         out = self.primitive.bind(*primals, **params)
         return list(out) if self.primitive.multiple_results else [out]

@@ -68,7 +68,7 @@ def test_directions_of_another_shape():
 
 def test_directions_that_disagree_on_k():
     call = lambda: model(directions=({**V, "w": jnp.ones((5, 2, 3))},))
-    fails(ValueError, r"agree on the number of directions k.*\['w'\] of 5", call)
+    fails(ValueError, r"agree on the number of directions k.*\['w'\] has 5", call)
 
 
 def test_directions_of_another_dtype():

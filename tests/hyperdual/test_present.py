@@ -267,7 +267,7 @@ def test_ten_layers_cost_at_most_035_of_a_dense_hyperplane():
 @pytest.mark.parametrize(
     ("static", "error", "match"),
     [
-        (((0, 1), 5), ValueError, r"\['b'\] is made of 5.*of 4"),
+        (((0, 1), 5), ValueError, r"\['b'\] has 5.*has 4"),
         (((1, 0), 4), ValueError, r"present must be ascending"),
         (((1, 1), 4), ValueError, r"got \(1, 1\)"),
         (((1, 4), 4), ValueError, r"within 0 to size - 1 = 3"),

@@ -50,14 +50,17 @@ def adjoint() -> Plan:
 
     Each reverse pass computes the whole curvature of one element of the output, at the
     cost of about ``3k`` evaluations of the function; a forward pass carries about ``k²
-    / 2`` coefficients instead. It stores the ``k`` tangents of every layer, and cannot
-    differentiate a ``while`` loop whose carry has second-order coefficients; for a
-    product with the Hessian, none that depends on the arguments. For a scalar function
-    of many variables it is the faster plan. Where reverse mode can take the function,
-    ``jax.hessian`` may be faster still.
+    / 2`` coefficients instead. It stores the ``k`` tangents of every layer. It cannot
+    differentiate a ``while`` loop whose carry has second-order coefficients; in a
+    product with the Hessian, it cannot differentiate any ``while`` loop that depends on
+    the arguments. For a scalar function of many variables it is the faster plan. Where
+    reverse mode can take the function, ``jax.hessian`` may be faster still.
 
     Returns:
       A plan.
+
+    Raises:
+      ValueError: where the plan is used, if there is such a loop.
 
     Example:
       >>> import jax.numpy as jnp

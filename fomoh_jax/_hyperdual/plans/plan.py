@@ -14,15 +14,15 @@ from fomoh_jax._types import Leaf
 class Plan(abc.ABC):
     """A way to compute the curvature of a function.
 
-    All plans give the same numbers but for rounding. They differ in time, in memory,
-    and in the functions that they can take.
+    All plans give the same numbers but for rounding, wherever derivatives are finite.
+    They differ in time, in memory, and in the functions that they can take.
     """
 
     @abc.abstractmethod
     def curvatures(
         self, jaxpr: ClosedJaxpr, k: int, args: Sequence[HyperDual], wanted: int
     ) -> tuple[list[HyperDual], list[Leaf]]:
-        """A program at numbers of order one, and ``v_iᵀ H v_j`` of its first outputs.
+        """Evaluates a program on tangents, with ``v_iᵀ H v_j`` of its first outputs.
 
         Args:
           jaxpr: closed, as ``jax.make_jaxpr`` returns it.

@@ -46,7 +46,10 @@ def bilinear(
     contracted: Callable | None = None,
     linear: Callable[..., Linear] | None = None,
 ) -> list[HyperDual]:
-    """The product rule, twice.
+    r"""The rule of bilinear primitives, :math:`y = B(a, b)`: the product rule, twice.
+
+    .. math:: y_i = B(a_i, b) + B(a, b_i), \qquad
+      y_{ij} = B(a_{ij}, b) + B(a, b_{ij}) + B(a_i, b_j) + B(a_j, b_i)
 
     Operands after the first two are not differentiated.
 
@@ -62,6 +65,15 @@ def bilinear(
       contracted: the sum of the products of two stacks, as in :class:`Bilinear`.
       linear: ``linear(product, place, other)``, the product as a function of either
         operand, at ``place`` 0 or 1, with what is known of it.
+
+    Returns:
+      One :class:`HyperDual` for each result.
+
+    Example:
+      >>> from jax.extend.core import Primitive
+      >>> from fomoh_jax import hyperdual, register_rule
+      >>> my_p = Primitive("my_bilinear")
+      >>> rule = register_rule(my_p)(hyperdual.bilinear)
     """
     a, b, *rest = args
     fixed = [number.primal for number in rest]

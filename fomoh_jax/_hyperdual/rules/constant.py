@@ -19,7 +19,24 @@ from fomoh_jax._hyperdual.rules.generic import generic
     "stop_gradient",
 )
 def constant(form: Form, op: Operation, args: Sequence[HyperDual]) -> list[HyperDual]:
-    """``y_t = y_s = 0``."""
+    r"""The rule of primitives without a derivative: the primal alone.
+
+    .. math:: y_i = 0, \qquad y_{ij} = 0
+
+    Args:
+      form: which second-order coefficients are wanted.
+      op: the operation.
+      args: its operands.
+
+    Returns:
+      One :class:`HyperDual` for each result.
+
+    Example:
+      >>> from jax.extend.core import Primitive
+      >>> from fomoh_jax import hyperdual, register_rule
+      >>> my_p = Primitive("my_constant")
+      >>> rule = register_rule(my_p)(hyperdual.constant)
+    """
     return [HyperDual(out) for out in op(*(arg.primal for arg in args))]
 
 

@@ -47,11 +47,28 @@ def elementwise(
     curved: bool = True,
     linear_in: Sequence[int] = (),
 ) -> list[HyperDual]:
-    """``y_t = φ' x_t`` and ``y_s = φ' x_s + φ'' x_t x_t``, summed over the operands.
+    r"""The rule of elementwise primitives, :math:`y = \varphi(x)`.
+
+    .. math:: y_i = \varphi' x_i, \qquad
+      y_{ij} = \varphi' x_{ij} + \varphi'' x_i x_j
+
+    summed over the operands, with derivatives by ``jax.jvp`` of the primitive.
 
     Args:
-      curved: whether ``φ''`` is anything but zero.
-      linear_in: operands, among several, along which ``φ`` is linear.
+      form: which second-order coefficients are wanted.
+      op: the operation.
+      args: its operands.
+      curved: whether :math:`\varphi''` is anything but zero.
+      linear_in: the operands in which :math:`\varphi` is linear, if there are several.
+
+    Returns:
+      One :class:`HyperDual` for each result.
+
+    Example:
+      >>> from jax.extend.core import Primitive
+      >>> from fomoh_jax import hyperdual, register_rule
+      >>> my_p = Primitive("my_elementwise")
+      >>> rule = register_rule(my_p)(hyperdual.elementwise)
     """
     args = spread(args, op.outputs[0].shape)
     active, function = differentiable_part(op, args)

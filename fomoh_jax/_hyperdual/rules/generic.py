@@ -88,9 +88,27 @@ def _pushed(
 def generic(
     form: Form, op: Operation, args: Sequence[HyperDual], *, curved: bool = True
 ) -> list[HyperDual]:
-    """``y_t = f'(x) x_t`` and ``y_s = f'(x) x_s + f''(x)[x_t, x_t]``.
+    r"""The rule of every primitive :math:`y = f(x)` that JAX can differentiate twice.
 
-    With ``curved=False`` the second derivative is known to be zero.
+    .. math:: y_i = f'(x)\, x_i, \qquad y_{ij} = f'(x)\, x_{ij} + f''(x)[x_i, x_j]
+
+    by ``jax.linearize`` of the primitive, and by ``jax.jvp`` of ``jax.jvp`` over the
+    pairs of the form. It is that of a primitive for which no other is registered.
+
+    Args:
+      form: which second-order coefficients are wanted.
+      op: the operation.
+      args: its operands.
+      curved: whether the second derivative is anything but zero.
+
+    Returns:
+      One :class:`HyperDual` for each result.
+
+    Example:
+      >>> from jax.extend.core import Primitive
+      >>> from fomoh_jax import hyperdual, register_rule
+      >>> my_p = Primitive("my_generic")
+      >>> rule = register_rule(my_p)(hyperdual.generic)
     """
     active, function = differentiable_part(op, args)
     primals = [arg.primal for arg in active]

@@ -38,14 +38,28 @@ def linear(
     args: Sequence[HyperDual],
     compose: Callable[[Sequence[Channel]], Channel | None] | None = None,
 ) -> list[HyperDual]:
-    """``y_t = L(x_t)`` and ``y_s = L(x_s)``, jointly in all the operands that vary.
+    r"""The rule of linear primitives, :math:`y = L(x)`.
 
-    An operand that cannot vary (an index, a predicate) keeps its primal; one that could
-    but does not contributes zero.
+    .. math:: y_i = L(x_i), \qquad y_{ij} = L(x_{ij})
+
+    jointly in all the operands that vary. An operand that cannot vary (an index, a
+    predicate) keeps its primal; one that could but does not contributes zero.
 
     Args:
+      form: which second-order coefficients are wanted.
+      op: the operation.
+      args: its operands.
       compose: makes a channel of the only result that is not put together yet, or
         returns ``None``.
+
+    Returns:
+      One :class:`HyperDual` for each result.
+
+    Example:
+      >>> from jax.extend.core import Primitive
+      >>> from fomoh_jax import hyperdual, register_rule
+      >>> my_p = Primitive("my_linear")
+      >>> rule = register_rule(my_p)(hyperdual.linear)
     """
     outs = op(*(arg.primal for arg in args))
     carried = [i for i, out in enumerate(outs) if is_inexact(out)]
