@@ -75,27 +75,29 @@ def fomoh_ap(
     on the same batch, in the size that ``solvers.self_tuning()`` finds. There is a new
     model at each ``every`` steps; those in between use its :math:`\kappa`.
 
-    Estimates are noise where blocks are large and the batch is small. The model says
-    what they are worth: how much further it falls along both directions than along the
-    exact one. Where that is less than a twentieth, on average over three models, the
-    estimated blocks are moved for so many fewer of the models, but at least for one of
-    16, and otherwise stay as they are. A batch whose loss is not finite moves nothing.
+    The estimate is noise where blocks are large and the batch is small. The model shows
+    its worth: how much more it falls along both directions than along the exact one.
+    Where that is less than a twentieth, on average over three models, the estimated
+    blocks are moved at a proportionally smaller share of the models, at least at one in
+    16, and are left unchanged at the others. A batch whose loss is not finite moves
+    nothing.
 
     Memory is that of the largest block, and of one more copy of the parameters: the
     model is computed in four parts of the batch, one after the other, if it divides by
-    four (or in three, or two; not where a batch is sharded explicitly). In
-    forward passes, of a network of five equal layers: the estimate takes 4.0 and the
-    model 5.1, and 2.0 in steps of the last block.
+    four (or in three, or two; not where a batch is sharded explicitly). For a network
+    of five equal layers the estimate costs 4.0 forward passes and the model 5.1, or 2.0
+    at steps that move the last block alone.
 
     Args:
-      blocks: how many blocks at most, memory against noise: the gradient of the last
-        of them is exact, by a reverse pass of that block alone. ``None`` takes as many
-        as the model has, and 1 is backpropagation, which is also what is left of a
-        model that has one block. See :func:`fomoh_jax.blocks_of`.
-      probes: perturbations of each example.
-      every: steps to a model of the loss.
-      direction: what makes a direction of the estimate, an optax transformation; by
-        default the above, of ``optax.scale_by_factored_rms`` and ``optax.ema(0.9)``.
+      blocks: how many blocks at most: more take less memory and make more noise. The
+        gradient of the last one is exact, by a reverse pass of that block alone.
+        ``None`` takes as many as the model has, and so does a number that is larger; 1
+        is backpropagation. See :func:`fomoh_jax.blocks_of`.
+      probes: number of perturbations of each example; their estimates are averaged.
+      every: a model is computed at each ``every``-th step.
+      direction: an optax transformation that makes a direction of the estimate; by
+        default ``optax.scale_by_factored_rms`` and ``optax.ema(0.9)``, the formula
+        above.
       solver: how far to go, by default ``solvers.self_tuning()``.
       plan: how the model is computed: see :func:`fomoh_jax.scale_by_hyperplane`.
       key, has_aux, aux_struct: as in :func:`fomoh_jax.scale_by_activity_gradient`.
@@ -312,14 +314,15 @@ def _where_moved(
 
 
 class EffortState(NamedTuple):
-    """How often :func:`fomoh_ap` takes the blocks that it estimates.
+    """How often :func:`fomoh_ap` moves the blocks whose gradient it estimates.
 
     Attributes:
-      worth: a running average of how much further the model falls with them, as a part
-        of how far it falls along the last block alone; at most 1, and 1 before the
-        first model.
-      models: how many of them it is an average of, int32.
-      due: grows by what part of the time is theirs; they are taken from 1 on.
+      worth: how much more the model falls with the estimated blocks than along the
+        exact block alone, as a fraction of the latter; a running average, at most 1,
+        and 1 before the first model.
+      models: how many models ``worth`` is an average of, int32; at most 3.
+      due: grows at each model by the share of models at which the estimated blocks are
+        moved. They are moved when it reaches 1, and it then falls by 1.
     """
 
     worth: Float[Array, ""]

@@ -55,10 +55,10 @@ def forward_value_and_grad(
       \Big(\frac{\partial f_l}{\partial \theta_l}\Big)^{\!\top} d_b\, u_{l,b},
       \qquad E[g] = \nabla_\theta \frac1B \sum_b \ell_b,
 
-    by the transpose of each block alone, which is forgotten before the next begins: the
-    memory is that of one block, whatever their number. The gradient of the last block
-    is exact. The variance, relative to the square of the gradient, is proportional to
-    the number of perturbed values over that of examples and probes; see
+    by the transpose of each block alone, whose residuals are freed before the next
+    begins: the memory is that of one block, whatever their number. The gradient of the
+    last block is exact. The variance, relative to the square of the gradient, is
+    proportional to the number of perturbed values divided by (examples × probes); see
     :func:`fomoh_jax.blocks_of`.
 
     If the loss is a sum over positions of a sequence,
@@ -84,12 +84,12 @@ def forward_value_and_grad(
       loss_of_one: ``loss_of_one(params, example)``, the loss of one example, a real
         scalar; with ``has_aux`` a pair of that and anything. It must not exchange
         anything between examples, as batch normalisation in training does.
-      blocks: how many blocks at most. ``None`` takes all that the program has; 1 is
-        backpropagation. In between, the cuts are those whose largest block needs the
-        least memory, and of these the quietest. ``"marked"`` cuts where the model calls
-        :func:`fomoh_jax.cut`, and nowhere else.
-      probes: perturbations of each example, of which the estimates are averaged. They
-        share the evaluation of the model itself.
+      blocks: how many blocks at most; no more than the program has. ``None`` takes all
+        that it has; 1 is backpropagation. In between, the cuts are those whose largest
+        block needs the least memory, and among these those with the least noise.
+        ``"marked"`` cuts where the model calls :func:`fomoh_jax.cut`, and nowhere else.
+      probes: number of perturbations of each example; their estimates are averaged.
+        They share the evaluation of the model itself.
       has_aux: whether ``loss_of_one`` returns ``(loss, aux)``.
       return_noise: whether to return the noise as well.
 
@@ -101,19 +101,23 @@ def forward_value_and_grad(
       the value is ``(value, aux)``, with the aux of all examples stacked, ``[B, ...]``.
       With ``return_noise`` there is a third result: for each block, in the order of
       :func:`fomoh_jax.blocks_of`, the squared standard error of its part of the
-      gradient: a scalar, or ``[length]`` for a block in a loop, there of the gradient
-      by the parameters as they enter the loop. It is found from the spread over some
-      eight groups of examples, and contains that of the examples themselves; let their
-      number be a multiple of 8, since a prime number of them is as many groups.
+      gradient. It is a scalar; for a block in a loop it is ``[length]``, for the
+      gradient by what the loop takes, which may be computed from the parameters. It is
+      estimated from the spread between about eight groups of examples, and includes the
+      variance between examples. Choose a multiple of 8 as the number of examples: a
+      prime number makes each example a group, which stores a gradient for each.
 
       If any loss, slope or element of the gradient is not finite, the gradient is zero.
 
     Raises:
-      ValueError: if ``blocks`` or ``probes`` is out of range; from the function, if
-        there are no parameters, if the leaves of the batch disagree, if nothing is
-        marked, or if the loss exchanges something between examples.
-      TypeError: from the function, if the loss is no real scalar, if a parameter is no
-        real floating-point array, or if ``key`` is no PRNG key.
+      ValueError: if ``blocks`` or ``probes`` is less than 1, or ``blocks`` is another
+        string; from the function, if there are no parameters, if the program has fewer
+        blocks, if the leaves of the batch disagree, if nothing is marked, if the loss
+        exchanges something between examples or uses mutable arrays, or, with
+        ``return_noise``, for a batch of one example.
+      TypeError: if ``blocks`` or ``probes`` is no Python integer; from the function, if
+        the loss is no real scalar, if a parameter is no real floating-point array, or
+        if ``key`` is no PRNG key.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -242,7 +246,7 @@ def read_program(
             raise
         raise ValueError(
             "loss_of_one must be the loss of one example alone, without collectives "
-            f"over examples; got: {error}. Batch normalisation in training is none; "
+            f"over examples; got: {error}. Batch normalisation in training has them; "
             "normalise by running statistics, or over the features of an example."
         ) from error
     if not _MUTABLE.isdisjoint(primitives_of(closed)):

@@ -83,9 +83,15 @@ def blocks_of(
       blocks, has_aux: as in :func:`fomoh_jax.forward_value_and_grad`.
 
     Returns:
-      A tuple of :class:`BlockOfModel` that prints as a table. The sum of
-      ``noise · repeats``, over that of examples and probes, is what the variance of the
-      estimate, relative to the square of the gradient, is proportional to.
+      A tuple with one entry for each block, which prints as a table. The fields of an
+      entry are ``parameters`` (paths in the tree), ``cut`` (name or shape of the
+      activation behind which the model is cut), ``perturbs``, ``noise`` (how many
+      numbers are perturbed for one example), ``memory`` (bytes kept for one example;
+      column "bytes"), ``repeats`` (iterations of the loop around it; column "times")
+      and ``causal`` (whether a perturbation counts only the losses of its own position
+      and of later ones). The variance of the estimate, relative to the square of the
+      gradient, is proportional to the sum of ``noise · repeats`` divided by
+      (examples × probes).
 
     Raises:
       ValueError, TypeError: as :func:`fomoh_jax.forward_value_and_grad`.
