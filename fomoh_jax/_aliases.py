@@ -31,6 +31,10 @@ def fgd(
     Returns:
       A gradient transformation whose ``update`` takes ``value_fn``.
 
+    Raises:
+      TypeError, ValueError: as :func:`fomoh_jax.scale_by_forward_gradient`, and if
+        ``k`` is no Python integer of at least 1.
+
     Example:
       >>> import jax, jax.numpy as jnp, optax
       >>> import fomoh_jax
@@ -75,6 +79,9 @@ def fomoh(
 
     Returns:
       A gradient transformation whose ``update`` takes ``value_fn``.
+
+    Raises:
+      TypeError, ValueError: as :func:`fomoh_jax.scale_by_hyperplane`.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax
@@ -136,6 +143,10 @@ def fomoh_kd(
     Returns:
       A gradient transformation whose ``update`` takes ``value_fn``.
 
+    Raises:
+      TypeError, ValueError: as :func:`fomoh_jax.scale_by_hyperplane`, and if ``k`` is
+        no Python integer of at least 1.
+
     Example:
       >>> import jax, jax.numpy as jnp, optax
       >>> import fomoh_jax
@@ -188,6 +199,10 @@ def fomoh_bp(
     Returns:
       A gradient transformation whose ``update`` takes the gradient as updates, and
       ``value_fn``.
+
+    Raises:
+      TypeError, ValueError: as :func:`fomoh_jax.scale_by_hyperplane`; from ``update``,
+        if the updates are ``None`` or have another structure than the parameters.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax

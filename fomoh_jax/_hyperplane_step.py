@@ -28,15 +28,17 @@ class ScaleByHyperplaneState(NamedTuple):
         before the first.
       coefficients: ``[k]``, the last step with a model along each direction, before
         any learning rate; zero if the search refused it.
-      lengths: ``[k]``, those of the directions then; ``()`` if each step has a model.
+      lengths: ``[k]``, ``|v_i|`` of the directions of the last model; ``()`` if each
+        step has a model.
       predicted_reduction: by how much the model falls on the last step, taken whole.
       actual_reduction: by how much the loss fell: on the last step and the same batch,
         where the search looks ahead; otherwise from the last model to this one, on the
         steps between the two and another batch. 0 before it is known. Both reductions
         are NaN after a loss that was not finite.
       steps: how many updates were made, int32.
-      accepted: how many of them moved the parameters, int32: those with a finite loss
-        and a step that is not zero and that the search did not refuse.
+      accepted: how many updates, int32, had a finite loss at the last model and a step
+        there that is not zero and that the search did not refuse. With ``every``, steps
+        between models count as the step with the model did.
       directions_state: that of the source of directions.
       solver_state: that of the descent and of the search, such as the step size or
         the radius.

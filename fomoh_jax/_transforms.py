@@ -286,14 +286,15 @@ def scale_by_hyperplane(
         over the examples in ``batch``, whose leaves are ``[B, ...]``.
       parts: with ``per_example``, the model is computed in so many parts of the batch,
         one after the other, which takes less memory; a divisor of ``B``.
-      every: a model is computed at every so many steps. Those in between go along the
-        directions of their own with the coefficients of the last model, for directions
-        that mean the same at each step, such as ``directions.incoming()`` behind
-        ``optax.scale_by_adam()``; along none of them further than the step with the
-        model, and, if ``update`` gets the gradient or an estimate of it as ``grad``,
-        along those alone that this says lead downhill. They do not look at the loss,
-        and after a model that is not finite they are zero as well. (Under ``jax.vmap``
-        nothing is saved.)
+      every: a model is computed at each ``every``-th step, beginning with the first.
+        The steps in between apply the coefficients of the last model to their own
+        directions, without evaluating the loss, so directions must have the same
+        meaning at each step, as ``directions.incoming()`` behind
+        ``optax.scale_by_adam()`` has. Along no direction do they go further than the
+        step with the model did. If ``update`` is given ``grad``, the gradient or an
+        estimate of it, they leave out the directions along which they would go uphill
+        by it. If the last model was not finite, they are zero. (Under ``jax.vmap``
+        every step takes the time of a model.)
       has_aux: whether ``value_fn`` returns ``(value, aux)``. The aux of the evaluated
         point, stacked if it is of each example, is then in the state.
       aux_struct: with ``has_aux``, the structure, shapes and dtypes of the aux (arrays

@@ -133,8 +133,8 @@ def trust_region(
     with :math:`S = I`, unless it is scaled. Solved by the eigenvalues of the curvature
     in the metric :math:`M`: the step is Newton's where that is a minimum and short
     enough, and otherwise the :math:`(C + \mu M)^{-1} s` of length :math:`r`, also in
-    the hard case, where the slope does not see the direction of most negative
-    curvature.
+    the hard case, where the slope along the direction of most negative curvature is
+    zero.
 
     The radius follows the gain, the reduction of the loss over that of the model: it is
     divided by 4 when that is below 1/4, and doubled when it is above 3/4 and the step
@@ -155,9 +155,10 @@ def trust_region(
         one needs ``measured_on="same"``.
       scaled: whether the length of a step counts more along directions with much
         curvature, for parameters of different units, and directions that mean the same
-        at each step, such as ``directions.coordinates()``. :math:`S_{ii}^2` is then the
-        maximum of :math:`|C_{ii}| / |v_i|^2` over the steps, of which each step
-        keeps 0.9, over the geometric mean of all of them; see ``descents.trust()``.
+        at each step, such as ``directions.coordinates()``. :math:`S_{ii}^2` is then
+        :math:`m_i` divided by the geometric mean of all :math:`m_j`, where :math:`m_i`
+        is the largest :math:`|C_{ii}| / |v_i|^2` of the steps so far, decayed by a
+        factor of 0.9 at each step; see ``descents.trust()``.
 
     Returns:
       A solver.

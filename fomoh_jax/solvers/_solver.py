@@ -87,8 +87,8 @@ class Search:
     Attributes:
       size: ``size(state) -> size``, of the next step.
       learn: ``learn(outcome, state) -> (accepted, state)``: what the outcome of a step
-        tells, and whether the step is to be taken. It is called once a step, before the
-        first one, too, unless the search looks ahead.
+        tells, and whether the step is to be taken. It is called once for each step;
+        before the first step, too, unless the search looks ahead.
       limit: ``limit(step, state) -> (scale, state)``: the step about to be taken, and
         by what it is to be scaled first.
       init: ``init() -> state``.
@@ -139,10 +139,10 @@ class SolverState(NamedTuple):
 class Solver:
     """A descent and a search. Any two combine.
 
-    This is where it is seen to that nothing becomes non-finite: where the model, the
-    Gram matrix or the step is not finite, the step is zero and the state stays as it
-    was; where the loss at the end of a step is not finite, a search that looks ahead is
-    told that it rose, and the step is not taken. Descents and searches need not look.
+    A solver keeps everything finite: if the model, the Gram matrix or the step is not
+    finite, the step is zero and the state stays as it was; if the loss at the end of a
+    step is not finite, a search that looks ahead is told that it rose, and the step is
+    not taken. Descents and searches need not check for that.
 
     Attributes:
       descent: which step to take, given its size.

@@ -13,8 +13,9 @@ def damped(damping: float = 1e-3) -> Descent:
     .. math:: \kappa = (V^\top H V + \delta\, V^\top V)^{-1}\, V^\top \nabla f, \qquad
       \delta = \mathrm{damping} / \eta + \max(0, -\lambda_{\min})
 
-    See :func:`fomoh_jax.solvers.damped`. With ``searches.gain_ratio()`` this is the
-    method of Levenberg and Marquardt.
+    for a step of size :math:`\eta`, the one that the search chooses. See
+    :func:`fomoh_jax.solvers.damped`. With ``searches.gain_ratio()`` this is the method
+    of Levenberg and Marquardt.
 
     Args:
       damping: positive, in units of the Hessian.
@@ -24,6 +25,15 @@ def damped(damping: float = 1e-3) -> Descent:
 
     Raises:
       ValueError: if ``damping`` is a number that is not positive.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from fomoh_jax import QuadraticModel
+      >>> from fomoh_jax.solvers import Solver, descents, searches
+      >>> model = QuadraticModel(jnp.array(1.0), jnp.array([2.0]), jnp.array([[2.0]]))
+      >>> solver = Solver(descents.damped(1.0), searches.constant(0.5))
+      >>> print(solver.solve(model, jnp.eye(1), solver.init(1))[0])
+      [0.5]
 
     References:
       Levenberg, *A method for the solution of certain non-linear problems in least

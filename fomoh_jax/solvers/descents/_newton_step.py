@@ -12,7 +12,8 @@ def newton(jitter: float = 1e-3, growth: float = 10.0, attempts: int = 5) -> Des
 
     .. math:: \kappa = \min(\eta, 1)\, (V^\top H V + \delta I)^{-1}\, V^\top \nabla f
 
-    See :func:`fomoh_jax.solvers.newton`.
+    for a step of size :math:`\eta`, the one that the search chooses, with the jitter
+    :math:`\delta` of a singular system. See :func:`fomoh_jax.solvers.newton`.
 
     Args:
       jitter: first value of :math:`\delta` for a singular system; positive.
@@ -24,6 +25,18 @@ def newton(jitter: float = 1e-3, growth: float = 10.0, attempts: int = 5) -> Des
 
     Raises:
       ValueError: if an argument is out of range.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from fomoh_jax import QuadraticModel
+      >>> from fomoh_jax.solvers import Solver, descents, searches
+      >>> model = QuadraticModel(jnp.array(1.0), jnp.array([2.0]), jnp.array([[2.0]]))
+      >>> solver = Solver(descents.newton(), searches.constant(0.5))
+      >>> print(solver.solve(model, jnp.eye(1), solver.init(1))[0])
+      [0.5]
+
+    References:
+      Cobb et al., 2024, arXiv:2408.10419, section 3 (FoMoH-KD).
     """
     if not (jitter > 0 and growth > 1 and attempts >= 1):
         raise ValueError(

@@ -35,11 +35,11 @@ class ReachState(NamedTuple):
       length: of the next one, in the units of the parameters; 0 before the first.
       run: how many predictions in a row have come true, or minus how many have not,
         int32.
-      best: the best ratio of actual to predicted reduction of late. A learning rate
-        behind the solver makes it smaller than 1.
+      best: the best ratio of actual to predicted reduction in recent steps. A learning
+        rate after the solver makes it smaller than 1.
       recent: ``[2, 2]``, two sums over the last steps of the actual and of the
         predicted reduction.
-      made: whether the last step went along what is flat.
+      made: whether the last step moved along directions without curvature.
     """
 
     length: Float[Array, ""]

@@ -14,7 +14,8 @@ def saddle_free() -> Descent:
       \overline{|\Lambda|}\right)^{-1} B^\top V^\top \nabla f, \qquad
       B^\top V^\top V B = I, \quad B^\top V^\top H V B = \Lambda
 
-    This is half a damped step and half a shortened one: all of the step for
+    for a step of size :math:`\eta`, the one that the search chooses. This is half a
+    damped step and half a shortened one: all of the step for
     :math:`\eta = 1`, beyond which no size leads, and :math:`\eta` times that for
     curvatures that are equal. It goes downhill on the model whatever the curvature.
     Where the curvature is zero to rounding, the step goes as far as those before it
@@ -25,6 +26,19 @@ def saddle_free() -> Descent:
 
     Returns:
       A descent.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from fomoh_jax import QuadraticModel
+      >>> from fomoh_jax.solvers import Solver, descents, searches
+      >>> model = QuadraticModel(jnp.array(1.0), jnp.array([2.0]), jnp.array([[-2.0]]))
+      >>> solver = Solver(descents.saddle_free(), searches.constant(0.25))
+      >>> print(solver.solve(model, jnp.eye(1), solver.init(1))[0])
+      [0.25]
+
+    References:
+      Dauphin et al., *Identifying and attacking the saddle point problem in
+      high-dimensional non-convex optimization*, 2014, arXiv:1406.2572.
     """
 
     def step(model, gram, size, last, reach):

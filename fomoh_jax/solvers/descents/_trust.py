@@ -22,7 +22,7 @@ class TrustState(NamedTuple):
 
     Attributes:
       curvature: ``[k]``, the decaying maximum of the absolute curvature along each
-        direction, over its squared length; 0 before the first step.
+        direction, divided by its squared length; 0 before the first step.
     """
 
     curvature: Float[Array, " k"]
@@ -34,17 +34,19 @@ def trust(radius: float = 1.0, *, scaled: bool = False) -> Descent:
     .. math:: \min_\kappa\; -\kappa^\top s + \tfrac12 \kappa^\top C \kappa
       \quad \text{where} \quad \kappa^\top S V^\top V S \kappa \le (\eta r)^2
 
-    with :math:`S = I`, unless the radius is scaled. See
+    for a step of size :math:`\eta`, the one that the search chooses, and
+    :math:`S = I`, unless the radius is scaled. See
     :func:`fomoh_jax.solvers.trust_region`.
 
     Args:
       radius: :math:`r`, the radius for a step of size 1, in the units of the
         parameters (of their geometric mean, if it is scaled); positive.
       scaled: whether the length of a step counts more along directions with much
-        curvature. :math:`S_{ii}^2` is then the maximum of :math:`|C_{ii}| / |v_i|^2`
-        over the steps, of which each step keeps 0.9, over the geometric mean of all of
-        them. Directions without curvature, or with no more than rounding hides beside
-        the largest, are left out of the mean, and scaled as the flattest of the others.
+        curvature. :math:`S_{ii}^2` is then :math:`m_i` divided by the geometric mean of
+        all :math:`m_j`, where :math:`m_i` is the largest :math:`|C_{ii}| / |v_i|^2` of
+        the steps so far, decayed by a factor of 0.9 at each step. Directions without
+        curvature, or with no more than rounding hides beside the largest, are left out
+        of the mean, and scaled as the flattest of the others.
 
     Returns:
       A descent.
@@ -52,6 +54,15 @@ def trust(radius: float = 1.0, *, scaled: bool = False) -> Descent:
     Raises:
       ValueError: if ``radius`` is not positive; from ``step``, if the state is one of
         another number of directions.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from fomoh_jax import QuadraticModel
+      >>> from fomoh_jax.solvers import Solver, descents, searches
+      >>> model = QuadraticModel(jnp.array(1.0), jnp.array([3.0]), jnp.array([[2.0]]))
+      >>> solver = Solver(descents.trust(0.5), searches.constant())
+      >>> print(solver.solve(model, jnp.eye(1), solver.init(1))[0])
+      [0.5]
 
     References:
       Moré and Sorensen, *Computing a trust region step*, 1983; Moré, *The

@@ -14,6 +14,12 @@ def constant(size: float = 1.0) -> Search:
 
     Raises:
       ValueError: if ``size`` is not positive.
+
+    Example:
+      >>> from fomoh_jax.solvers import searches
+      >>> search = searches.constant(0.5)
+      >>> print(search.size(search.init()))
+      0.5
     """
     if not size > 0:
         raise ValueError(f"size must be positive; got {size}.")

@@ -41,11 +41,12 @@ class SelfTuningState(NamedTuple):
 
     Attributes:
       step_size: of the last step, at most 1.
-      recent: ``[2]``, the actual and the predicted reduction over the last steps, each
-        as of the running average of the losses.
+      recent: ``[2]``, how far the loss is below its running average, and how far the
+        predictions say that it should be.
       averaged: ``[2]``, the averages of the two whose ratio is the gain.
       mean_step_size: the running average of the step sizes over the same steps.
-      mean_square: of the lengths of the steps that were any; 0 before the first.
+      mean_square: running mean of the squared lengths of the nonzero steps; 0 before
+        the first.
       streak: how many steps in a row have come true as predicted, int32.
       steps: so far, int32.
     """
@@ -96,6 +97,12 @@ def self_tuning(initial: float = 0.05, growth: float = 0.1) -> Search:
 
     Raises:
       ValueError: if an argument is out of range.
+
+    Example:
+      >>> from fomoh_jax.solvers import searches
+      >>> search = searches.self_tuning(initial=0.5)
+      >>> print(search.size(search.init()))
+      0.5
     """
     if not (0 < initial <= 1 and growth > 0):
         raise ValueError(
