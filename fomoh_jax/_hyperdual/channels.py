@@ -22,11 +22,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.ref import AbstractRef
-from jax.tree_util import register_dataclass, register_pytree_node_class
+from jax.tree_util import register_pytree_node_class
 from jaxtyping import Array, ArrayLike, DTypeLike, Inexact, PyTree
 
 from fomoh_jax._hyperdual.delay import again, delayed
 from fomoh_jax._hyperdual.sums import total
+from fomoh_jax._hyperdual.trees import register_tree
 from fomoh_jax._types import Leaf
 
 Indices = np.ndarray | jax.Array
@@ -434,7 +435,7 @@ class Zero(Channel):
 ZERO = Zero()
 
 
-@register_dataclass
+@register_tree
 @dataclasses.dataclass(frozen=True, eq=False)
 class Stack(Channel):
     """Arrays of one shape ``s``, stacked along ``axis`` of ``array``.
@@ -584,7 +585,7 @@ class Stack(Channel):
         return Stack(array, self.axis, present, None if present is None else n)
 
 
-@register_dataclass
+@register_tree
 @dataclasses.dataclass(frozen=True, eq=False)
 class Deferred(Channel):
     """``k`` directions of a leaf, as what they are made from.
@@ -644,7 +645,7 @@ class Deferred(Channel):
         )
 
 
-@register_dataclass
+@register_tree
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Once(Deferred):
     """A deferred channel that one equation reads, made once for all that it does.

@@ -12,7 +12,6 @@ from itertools import accumulate, groupby
 
 import jax
 from jax import lax
-from jax.tree_util import register_dataclass
 
 from fomoh_jax._hyperdual.channels import (
     ZERO,
@@ -22,11 +21,12 @@ from fomoh_jax._hyperdual.channels import (
     Zero,
     apply_linear,
 )
+from fomoh_jax._hyperdual.trees import register_tree
 
 Shape = tuple[int, ...]
 
 
-@register_dataclass
+@register_tree
 @dataclasses.dataclass(frozen=True, eq=False)
 class Repeated(Channel):
     """Coefficients that are the same along some of their dimensions.
@@ -63,7 +63,7 @@ class Repeated(Channel):
         return repetition(once, function.shape)
 
 
-@register_dataclass
+@register_tree
 @dataclasses.dataclass(frozen=True, eq=False)
 class Joined(Channel):
     """Coefficients of several channels, one after the other along a dimension.

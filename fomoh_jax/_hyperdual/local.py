@@ -18,7 +18,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.core import Tracer
-from jax.tree_util import register_dataclass
 from jaxtyping import Array, ArrayLike, PyTree
 
 from fomoh_jax._hyperdual.channels import (
@@ -56,6 +55,7 @@ from fomoh_jax._hyperdual.tables import (
     same_along,
     union,
 )
+from fomoh_jax._hyperdual.trees import register_tree
 from fomoh_jax._types import Leaf
 
 T = TypeVar("T")
@@ -91,7 +91,7 @@ class Alone:
         return [x if i == self.place else zero(joint.operands[i]) for i in joint.places]
 
 
-@register_dataclass
+@register_tree
 @dataclasses.dataclass(frozen=True, eq=False)
 class Local(Channel):
     """Coefficients of shape ``s`` in slots, in one or more arrays of them.

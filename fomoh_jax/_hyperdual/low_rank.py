@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 
 import jax.numpy as jnp
 from jax import lax
-from jax.tree_util import register_dataclass
 from jaxtyping import Array, ArrayLike, DTypeLike, Float, Inexact
 
 from fomoh_jax._hyperdual.channels import (
@@ -22,9 +21,10 @@ from fomoh_jax._hyperdual.channels import (
     Stack,
     vectorise,
 )
+from fomoh_jax._hyperdual.trees import register_tree
 
 
-@register_dataclass
+@register_tree
 @dataclasses.dataclass(frozen=True, eq=False)
 class LowRank(Channel):
     r"""``k`` directions of a matrix leaf, :math:`v_i = U_i V_i^\top`.

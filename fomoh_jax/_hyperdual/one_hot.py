@@ -11,13 +11,13 @@ import math
 from collections.abc import Callable, Sequence
 
 import jax.numpy as jnp
-from jax.tree_util import register_dataclass
 from jaxtyping import Array, ArrayLike, Inexact, Int
 
 from fomoh_jax._hyperdual.channels import Channel, Joint, Linear, Stack
+from fomoh_jax._hyperdual.trees import register_tree
 
 
-@register_dataclass
+@register_tree
 @dataclasses.dataclass(frozen=True, eq=False)
 class OneHot(Channel):
     """``v_i`` is ``entries[i]`` at place ``index[i]`` of a flat array, and zero else.

@@ -11,9 +11,8 @@ from fomoh_jax._hyperdual.channels import Channel, Indices, Stack, stacks_of
 from fomoh_jax._hyperdual.form import Bilinear
 from fomoh_jax._hyperdual.index_pairs import IndexPairs
 
-# Forms without arrays are static nodes, whose trees compare as the objects do. As
-# registered dataclasses the trees of Pairs(3) and Diagonal(3) would compare equal (jax
-# 0.10 to 0.12 at least), and jit would now and then hand one the program of the other.
+# Forms without arrays are static nodes, whose trees compare as the objects do; those
+# that have arrays are registered by register_tree, which says why.
 
 
 @register_static

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.tree_util import register_dataclass, register_static
+from jax.tree_util import register_static
 from jaxtyping import Array
 
 from fomoh_jax._hyperdual.channels import Channel, Indices, Stack, vectorise
 from fomoh_jax._hyperdual.form import Bilinear
 from fomoh_jax._hyperdual.index_pairs import IndexPairs
+from fomoh_jax._hyperdual.trees import register_tree
 from fomoh_jax._types import Leaf
 
 
@@ -59,7 +60,7 @@ class Rows(IndexPairs):
         return Stack(array, stack.axis, tuple(range(n)), self.k)
 
 
-@register_dataclass
+@register_tree
 @dataclasses.dataclass(frozen=True)
 class Offsets(IndexPairs):
     """``v_iᵀ H v_j`` for every ``i`` and ``j = i + offset`` modulo ``k``.

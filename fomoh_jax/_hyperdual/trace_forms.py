@@ -11,11 +11,12 @@ from collections.abc import Callable
 
 import jax.numpy as jnp
 from jax import lax
-from jax.tree_util import register_dataclass, register_static
+from jax.tree_util import register_static
 
 from fomoh_jax._hyperdual.channels import Channel, Stack, vectorise
 from fomoh_jax._hyperdual.form import Bilinear, Form
 from fomoh_jax._hyperdual.sums import sum_of_products
+from fomoh_jax._hyperdual.trees import register_tree
 from fomoh_jax._types import Leaf
 
 
@@ -89,7 +90,7 @@ class Trace(_Sum):
         return x
 
 
-@register_dataclass
+@register_tree
 @dataclasses.dataclass(frozen=True)
 class WeightedTrace(_Sum):
     """``Σ_ij C_ij v_iᵀ H v_j`` for a symmetric ``C``.
@@ -115,7 +116,7 @@ class WeightedTrace(_Sum):
         return Stack(mixed).moved(x.axis)
 
 
-@register_dataclass
+@register_tree
 @dataclasses.dataclass(frozen=True)
 class DiagonalTrace(_Sum):
     """``Σ_i c_i v_iᵀ H v_i``: the weights are of any sign, and enter the sums alone.

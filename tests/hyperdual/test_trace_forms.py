@@ -13,7 +13,6 @@ from jax.flatten_util import ravel_pytree
 
 import fomoh_jax
 from fomoh_jax._hyperdual.channels import ZERO, Stack
-from fomoh_jax._hyperdual.pair_forms import Pairs
 from fomoh_jax._hyperdual.sums import sum_of_products, total
 from fomoh_jax._hyperdual.trace_forms import DiagonalTrace, Trace, WeightedTrace
 from tests.hyperdual.rules.test_random_programs import SHAPES, programs, run
@@ -132,17 +131,6 @@ def test_half_precision_is_summed_in_single():
     ones = Stack(jnp.ones((1024, 1), "bfloat16"))  # 256 + 1 is 256 in bfloat16
     total = Trace(1024).product(ones, ones)
     assert total.array.dtype == "bfloat16" and total.array[0, 0] == 1024
-
-
-def test_forms_of_different_kinds_have_different_trees():
-    forms = (
-        Trace(3),
-        Trace(4),
-        Pairs(3),
-        DiagonalTrace(SIGNED),
-        WeightedTrace(SYMMETRIC),
-    )
-    assert len(set(map(jax.tree.structure, forms))) == 5
 
 
 # --- right --------------------------------------------------------------------------
