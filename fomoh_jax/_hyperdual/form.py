@@ -95,6 +95,9 @@ class Form(abc.ABC):
 
     def product(self, a: Channel, b: Channel) -> Channel:
         """``a_i b_j``, elementwise."""
+        met = a.met(b) if self.is_of_each_alone else None
+        if met is not None:
+            return self._of_own(met)
         stacks = stacks_of(a, b)
         if not self.q or stacks is None:
             return (a if a.is_zero else b).zero()
@@ -113,11 +116,14 @@ class Form(abc.ABC):
 
         ``product`` is a function of two arrays; a :class:`Bilinear` says more of it.
         """
+        if not isinstance(product, Bilinear):
+            product = Bilinear(product)
+        met = a.met_in(product, b) if self.is_of_each_alone else None
+        if met is not None:
+            return 2 * self._of_own(met)
         stacks = stacks_of(a, b)
         if not self.q or stacks is None:
             return ZERO
-        if not isinstance(product, Bilinear):
-            product = Bilinear(product)
         a, b = stacks
         return self._bilinear(product, a, b, axis)
 
@@ -132,6 +138,13 @@ class Form(abc.ABC):
         if not self.q or all(x.is_zero for x in xs):
             return [ZERO] * len(out_axes)
         return self._quadratic(function, xs, out_axes)
+
+    def _of_own(self, products: Channel) -> Channel:
+        """The coefficients, made of a product for each direction with itself.
+
+        For forms that are of each alone.
+        """
+        return products
 
     # Each form implements these. The channels are stored; those of a product share an
     # axis, and those of a quadratic form, some of which may be zero, ``present``.

@@ -1,7 +1,6 @@
 """The whole curvature, its diagonal, one pair, or none: coefficients by index pairs."""
 
 import dataclasses
-from collections.abc import Callable
 
 import numpy as np
 from jax.tree_util import register_static
@@ -35,14 +34,6 @@ class Diagonal(IndexPairs):
 
     k: int
     is_of_each_alone = True
-
-    def product(self, a: Channel, b: Channel) -> Channel:
-        met = a.met(b)
-        return super().product(a, b) if met is None else met
-
-    def bilinear(self, product: Callable, a: Channel, b: Channel, axis: int) -> Channel:
-        met = a.met_in(product, b) if isinstance(product, Bilinear) else None
-        return super().bilinear(product, a, b, axis) if met is None else 2 * met
 
     @property
     def pairs(self) -> tuple[Indices, Indices]:

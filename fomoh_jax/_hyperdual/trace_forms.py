@@ -7,7 +7,6 @@ rules do to seconds they do to one array.
 
 import abc
 import dataclasses
-from collections.abc import Callable
 
 import jax.numpy as jnp
 from jax import lax
@@ -31,31 +30,18 @@ class _Sum(Form):
     def weighted(self, x: Stack) -> Stack:
         """``Σ_j C_ij x_j``: summed over one index here, over the other in products."""
 
-    def product(self, a: Channel, b: Channel) -> Channel:
-        met = a.met(b) if self.is_of_each_alone else None
-        return super().product(a, b) if met is None else self._total(met)
-
-    def bilinear(self, product: Callable, a: Channel, b: Channel, axis: int) -> Channel:
-        met = None
-        if self.is_of_each_alone and isinstance(product, Bilinear):
-            met = a.met_in(product, b)
-        if met is None:
-            return super().bilinear(product, a, b, axis)
-        return 2 * self._total(met)
-
-    def _total(self, products: Channel) -> Channel:
-        """``Σ_i C_ii x_i``, of a ``C`` that has no other entries."""
+    def _of_own(self, products: Channel) -> Channel:
         return products.summed()
 
     def cross(self, a: Channel, b: Channel) -> Channel:
         return 2 * self.product(a, b)
 
     def _product(self, a: Stack, b: Stack) -> Channel:
-        a, b = self.weighted(self._full(a)), self._full(b)
+        a, b = self.weighted(a.padded(None, self.k)), b.padded(None, self.k)
         return Stack(sum_of_products(a.array, b.array, a.axis), a.axis)
 
     def _bilinear(self, product: Bilinear, a: Stack, b: Stack, axis: int) -> Channel:
-        a, b = self.weighted(self._full(a)), self._full(b)
+        a, b = self.weighted(a.padded(None, self.k)), b.padded(None, self.k)
         if product.contracted is not None:
             total = product.contracted(a, b)
         else:
@@ -73,9 +59,6 @@ class _Sum(Form):
             Stack(jnp.sum(array, axis, keepdims=True), axis)
             for array, axis in zip(arrays, out_axes)
         ]
-
-    def _full(self, x: Stack) -> Stack:
-        return x.padded(None, self.k)
 
 
 @register_static
@@ -137,5 +120,5 @@ class DiagonalTrace(_Sum):
         weights = lax.expand_dims(self.weights.astype(x.array.dtype), places)
         return Stack(weights * x.array, x.axis)
 
-    def _total(self, products: Channel) -> Channel:
+    def _of_own(self, products: Channel) -> Channel:
         return products.summed(self.weights)
