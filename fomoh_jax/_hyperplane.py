@@ -7,12 +7,7 @@ from jax import lax
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, ArrayLike, DTypeLike, Float, Inexact, PyTree
 
-from fomoh_jax._hyperdual.channels import (
-    Channel,
-    LeafDirections,
-    as_stack,
-    is_channel,
-)
+from fomoh_jax._hyperdual.channels import Channel, LeafDirections, as_stack, is_channel
 
 
 def gram(

@@ -9,8 +9,9 @@ elementwise, linear, bilinear or constant needs no rule of its own: register
 :func:`generic` is for all others.
 """
 
-from fomoh_jax._hyperdual.channels import ZERO, Channel, apply_linear
+from fomoh_jax._hyperdual.channels import ZERO, Channel
 from fomoh_jax._hyperdual.form import Bilinear, Form
+from fomoh_jax._hyperdual.linear_operations import apply_linear
 from fomoh_jax._hyperdual.number import HyperDual
 from fomoh_jax._hyperdual.registry import Operation
 from fomoh_jax._hyperdual.rules.bilinear import bilinear

@@ -1,6 +1,7 @@
 """Hyper-dual numbers, their interpreter, and the models computed with them."""
 
-from fomoh_jax._hyperdual.channels import Deferred, Stack
+from fomoh_jax._hyperdual.channels import Stack
+from fomoh_jax._hyperdual.deferred import Deferred
 from fomoh_jax._hyperdual.extension import register_rule
 from fomoh_jax._hyperdual.low_rank import LowRank
 from fomoh_jax._hyperdual.models import (

@@ -15,13 +15,8 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, DTypeLike, Inexact, PyTree
 
-from fomoh_jax._hyperdual.channels import (
-    ZERO,
-    Channel,
-    Deferred,
-    Stack,
-    is_channel,
-)
+from fomoh_jax._hyperdual.channels import ZERO, Channel, Stack, is_channel
+from fomoh_jax._hyperdual.deferred import Deferred
 from fomoh_jax._hyperdual.low_rank import LowRank
 from fomoh_jax._hyperdual.number import is_inexact
 

@@ -1,21 +1,21 @@
 """Channels: the coefficients of one order of a hyper-dual number.
 
 A number has two, its tangents and its second-order coefficients. A channel is zero, or
-a stack of arrays, or deferred until something needs it; which of these is known while
-tracing. Rules do not ask. They are written with the operations below, and the channels
-know by themselves how to carry them out:
+a stack of arrays, or something else that becomes a stack where one is needed; which of
+these is known while tracing. Rules do not ask. They are written with the operations
+below, and the channels know by themselves how to carry them out:
 
 - ``a + b``, ``a - b`` and ``c * a``, elementwise;
-- :func:`apply_linear`, a linear function of several operands;
+- ``mapped``, a linear function of one operand, and
+  :func:`~fomoh_jax._hyperdual.linear_operations.apply_linear`, one of several operands;
 - ``moved`` and ``broadcast``, which change where the arrays are and not what they hold;
 - ``whole`` and ``coefficient``, which read them.
 """
 
 import abc
 import dataclasses
-import functools
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -25,103 +25,11 @@ from jax.ref import AbstractRef
 from jax.tree_util import register_pytree_node_class
 from jaxtyping import Array, ArrayLike, DTypeLike, Inexact, PyTree
 
-from fomoh_jax._hyperdual.delay import again, delayed
+from fomoh_jax._hyperdual.descriptions import Indices, Joint, Numbered, Product
 from fomoh_jax._hyperdual.sums import total
 from fomoh_jax._hyperdual.trees import register_tree
+from fomoh_jax._hyperdual.vectorise import vectorise
 from fomoh_jax._types import Leaf
-
-Indices = np.ndarray | jax.Array
-
-
-@dataclasses.dataclass(frozen=True)
-class Linear:
-    """A linear function of one array, and faster ways for some arrays.
-
-    Attributes:
-      function: of an array.
-      columns: ``columns(index)``, what the function makes of arrays that are 1 at one
-        place and 0 elsewhere, stacked along a leading axis; ``index`` are their places
-        if the array were flat.
-      over: the dimension of the array that the function sums over, if it is the only
-        one, and the function is the same of all that is left; ``None`` otherwise.
-      of_slice: ``of_slice(start, size)``, a part of the sum over that dimension, as a
-        function of so many elements of it.
-      shape: of the result.
-      goes: for each dimension of the array, which one of the result it becomes, or
-        ``None`` if it is summed over: an element of the result depends on no other
-        elements than those. ``None`` altogether if that is not known.
-      terms: ``terms(x, dims)``, for some of the dimensions that are summed over: the
-        results before the sum over these, which are the leading dimensions.
-    """
-
-    function: Callable[[Array], Array]
-    columns: Callable[[Indices], Array] | None = None
-    over: int | None = None
-    of_slice: Callable[[int, int], "Linear"] | None = None
-    shape: tuple[int, ...] = ()
-    goes: Sequence[int | None] | None = None
-    terms: Callable[[Array, Sequence[int]], Array] | None = None
-
-    def __call__(self, x: Array) -> Array:
-        return self.function(x)
-
-
-@dataclasses.dataclass(frozen=True)
-class Joint:
-    """A jointly linear operation on several arrays, and what it is.
-
-    Attributes:
-      function: takes an array for each operand that can vary, and returns a list of
-        arrays.
-      name: of the primitive; of the linear map that its derivative is, "linearized"
-        and the name.
-      params: of the equation.
-      operands: all of them, as the primals have them.
-      places: of those that can vary, among the operands.
-    """
-
-    function: Callable[..., list[Array]]
-    name: str
-    params: dict[str, Any]
-    operands: Sequence[Leaf]
-    places: Sequence[int]
-
-    def __call__(self, *xs: Array) -> list[Array]:
-        return self.function(*xs)
-
-
-@runtime_checkable
-class Product(Protocol):
-    """A bilinear function of two arrays.
-
-    Attributes:
-      linears: it as a function of the first operand, and of the second one.
-    """
-
-    @property
-    def linears(self) -> "tuple[Linear, Linear] | None": ...
-
-    def __call__(self, x: Array, y: Array) -> Array: ...
-
-    def pairwise(self, x: Array, y: Array) -> Array:
-        """``B(x_q, y_q)`` of two stacks, all stacked along leading axes."""
-        ...
-
-
-@runtime_checkable
-class Numbered(Protocol):
-    """Second-order coefficients that are numbered.
-
-    Attributes:
-      q: how many there are.
-    """
-
-    @property
-    def q(self) -> int: ...
-
-    def number(self, i: np.ndarray, j: np.ndarray) -> np.ndarray:
-        """Which one belongs to the directions ``i <= j``."""
-        ...
 
 
 class Channel(abc.ABC):
@@ -161,7 +69,7 @@ class Channel(abc.ABC):
         """The channel with its stacking axis said, and not made, to be at ``axis``."""
         return self.stored().declared(axis)
 
-    def broadcast(self, shape: tuple[int, ...]) -> "Zero | Stack":
+    def broadcast(self, shape: tuple[int, ...]) -> "Channel":
         """Each coefficient, a scalar or of as many dimensions, brought to a shape."""
         return self.stored().broadcast(shape)
 
@@ -177,7 +85,7 @@ class Channel(abc.ABC):
 
     def mapped(self, function: Callable, axis: int) -> "Channel":
         """A linear function of one array, of each; the results stacked at ``axis``."""
-        return apply_linear(lambda x: [function(x)], [self], [axis])[0]
+        return self.stored().mapped(function, axis)
 
     def met(self, other: "Channel") -> "Channel | None":
         """``a_i b_i``, elementwise, if there is a better way than to store them."""
@@ -378,6 +286,10 @@ class Zero(Channel):
         del coefficient, multiply
         return self
 
+    def mapped(self, function: Callable, axis: int) -> "Zero":
+        del function, axis
+        return ZERO
+
     def summed(self, weights: ArrayLike | None = None) -> "Zero":
         del weights
         return self
@@ -538,6 +450,10 @@ class Stack(Channel):
             coefficient = jnp.expand_dims(coefficient, self.axis)
         return dataclasses.replace(self, array=multiply(coefficient, self.array))
 
+    def mapped(self, function: Callable, axis: int) -> "Stack":
+        array = vectorise(function, [self.axis], axis)(self.array)
+        return Stack(array, axis, self.present, self.size)
+
     def whole(self, n: int, axis: int = 0) -> "Stack":
         return self.padded(None, n).moved(axis)
 
@@ -585,93 +501,6 @@ class Stack(Channel):
         return Stack(array, self.axis, present, None if present is None else n)
 
 
-@register_tree
-@dataclasses.dataclass(frozen=True, eq=False)
-class Deferred(Channel):
-    """``k`` directions of a leaf, as what they are made from.
-
-    A leaf of ``directions`` in :func:`fomoh_jax.quadratic_model` and its like may be
-    such an object instead of an array. The array is made where an equation takes
-    the leaf, and again where the next one does. The object is a pytree whose leaves are
-    those of ``seed``.
-
-    Attributes:
-      seed: a pytree of PRNG keys, or of whatever else ``make`` takes.
-      make: ``make(seed)``, the array. It must be the same function object at each call,
-        or ``jit`` compiles anew.
-      shape: of the array, ``(k, *leaf.shape)``.
-      dtype: of the array, the leaf's.
-
-    Example:
-      >>> import jax, jax.numpy as jnp
-      >>> from fomoh_jax import Deferred, quadratic_model
-      >>> make = lambda key: jax.random.normal(key, (2, 3), "float32")
-      >>> v = Deferred(jax.random.key(0), make, (2, 3), jnp.dtype("float32"))
-      >>> loss = lambda x: jnp.sum(x ** 2)
-      >>> x = jnp.ones(3, "float32")
-      >>> model = quadratic_model(loss, (x,), (v,))
-      >>> print(bool(jnp.allclose(model.slope, 2 * v.dense().sum(1))))
-      True
-    """
-
-    is_stored = False
-
-    seed: PyTree
-    make: Callable[[PyTree], Array] = dataclasses.field(metadata={"static": True})
-    shape: tuple[int, ...] = dataclasses.field(metadata={"static": True})
-    dtype: DTypeLike = dataclasses.field(metadata={"static": True})
-
-    @property
-    def k(self) -> int:
-        return self.shape[0]
-
-    def dense(self) -> Inexact[Array, "{self.k} *s"]:
-        """The directions, ``[k, *leaf.shape]``."""
-        return self.stored().array
-
-    def stored(self) -> Stack:
-        return Stack(self.make(jax.tree.map(again, self.seed)))
-
-    def not_before(self, array: Array | None) -> "Deferred":
-        seed = self.seed
-        if array is not None and jnp.size(array):
-            seed = delayed(seed, array)
-        return _Once(seed, self.make, self.shape, self.dtype)
-
-    def rotated(self, start: Array, n: int) -> "Deferred":
-        del n
-        return dataclasses.replace(
-            self, seed=(self.seed, start), make=_Rotated(self.make)
-        )
-
-
-@register_tree
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Once(Deferred):
-    """A deferred channel that one equation reads, made once for all that it does.
-
-    The next equation reads another one, which waits for the results of this one.
-    """
-
-    def stored(self) -> Stack:
-        return self._stored
-
-    @functools.cached_property
-    def _stored(self) -> Stack:
-        return super().stored()
-
-
-@dataclasses.dataclass(frozen=True)
-class _Rotated:
-    """Makes directions numbered from another one on; equal to another that does."""
-
-    make: Callable[[PyTree], Array]
-
-    def __call__(self, seed: tuple[PyTree, Array]) -> Array:
-        inner, start = seed
-        return jnp.roll(self.make(inner), -start, 0)
-
-
 # The directions of one leaf of the primals.
 LeafDirections = Channel | Inexact[Array, "_ ..."]
 
@@ -716,75 +545,3 @@ def _padded_alike(stacks: Sequence[Stack]) -> list[Stack]:
     complete = any(stack.present is None for stack in stacks)
     n, present = max(stack.k for stack in stacks), None if complete else union
     return [stack.padded(present, n) for stack in stacks]
-
-
-def through(joint: Joint, channels: Sequence[Channel]) -> list[Channel] | None:
-    """The results of a linear operation that one of its operands knows a way through.
-
-    None if none of them does.
-    """
-    ways = (channel.after(joint, channels) for channel in channels)
-    return next((results for results in ways if results is not None), None)
-
-
-def apply_linear(
-    function: Callable[..., list[Array]],
-    channels: Sequence[Channel],
-    out_axes: Sequence[int],
-) -> list[Channel]:
-    """Map a jointly linear function of several operands over their channels.
-
-    Args:
-      function: takes one array for each channel, and returns a list of arrays, one for
-        each of ``out_axes``.
-      channels: the operands.
-      out_axes: where the stacking axis goes in each result.
-
-    Returns:
-      One channel for each result.
-    """
-    operands = alike(channels)
-    stack = next((x for x in operands if isinstance(x, Stack)), None)
-    if stack is None:
-        return [ZERO] * len(out_axes)
-    mapped = vectorise(function, [x.mapped_axis for x in operands], list(out_axes))
-    arrays = mapped(*(x.operand() for x in operands))
-    return [
-        Stack(array, axis, stack.present, stack.size)
-        for array, axis in zip(arrays, out_axes)
-    ]
-
-
-def vectorise(
-    fn: Callable, in_axes: Sequence[int | None], out_axes: int | list[int]
-) -> Callable:
-    """``jax.vmap``, or a loop where JAX has no batching rule for what is inside."""
-
-    def vectorised(*operands):
-        try:
-            return jax.vmap(fn, in_axes, out_axes)(*operands)
-        except NotImplementedError:
-            return _one_by_one(fn, in_axes, out_axes, operands)
-
-    return vectorised
-
-
-def _one_by_one(
-    fn: Callable,
-    in_axes: Sequence[int | None],
-    out_axes: int | list[int],
-    operands: Sequence[Array],
-) -> Array | list[Array]:
-    axes = {i: axis for i, axis in enumerate(in_axes) if axis is not None}
-    slices = [jnp.moveaxis(operands[i], axis, 0) for i, axis in axes.items()]
-
-    def step(slices):
-        full = list(operands)
-        for i, x in zip(axes, slices):
-            full[i] = x
-        return fn(*full)
-
-    results = lax.map(step, slices)
-    if isinstance(out_axes, int):
-        return jnp.moveaxis(results, 0, out_axes)
-    return [jnp.moveaxis(x, 0, axis) for x, axis in zip(results, out_axes)]

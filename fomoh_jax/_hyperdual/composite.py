@@ -13,14 +13,9 @@ from itertools import accumulate, groupby
 import jax
 from jax import lax
 
-from fomoh_jax._hyperdual.channels import (
-    ZERO,
-    Channel,
-    Linear,
-    Stack,
-    Zero,
-    apply_linear,
-)
+from fomoh_jax._hyperdual.channels import ZERO, Channel, Stack, Zero
+from fomoh_jax._hyperdual.descriptions import Linear
+from fomoh_jax._hyperdual.linear_operations import apply_linear
 from fomoh_jax._hyperdual.trees import register_tree
 
 Shape = tuple[int, ...]

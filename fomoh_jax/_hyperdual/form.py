@@ -20,16 +20,9 @@ from collections.abc import Callable, Sequence
 
 from jaxtyping import Array, ArrayLike, Inexact
 
-from fomoh_jax._hyperdual.channels import (
-    ZERO,
-    Channel,
-    Linear,
-    Stack,
-    Zero,
-    alike,
-    stacks_of,
-    vectorise,
-)
+from fomoh_jax._hyperdual.channels import ZERO, Channel, Stack, Zero, alike, stacks_of
+from fomoh_jax._hyperdual.descriptions import Linear
+from fomoh_jax._hyperdual.vectorise import vectorise
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,9 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Inexact
 
-from fomoh_jax._hyperdual.channels import ZERO, Channel, Indices, Stack, Zero, vectorise
+from fomoh_jax._hyperdual.channels import ZERO, Channel, Stack, Zero
+from fomoh_jax._hyperdual.descriptions import Indices
 from fomoh_jax._hyperdual.form import Bilinear, Form
 from fomoh_jax._hyperdual.polarisation import polarised
+from fomoh_jax._hyperdual.vectorise import vectorise
 
 # Which coefficients are not zero, and where their two tangents are stored.
 Places = tuple[tuple[int, ...] | None, Indices, Indices]

@@ -17,19 +17,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, PyTree
 
-from fomoh_jax._hyperdual.channels import (
-    ZERO,
-    Channel,
-    Joint,
-    Linear,
-    Numbered,
-    Product,
-    Stack,
-    Zero,
-)
+from fomoh_jax._hyperdual.channels import ZERO, Channel, Stack, Zero
+from fomoh_jax._hyperdual.descriptions import Alone, Joint, Linear, Numbered, Product
 from fomoh_jax._hyperdual.parts import (
     Part,
     aligned,
@@ -58,37 +49,12 @@ from fomoh_jax._hyperdual.tables import (
 from fomoh_jax._hyperdual.trees import register_tree
 from fomoh_jax._types import Leaf
 
-T = TypeVar("T")
-
 # Up to so many slots, products of slots that belong to the same direction cost less
 # than to add these up first.
 _FEW = 8
 
 # More parts than these become one: an elementwise operation is an equation for each.
 _PARTS = 64
-
-
-@dataclasses.dataclass(frozen=True)
-class Alone:
-    """A joint linear function as one of the operand at a place; the others are zero."""
-
-    joint: Joint
-    place: int
-
-    def __call__(self, x: Array) -> list[Array]:
-        return self.joint(*self.operands(x, lambda other: lax.full_like(other, 0)))
-
-    @property
-    def is_known(self) -> bool:
-        """Whether the operands that do not vary are known while tracing."""
-        joint = self.joint
-        fixed = [x for i, x in enumerate(joint.operands) if i not in joint.places]
-        return not any(isinstance(x, Tracer) for x in fixed)
-
-    def operands(self, x: T, zero: Callable[[Leaf], T]) -> list[T]:
-        """``x`` among zeros, each made of an operand that can vary."""
-        joint = self.joint
-        return [x if i == self.place else zero(joint.operands[i]) for i in joint.places]
 
 
 @register_tree
@@ -167,7 +133,7 @@ class Local(Channel):
         (held,) = np.nonzero(table >= 0)
         return rows_at(array, held), table[held]
 
-    def broadcast(self, shape: tuple[int, ...]) -> "Local":  # pyright: ignore[reportIncompatibleMethodOverride]
+    def broadcast(self, shape: tuple[int, ...]) -> "Local":
         def wide(part: Part) -> Part:
             array, table = part
             if not self.shape:  # scalars

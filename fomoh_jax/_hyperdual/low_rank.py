@@ -12,16 +12,10 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, ArrayLike, DTypeLike, Float, Inexact
 
-from fomoh_jax._hyperdual.channels import (
-    Channel,
-    Indices,
-    Joint,
-    Linear,
-    Product,
-    Stack,
-    vectorise,
-)
+from fomoh_jax._hyperdual.channels import Channel, Stack
+from fomoh_jax._hyperdual.descriptions import Indices, Joint, Linear, Product
 from fomoh_jax._hyperdual.trees import register_tree
+from fomoh_jax._hyperdual.vectorise import vectorise
 
 
 @register_tree

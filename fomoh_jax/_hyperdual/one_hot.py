@@ -13,7 +13,8 @@ from collections.abc import Callable, Sequence
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Inexact, Int
 
-from fomoh_jax._hyperdual.channels import Channel, Joint, Linear, Stack
+from fomoh_jax._hyperdual.channels import Channel, Stack
+from fomoh_jax._hyperdual.descriptions import Joint, Linear
 from fomoh_jax._hyperdual.trees import register_tree
 
 

@@ -6,7 +6,8 @@ import numpy as np
 from jax.tree_util import register_static
 from jaxtyping import Array, Inexact
 
-from fomoh_jax._hyperdual.channels import Channel, Indices, Stack, stacks_of
+from fomoh_jax._hyperdual.channels import Channel, Stack, stacks_of
+from fomoh_jax._hyperdual.descriptions import Indices
 from fomoh_jax._hyperdual.form import Bilinear
 from fomoh_jax._hyperdual.index_pairs import IndexPairs
 

@@ -9,10 +9,12 @@ from jax import lax
 from jax.tree_util import register_static
 from jaxtyping import Array
 
-from fomoh_jax._hyperdual.channels import Channel, Indices, Stack, vectorise
+from fomoh_jax._hyperdual.channels import Channel, Stack
+from fomoh_jax._hyperdual.descriptions import Indices
 from fomoh_jax._hyperdual.form import Bilinear
 from fomoh_jax._hyperdual.index_pairs import IndexPairs
 from fomoh_jax._hyperdual.trees import register_tree
+from fomoh_jax._hyperdual.vectorise import vectorise
 from fomoh_jax._types import Leaf
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array
 
-from fomoh_jax._hyperdual.channels import Linear, Numbered, vectorise
+from fomoh_jax._hyperdual.descriptions import Linear, Numbered
 from fomoh_jax._hyperdual.tables import (
     blocks_of,
     compact,
@@ -19,6 +19,7 @@ from fomoh_jax._hyperdual.tables import (
     same_along,
     slots_apart,
 )
+from fomoh_jax._hyperdual.vectorise import vectorise
 
 # Slots ``[m, *s]``, and which coefficient each is, or -1: then it is zero.
 Part = tuple[Array, np.ndarray]

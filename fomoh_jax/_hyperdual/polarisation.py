@@ -6,7 +6,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Inexact
 
-from fomoh_jax._hyperdual.channels import Indices, Stack
+from fomoh_jax._hyperdual.channels import Stack
+from fomoh_jax._hyperdual.descriptions import Indices
 from fomoh_jax._hyperdual.form import Bilinear
 
 

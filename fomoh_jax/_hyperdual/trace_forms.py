@@ -12,10 +12,11 @@ import jax.numpy as jnp
 from jax import lax
 from jax.tree_util import register_static
 
-from fomoh_jax._hyperdual.channels import Channel, Stack, vectorise
+from fomoh_jax._hyperdual.channels import Channel, Stack
 from fomoh_jax._hyperdual.form import Bilinear, Form
 from fomoh_jax._hyperdual.sums import sum_of_products
 from fomoh_jax._hyperdual.trees import register_tree
+from fomoh_jax._hyperdual.vectorise import vectorise
 from fomoh_jax._types import Leaf
 
 

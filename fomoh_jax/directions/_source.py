@@ -9,12 +9,12 @@ from jaxtyping import Array, Inexact, PRNGKeyArray, PyTree
 
 from fomoh_jax._hyperdual.channels import (
     Channel,
-    Deferred,
     LeafDirections,
     Stack,
     as_stack,
     is_channel,
 )
+from fomoh_jax._hyperdual.deferred import Deferred
 
 
 @dataclasses.dataclass(frozen=True)

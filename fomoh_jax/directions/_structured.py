@@ -10,13 +10,8 @@ import numpy as np
 from jax.tree_util import KeyPath
 from jaxtyping import PyTree
 
-from fomoh_jax._hyperdual.channels import (
-    Deferred,
-    LeafDirections,
-    Stack,
-    as_stack,
-    is_channel,
-)
+from fomoh_jax._hyperdual.channels import LeafDirections, Stack, as_stack, is_channel
+from fomoh_jax._hyperdual.deferred import Deferred
 from fomoh_jax._hyperplane import sharded_like
 from fomoh_jax.directions._random import gaussian
 from fomoh_jax.directions._source import Directions

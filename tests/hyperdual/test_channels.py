@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from fomoh_jax import plans, quadratic_model
-from fomoh_jax._hyperdual.channels import ZERO, Deferred, Stack, Zero, apply_linear
+from fomoh_jax._hyperdual.channels import ZERO, Stack, Zero
+from fomoh_jax._hyperdual.deferred import Deferred
+from fomoh_jax._hyperdual.linear_operations import apply_linear
 from fomoh_jax._hyperdual.number import HyperDual, spread
 from fomoh_jax._hyperdual.pair_forms import Diagonal
 from tests.reference import normal

@@ -7,8 +7,9 @@ import pytest
 from jax import lax
 
 import fomoh_jax
-from fomoh_jax._hyperdual.channels import Linear, Stack
+from fomoh_jax._hyperdual.channels import Stack
 from fomoh_jax._hyperdual.composite import Joined, Repeated, joined
+from fomoh_jax._hyperdual.descriptions import Linear
 from tests.reference import (
     assert_agrees_with_nested_jvp,
     assert_close,

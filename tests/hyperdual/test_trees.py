@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fomoh_jax._hyperdual.channels import ZERO, Channel, Deferred, Stack
+from fomoh_jax._hyperdual.channels import ZERO, Channel, Stack
 from fomoh_jax._hyperdual.composite import Joined, Repeated
+from fomoh_jax._hyperdual.deferred import Deferred
 from fomoh_jax._hyperdual.form import Form
 from fomoh_jax._hyperdual.local import Local
 from fomoh_jax._hyperdual.local_pairs import AllLocal, LocalPairs

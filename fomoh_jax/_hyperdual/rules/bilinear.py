@@ -9,7 +9,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Inexact
 
-from fomoh_jax._hyperdual.channels import Linear
+from fomoh_jax._hyperdual.descriptions import Linear
 from fomoh_jax._hyperdual.form import Bilinear, Form
 from fomoh_jax._hyperdual.number import HyperDual, spread
 from fomoh_jax._hyperdual.registry import Operation, rule

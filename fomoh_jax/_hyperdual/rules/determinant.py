@@ -17,7 +17,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Inexact
 
-from fomoh_jax._hyperdual.channels import ZERO, Channel, Linear
+from fomoh_jax._hyperdual.channels import ZERO, Channel
+from fomoh_jax._hyperdual.descriptions import Linear
 from fomoh_jax._hyperdual.form import Form
 from fomoh_jax._hyperdual.number import HyperDual
 from fomoh_jax._hyperdual.registry import Operation

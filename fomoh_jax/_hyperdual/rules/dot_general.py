@@ -17,7 +17,8 @@ from jax import lax
 from jax.extend.core import primitives
 from jaxtyping import Array
 
-from fomoh_jax._hyperdual.channels import Indices, Linear, Stack
+from fomoh_jax._hyperdual.channels import Stack
+from fomoh_jax._hyperdual.descriptions import Indices, Linear
 from fomoh_jax._hyperdual.form import Form
 from fomoh_jax._hyperdual.number import HyperDual
 from fomoh_jax._hyperdual.registry import Operation, rule

@@ -11,15 +11,11 @@ import jax
 from jax import lax
 from jaxtyping import Array, PyTree
 
-from fomoh_jax._hyperdual.channels import (
-    Channel,
-    Joint,
-    Stack,
-    apply_linear,
-    through,
-)
+from fomoh_jax._hyperdual.channels import Channel, Stack
+from fomoh_jax._hyperdual.descriptions import Joint
 from fomoh_jax._hyperdual.form import Form
 from fomoh_jax._hyperdual.interpreter import interpret
+from fomoh_jax._hyperdual.linear_operations import apply_linear, through
 from fomoh_jax._hyperdual.number import HyperDual, is_inexact
 from fomoh_jax._hyperdual.pair_forms import FirstOrder
 from fomoh_jax._hyperdual.registry import GENERIC, Operation, rule

@@ -18,9 +18,10 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Inexact
 
-from fomoh_jax._hyperdual.channels import ZERO, Channel, apply_linear
+from fomoh_jax._hyperdual.channels import ZERO, Channel
 from fomoh_jax._hyperdual.form import Form
 from fomoh_jax._hyperdual.interpreter import interpret
+from fomoh_jax._hyperdual.linear_operations import apply_linear
 from fomoh_jax._hyperdual.number import HyperDual
 from fomoh_jax._hyperdual.pair_forms import FirstOrder
 from fomoh_jax._hyperdual.registry import Operation, rule

@@ -5,15 +5,11 @@ from collections.abc import Callable, Sequence
 
 from jaxtyping import Array
 
-from fomoh_jax._hyperdual.channels import (
-    ZERO,
-    Channel,
-    Joint,
-    apply_linear,
-    through,
-)
+from fomoh_jax._hyperdual.channels import ZERO, Channel
 from fomoh_jax._hyperdual.composite import joined, repeated
+from fomoh_jax._hyperdual.descriptions import Joint
 from fomoh_jax._hyperdual.form import Form
+from fomoh_jax._hyperdual.linear_operations import apply_linear, through
 from fomoh_jax._hyperdual.number import HyperDual, is_inexact, spread
 from fomoh_jax._hyperdual.registry import Operation, Params, rule
 

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 import jax
 from jax import lax
 
-from fomoh_jax._hyperdual.channels import ZERO, apply_linear
+from fomoh_jax._hyperdual.channels import ZERO
 from fomoh_jax._hyperdual.form import Form
+from fomoh_jax._hyperdual.linear_operations import apply_linear
 from fomoh_jax._hyperdual.number import HyperDual, is_inexact
 from fomoh_jax._hyperdual.registry import Operation, rule
 

@@ -9,8 +9,9 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array
 
-from fomoh_jax._hyperdual.channels import ZERO, Channel, through
+from fomoh_jax._hyperdual.channels import ZERO, Channel
 from fomoh_jax._hyperdual.form import Form
+from fomoh_jax._hyperdual.linear_operations import through
 from fomoh_jax._hyperdual.number import HyperDual, spread
 from fomoh_jax._hyperdual.registry import Operation, Params, rule
 from fomoh_jax._hyperdual.rules.generic import generic

@@ -10,16 +10,18 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array
 
-from fomoh_jax._hyperdual.channels import ZERO, Channel, vectorise
-from fomoh_jax._hyperdual.local import Alone, Local, way
+from fomoh_jax._hyperdual.channels import ZERO, Channel
+from fomoh_jax._hyperdual.descriptions import Alone
+from fomoh_jax._hyperdual.local import Local, way
 from fomoh_jax._hyperdual.parts import Part
 from fomoh_jax._hyperdual.tables import is_ascending, rows_of, same_along
+from fomoh_jax._hyperdual.vectorise import vectorise
 from fomoh_jax._types import Leaf
 
 
 def _mapped(function: Alone, array: Array) -> list[Array]:
     """The results for each slot, along a leading axis."""
-    return vectorise(function, [0], 0)(array)  # pyright: ignore[reportReturnType]
+    return vectorise(function, [0], 0)(array)
 
 
 @way(
