@@ -3,11 +3,10 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, ArrayLike, DTypeLike, Float, Inexact, PyTree
 
-from fomoh_jax._hyperdual.channels import Channel, LeafDirections, as_stack, is_channel
+from fomoh_jax._hyperdual.channels import LeafDirections, as_channel, is_channel
 
 
 def gram(
@@ -25,22 +24,7 @@ def gram(
             dtype = jnp.result_type(jnp.float32, *(leaf.dtype for leaf in leaves))
 
     def of_leaf(leaf: LeafDirections, after: Array | None) -> Array:
-        known = leaf.gram(dtype) if isinstance(leaf, Channel) else None
-        if known is not None:
-            return known
-        v = as_stack(leaf, after)
-        every = tuple(range(1, v.array.ndim))
-        block = lax.dot_general(
-            v.array,
-            v.array,
-            ((every, every), ((), ())),
-            preferred_element_type=dtype,
-            out_sharding=_everywhere(v.array),
-        )
-        if len(v.indices) == v.k:
-            return block
-        places = np.ix_(v.indices, v.indices)
-        return jnp.zeros((v.k, v.k), dtype).at[places].set(block)
+        return as_channel(leaf).not_before(after).gram(dtype)
 
     blocks = []
     for leaf in jax.tree.leaves(vectors, is_leaf=is_channel):
@@ -56,17 +40,8 @@ def combination(
     Vectors that are deferred are made leaf after leaf.
     """
 
-    def of_leaf(leaf, after):
-        if isinstance(leaf, Channel):
-            known = leaf.combined(coefficients, dtype)
-            if known is not None:
-                return known
-        v = as_stack(leaf, after)
-        own = coefficients
-        if len(v.indices) < v.k:
-            own = coefficients[np.array(v.indices, int)]
-        total = jnp.einsum("i,i...->...", own, v.array, preferred_element_type=dtype)
-        return total.astype(v.array.dtype)
+    def of_leaf(leaf: LeafDirections, after: Array) -> Array:
+        return as_channel(leaf).not_before(after).combined(coefficients, dtype)
 
     leaves, structure = jax.tree.flatten(vectors, is_leaf=is_channel)
     step = []
@@ -82,7 +57,7 @@ def slopes(
     """``Vᵀg``, the slope along each vector."""
 
     def of_leaf(vectors, g):
-        v = as_stack(vectors)
+        v = as_channel(vectors).stacked()
         g = g.astype(v.array.dtype)
         products = jnp.einsum("i...,...->i", v.array, g, preferred_element_type=dtype)
         if len(v.indices) == v.k:
@@ -99,7 +74,7 @@ def mixed(
     """``Σ_j matrix_ij v_j``, other vectors of the same span, in each leaf's dtype."""
 
     def of_leaf(leaf):
-        array = as_stack(leaf).dense()
+        array = as_channel(leaf).stacked().dense()
         total = jnp.einsum(
             "ij,j...->i...", matrix, array, preferred_element_type=matrix.dtype
         )
@@ -119,9 +94,3 @@ def sharded_like(
     if all(axis is None for axis in spec):
         return vectors
     return jax.sharding.reshard(vectors, PartitionSpec(None, *spec))
-
-
-def _everywhere(array: Array) -> PartitionSpec | None:
-    """The sharding of a sum over an array that is sharded explicitly."""
-    explicit = any(axis is not None for axis in jax.typeof(array).sharding.spec)
-    return PartitionSpec() if explicit else None

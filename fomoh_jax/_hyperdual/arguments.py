@@ -15,7 +15,13 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, DTypeLike, Inexact, PyTree
 
-from fomoh_jax._hyperdual.channels import ZERO, Channel, Stack, is_channel
+from fomoh_jax._hyperdual.channels import (
+    ZERO,
+    Channel,
+    Stack,
+    as_channel,
+    is_channel,
+)
 from fomoh_jax._hyperdual.deferred import Deferred
 from fomoh_jax._hyperdual.low_rank import LowRank
 from fomoh_jax._hyperdual.number import is_inexact
@@ -160,17 +166,12 @@ def read_directions(
       ValueError: if a shape does not match, if what is said to be present cannot be,
         or if nothing says what ``k`` is.
     """
-    leaves = _pair("directions", primals, directions, is_channel)
-    sizes = {}
-    for path, primal, direction in leaves:
-        if isinstance(direction, Stack):
-            _check_stack(path, direction)
-            sizes[path] = direction.k
-        elif direction is not None:
-            shape = _array_type(direction).shape
-            if len(shape) != jnp.ndim(primal) + 1:
-                raise ValueError(_wrong_shape(path, primal, direction, "k, "))
-            sizes[path] = shape[0]
+    sizes, channels = {}, []
+    for path, primal, leaf in _pair("directions", primals, directions, is_channel):
+        channel = ZERO
+        if leaf is not None:
+            sizes[path], channel = _read_leaf(path, primal, leaf)
+        channels.append(channel)
     if not sizes:
         raise ValueError(
             "directions holds no array, so every argument is held fixed and the number "
@@ -184,21 +185,30 @@ def read_directions(
                 f"directions must agree on the number of directions k: {first} has {k} "
                 f"directions, {path} has {size}."
             )
-    return k, [_directions_of_leaf(path, p, d, k) for path, p, d in leaves]
+    return k, channels
 
 
-def _directions_of_leaf(
-    path: str, primal: ArrayLike, directions: Channel | ArrayLike | None, k: int
-) -> Channel:
-    if not isinstance(directions, Stack):
-        return _as_channel(_checked(path, primal, directions, (k,), "k, "))
-    present, array = directions.indices, directions.array
-    name, lead = f"{path}.array", (len(present),)
-    if _checked(name, primal, array, lead, "len(present), ") is None or not present:
-        return ZERO
-    if len(present) == k:
-        return Stack(jnp.asarray(array))
-    return Stack(jnp.asarray(array), 0, present, k)
+def _read_leaf(
+    path: str, primal: ArrayLike, leaf: Channel | ArrayLike
+) -> tuple[int, Channel]:
+    """How many directions a leaf has, and what they are."""
+    if isinstance(leaf, Stack):
+        return _read_stack(path, primal, leaf)
+    shape = _array_type(leaf).shape
+    if len(shape) != jnp.ndim(primal) + 1:
+        raise ValueError(_wrong_shape(path, primal, leaf, "k, "))
+    directions = _checked(path, primal, leaf, shape[:1], "k, ")
+    return shape[0], ZERO if directions is None else as_channel(directions)
+
+
+def _read_stack(path: str, primal: ArrayLike, stack: Stack) -> tuple[int, Channel]:
+    _check_stack(path, stack)
+    k, present = stack.k, stack.indices
+    lead = (len(present),)
+    array = _checked(f"{path}.array", primal, stack.array, lead, "len(present), ")
+    if array is None or not present:
+        return k, ZERO
+    return k, Stack(array) if len(present) == k else Stack(array, 0, present, k)
 
 
 def _check_stack(path: str, stack: Stack) -> None:
@@ -267,12 +277,6 @@ def _two(a: Inexact[Array, "*s"] | None, b: Inexact[Array, "*s"] | None) -> Chan
         return ZERO
     zeros = jnp.zeros_like(given[0])
     return Stack(jnp.stack([zeros if x is None else x for x in (a, b)]))
-
-
-def _as_channel(directions: Channel | Array | None) -> Channel:
-    if directions is None:
-        return ZERO
-    return directions if isinstance(directions, Channel) else Stack(directions)
 
 
 def _pair(
@@ -373,7 +377,7 @@ def _checked(
                 f"declared, {list(tangent.shape)} and {tangent.dtype}; got "
                 f"{list(made.shape)} and {made.dtype}."
             )
-    return tangent if isinstance(tangent, Channel) else jnp.asarray(tangent)
+    return tangent if is_channel(tangent) else jnp.asarray(tangent)
 
 
 def _array_type(tangent: Any) -> jax.ShapeDtypeStruct:

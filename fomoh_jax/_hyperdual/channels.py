@@ -14,7 +14,7 @@ below, and the channels know by themselves how to carry them out:
 
 import abc
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import ClassVar
 
 import jax
@@ -22,8 +22,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.ref import AbstractRef
+from jax.sharding import PartitionSpec
 from jax.tree_util import register_pytree_node_class
-from jaxtyping import Array, ArrayLike, DTypeLike, Inexact, PyTree
+from jaxtyping import Array, ArrayLike, DTypeLike, Float, Inexact, PyTree
 
 from fomoh_jax._hyperdual.descriptions import Indices, Joint, Numbered, Product
 from fomoh_jax._hyperdual.sums import total
@@ -50,6 +51,10 @@ class Channel(abc.ABC):
     @abc.abstractmethod
     def stored(self) -> "Zero | Stack":
         """The channel with nothing left to be made."""
+
+    def stacked(self) -> "Stack":
+        """The channel with nothing left to be made, as a stack, if it is not zero."""
+        return self.stored().stacked()
 
     def not_before(self, array: Array | None) -> "Channel":
         """The channel, which if deferred is not made before ``array`` is computed."""
@@ -111,16 +116,6 @@ class Channel(abc.ABC):
         where the results are stacked.
         """
         del product, place, other, pairs, axis
-        return None
-
-    def gram(self, dtype: DTypeLike) -> Array | None:
-        """``⟨a_i, a_j⟩`` in a dtype, if there is a better way than to store them."""
-        del dtype
-        return None
-
-    def combined(self, coefficients: Array, dtype: DTypeLike) -> Array | None:
-        """``Σ_i coefficients_i a_i``, summed in a dtype, if there is a better way."""
-        del coefficients, dtype
         return None
 
     def summed(self, weights: ArrayLike | None = None) -> "Zero | Stack":
@@ -191,10 +186,7 @@ class Channel(abc.ABC):
         depth. (XLA heeds this on the CPU from jax 0.12 on.) One direction alone is used
         as it is; to wait for it would keep half as much again.
         """
-        stored = self.stored()
-        if not isinstance(stored, Stack) or stored.length == 1:
-            return stored
-        return lax.optimization_barrier((stored, first))[0]
+        return self.stored().behind(first)
 
     def whole(self, n: int, axis: int = 0) -> "Stack":
         """All ``n`` coefficients, stored along ``axis``."""
@@ -207,6 +199,43 @@ class Channel(abc.ABC):
     def zero(self) -> "Zero":
         """A zero of the type of this channel's coefficients."""
         return self.stored().zero()
+
+    # What sources of directions and hyperplanes do to directions of one leaf, each of
+    # which is a coefficient.
+
+    def followed_by(self, other: "Channel") -> "Channel":
+        """These directions, and behind them those of another channel."""
+        return other.behind_those_of(self)
+
+    def behind_those_of(self, first: "Channel") -> "Channel":
+        """The directions of another channel, and behind them these."""
+        a, b = first.stacked(), self.stacked()
+        present = (*a.indices, *(a.k + i for i in b.indices))
+        return Stack(jnp.concatenate([a.array, b.array]), 0, present, a.k + b.k)
+
+    def held_fixed(self) -> "Stack":
+        """As many directions, none of which moves the leaf."""
+        stack = self.stacked()
+        return stack.in_group(None, stack.k)
+
+    def in_group(self, group: int | None, size: int) -> "Stack":
+        """The directions as those of one of several groups, and zero in the others.
+
+        Args:
+          group: its number; ``None`` if the leaf is in none and does not move.
+          size: how many directions there are of all groups together.
+        """
+        return self.stacked().in_group(group, size)
+
+    def gram(self, dtype: DTypeLike) -> Float[Array, "k k"]:
+        """``⟨v_i, v_j⟩``, accumulated in a dtype."""
+        return self.stacked().gram(dtype)
+
+    def combined(
+        self, coefficients: Float[Array, " k"], dtype: DTypeLike
+    ) -> Inexact[Array, "..."]:
+        """``Σ_i coefficients_i v_i``, accumulated in a dtype."""
+        return self.stacked().combined(coefficients, dtype)
 
     # Python asks them about any operand, and takes NotImplemented for no.
 
@@ -262,6 +291,13 @@ class Zero(Channel):
     is_zero = True
 
     def stored(self) -> "Zero":
+        return self
+
+    def stacked(self) -> "Stack":
+        raise TypeError("a zero has no coefficients to stack; whole(n) makes some.")
+
+    def behind(self, first: PyTree) -> "Zero":
+        del first
         return self
 
     def moved(self, axis: int) -> "Zero":
@@ -423,6 +459,14 @@ class Stack(Channel):
     def stored(self) -> "Stack":
         return self
 
+    def stacked(self) -> "Stack":
+        return self
+
+    def behind(self, first: PyTree) -> "Stack":
+        if self.length == 1:
+            return self
+        return lax.optimization_barrier((self, first))[0]
+
     def moved(self, axis: int) -> "Stack":
         if axis == self.axis:
             return self
@@ -465,6 +509,36 @@ class Stack(Channel):
     def zero(self) -> "Zero":
         shape = [n for i, n in enumerate(self.array.shape) if i != self.axis]
         return Zero(jax.ShapeDtypeStruct(shape, self.dtype))
+
+    def in_group(self, group: int | None, size: int) -> "Stack":
+        if group is None:
+            return Stack(self.array[:0], 0, (), size)
+        present = tuple(group * self.k + i for i in self.indices)
+        return Stack(self.array, 0, present, size)
+
+    def gram(self, dtype: DTypeLike) -> Float[Array, "k k"]:
+        every = tuple(range(1, self.array.ndim))
+        block = lax.dot_general(
+            self.array,
+            self.array,
+            ((every, every), ((), ())),
+            preferred_element_type=dtype,
+            out_sharding=_everywhere(self.array),
+        )
+        if len(self.indices) == self.k:
+            return block
+        places = np.ix_(self.indices, self.indices)
+        return jnp.zeros((self.k, self.k), dtype).at[places].set(block)
+
+    def combined(
+        self, coefficients: Float[Array, " k"], dtype: DTypeLike
+    ) -> Inexact[Array, "..."]:
+        own = coefficients
+        if len(self.indices) < self.k:
+            own = coefficients[np.array(self.indices, int)]
+        array = self.array
+        total = jnp.einsum("i,i...->...", own, array, preferred_element_type=dtype)
+        return total.astype(array.dtype)
 
     @property
     def mapped_axis(self) -> int:
@@ -510,22 +584,21 @@ def is_channel(x: object) -> bool:
     return isinstance(x, Channel)
 
 
-def as_stack(leaf: LeafDirections, after: Array | None = None) -> Stack:
-    """A leaf of directions as a stack; one that is deferred is made after an array."""
-    if not isinstance(leaf, Channel):
-        return Stack(leaf)
-    (stack,) = stacks_of(leaf.not_before(after)) or [None]
-    assert stack is not None, "a leaf of directions is no zero"
-    return stack
+def as_channel(leaf: LeafDirections) -> Channel:
+    """A leaf of directions as a channel."""
+    return leaf if isinstance(leaf, Channel) else Stack(leaf)
 
 
 def stacks_of(*channels: Channel) -> list[Stack] | None:
     """The channels as stacks; None if one of them is zero."""
     if any(channel.is_zero for channel in channels):
         return None
-    stored = [channel.stored() for channel in channels]
-    stacks = [channel for channel in stored if isinstance(channel, Stack)]
-    return stacks if len(stacks) == len(channels) else None
+    return [channel.stacked() for channel in channels]
+
+
+def first_stack(channels: Iterable[Zero | Stack]) -> Stack | None:
+    """The first that is not zero; None if all of them are."""
+    return next((x.stacked() for x in channels if not x.is_zero), None)
 
 
 def alike(channels: Sequence[Channel]) -> list[Zero | Stack]:
@@ -534,7 +607,7 @@ def alike(channels: Sequence[Channel]) -> list[Zero | Stack]:
     Those that are zero altogether stay so.
     """
     stored = [channel.stored() for channel in channels]
-    stacks = iter(_padded_alike([x for x in stored if isinstance(x, Stack)]))
+    stacks = iter(_padded_alike([x.stacked() for x in stored if not x.is_zero]))
     return [x if x.is_zero else next(stacks) for x in stored]
 
 
@@ -545,3 +618,9 @@ def _padded_alike(stacks: Sequence[Stack]) -> list[Stack]:
     complete = any(stack.present is None for stack in stacks)
     n, present = max(stack.k for stack in stacks), None if complete else union
     return [stack.padded(present, n) for stack in stacks]
+
+
+def _everywhere(array: Array) -> PartitionSpec | None:
+    """The sharding of a sum over an array that is sharded explicitly."""
+    explicit = any(axis is not None for axis in jax.typeof(array).sharding.spec)
+    return PartitionSpec() if explicit else None

@@ -80,8 +80,8 @@ class Joined(Channel):
         return max(part.axis for part in self.parts)
 
     def stored(self) -> Stack:
-        present = [part.stored() for part in self.parts if not part.is_zero]
-        dtype = next(part.dtype for part in present if isinstance(part, Stack))
+        present = next(part for part in self.parts if not part.is_zero)
+        dtype = present.stacked().dtype
         parts = [
             Zero(jax.ShapeDtypeStruct(shape, dtype)) if part.is_zero else part
             for part, shape in zip(self.parts, self.shapes)
@@ -118,8 +118,7 @@ def repeated(
 
 def repetition(channel: Channel, shape: Shape) -> Channel:
     """The channel, of shape ``shape`` or of size 1 where that repeats it."""
-    stored = channel.stored()
-    return Repeated(stored, shape) if isinstance(stored, Stack) else stored
+    return channel if channel.is_zero else Repeated(channel.stacked(), shape)
 
 
 def joined(
@@ -164,5 +163,4 @@ def _concatenated(channels: Sequence[Channel], dimension: int) -> Stack:
     axis = max(channel.axis for channel in channels)
     function = lambda *xs: [lax.concatenate(xs, dimension)]
     (stack,) = apply_linear(function, channels, [axis])
-    assert isinstance(stack, Stack)
-    return stack
+    return stack.stacked()

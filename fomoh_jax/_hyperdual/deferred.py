@@ -66,6 +66,21 @@ class Deferred(Channel):
             seed = delayed(seed, array)
         return _Once(seed, self.make, self.shape, self.dtype)
 
+    def followed_by(self, other: Channel) -> "Deferred":
+        return _both(self, other)
+
+    def behind_those_of(self, first: Channel) -> "Deferred":
+        return _both(first, self)
+
+    def held_fixed(self) -> Stack:
+        return Stack(jnp.zeros((0, *self.shape[1:]), self.dtype), 0, (), self.k)
+
+    def in_group(self, group: int | None, size: int) -> Stack:
+        raise ValueError(
+            "layerwise cannot cut directions that are deferred; got a base of "
+            "deferred(...). Leave it out."
+        )
+
     def rotated(self, start: Array, n: int) -> "Deferred":
         del n
         return dataclasses.replace(
@@ -98,3 +113,33 @@ class _Rotated:
     def __call__(self, seed: tuple[PyTree, Array]) -> Array:
         inner, start = seed
         return jnp.roll(self.make(inner), -start, 0)
+
+
+def _both(first: Channel, second: Channel) -> Deferred:
+    """The directions of two channels, deferred where one of them is."""
+    a, b = _deferred(first), _deferred(second)
+    make = _Concatenation(a.make, b.make)
+    return Deferred((a.seed, b.seed), make, (a.k + b.k, *a.shape[1:]), a.dtype)
+
+
+def _deferred(channel: Channel) -> Deferred:
+    if isinstance(channel, Deferred):
+        return channel
+    stack = channel.stacked()
+    shape = (stack.k, *stack.array.shape[1:])
+    return Deferred(channel, _dense, shape, stack.dtype)
+
+
+def _dense(channel: Channel) -> Inexact[Array, "k ..."]:
+    return channel.stacked().dense()
+
+
+@dataclasses.dataclass(frozen=True)
+class _Concatenation:
+    """Makes the directions of two channels; equal to another of the same two."""
+
+    left: Callable[[PyTree], Array]
+    right: Callable[[PyTree], Array]
+
+    def __call__(self, seed: tuple[PyTree, PyTree]) -> Array:
+        return jnp.concatenate([self.left(seed[0]), self.right(seed[1])])

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Inexact
 
-from fomoh_jax._hyperdual.channels import ZERO, Channel, Stack, Zero
+from fomoh_jax._hyperdual.channels import ZERO, Channel, Stack, Zero, first_stack
 from fomoh_jax._hyperdual.descriptions import Indices
 from fomoh_jax._hyperdual.form import Bilinear, Form
 from fomoh_jax._hyperdual.polarisation import polarised
@@ -78,7 +78,8 @@ class IndexPairs(Form):
         out_axes: Sequence[int],
     ) -> list[Channel]:
         xs = [x.moved(0) for x in xs]
-        stack = next(x for x in xs if isinstance(x, Stack))
+        stack = first_stack(xs)
+        assert stack is not None
         present, i, j = self._places(stack, stack)
         if present == ():
             return [ZERO] * len(out_axes)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 from jaxtyping import Array
 
-from fomoh_jax._hyperdual.channels import ZERO, Channel, Stack, alike
+from fomoh_jax._hyperdual.channels import ZERO, Channel, Stack, alike, first_stack
 from fomoh_jax._hyperdual.descriptions import Joint
 from fomoh_jax._hyperdual.vectorise import vectorise
 
@@ -26,7 +26,7 @@ def apply_linear(
       One channel for each result.
     """
     operands = alike(channels)
-    stack = next((x for x in operands if isinstance(x, Stack)), None)
+    stack = first_stack(operands)
     if stack is None:
         return [ZERO] * len(out_axes)
     mapped = vectorise(function, [x.mapped_axis for x in operands], list(out_axes))

@@ -52,7 +52,7 @@ class _Sum(Form):
 
     def _quadratic(self, function, xs, out_axes) -> list[Channel]:
         full = [x.padded(None, self.k) for x in xs]
-        mixed = [self.weighted(x) if isinstance(x, Stack) else x for x in full]
+        mixed = [x if x.is_zero else self.weighted(x.stacked()) for x in full]
         axes = [x.mapped_axis for x in full]
         operands = [x.operand() for x in (*mixed, *full)]
         arrays = vectorise(function, axes + axes, list(out_axes))(*operands)

@@ -5,16 +5,14 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Inexact, PRNGKeyArray, PyTree
+from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from fomoh_jax._hyperdual.channels import (
     Channel,
     LeafDirections,
-    Stack,
-    as_stack,
+    as_channel,
     is_channel,
 )
-from fomoh_jax._hyperdual.deferred import Deferred
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,34 +100,6 @@ class Directions:
 
 def _joined(a: LeafDirections, b: LeafDirections) -> LeafDirections:
     """Two leaves of directions as one."""
-    if isinstance(a, Deferred) or isinstance(b, Deferred):
-        a, b = _as_deferred(a), _as_deferred(b)
-        make = _Concatenation(a.make, b.make)
-        return Deferred((a.seed, b.seed), make, (a.k + b.k, *a.shape[1:]), a.dtype)
-    if not isinstance(a, Channel) and not isinstance(b, Channel):
-        return jnp.concatenate([a, b])
-    a, b = as_stack(a), as_stack(b)
-    present = (*a.indices, *(a.k + i for i in b.indices))
-    return Stack(jnp.concatenate([a.array, b.array]), 0, present, a.k + b.k)
-
-
-def _as_deferred(leaf: LeafDirections) -> Deferred:
-    if isinstance(leaf, Deferred):
-        return leaf
-    stack = as_stack(leaf)
-    return Deferred(leaf, _dense, (stack.k, *stack.array.shape[1:]), stack.array.dtype)
-
-
-def _dense(leaf: LeafDirections) -> Inexact[Array, "k ..."]:
-    return as_stack(leaf).dense()
-
-
-@dataclasses.dataclass(frozen=True)
-class _Concatenation:
-    """Makes the directions of two sources; equal to another of the same two."""
-
-    left: Callable[[PyTree], Array]
-    right: Callable[[PyTree], Array]
-
-    def __call__(self, seed: tuple[PyTree, PyTree]) -> Array:
-        return jnp.concatenate([self.left(seed[0]), self.right(seed[1])])
+    if isinstance(a, Channel) or isinstance(b, Channel):
+        return as_channel(a).followed_by(as_channel(b))
+    return jnp.concatenate([a, b])

@@ -10,8 +10,7 @@ import numpy as np
 from jax.tree_util import KeyPath
 from jaxtyping import PyTree
 
-from fomoh_jax._hyperdual.channels import LeafDirections, Stack, as_stack, is_channel
-from fomoh_jax._hyperdual.deferred import Deferred
+from fomoh_jax._hyperdual.channels import LeafDirections, Stack, as_channel, is_channel
 from fomoh_jax._hyperplane import sharded_like
 from fomoh_jax.directions._random import gaussian
 from fomoh_jax.directions._source import Directions
@@ -201,19 +200,10 @@ def grouped(
         vectors = base.draw(key, params, updates, state)
         leaves, structure = jax.tree.flatten(vectors, is_leaf=is_channel)
 
-        def restricted(leaf: LeafDirections, group: int | None) -> Stack:
-            if isinstance(leaf, Deferred):
-                raise ValueError(
-                    "layerwise cannot cut directions that are deferred; got a base of "
-                    "deferred(...). Leave it out."
-                )
-            whole = as_stack(leaf)
-            if group is None:
-                return Stack(whole.array[:0], 0, (), size(params))
-            present = tuple(group * whole.k + i for i in whole.indices)
-            return Stack(whole.array, 0, present, size(params))
+        def cut(leaf: LeafDirections, group: int | None) -> Stack:
+            return as_channel(leaf).in_group(group, size(params))
 
-        return structure.unflatten(map(restricted, leaves, groups(params)))
+        return structure.unflatten(map(cut, leaves, groups(params)))
 
     return Directions(size, sample, base.init, base.advance, is_random=base.is_random)
 
@@ -275,7 +265,7 @@ def masked(base: Directions, mask: PyTree | Callable[[PyTree], PyTree]) -> Direc
         moves = _spread(mask(params) if callable(mask) else mask, params)
         vectors = base.draw(key, params, updates, state)
         return jax.tree.map(
-            lambda leaf, moving: leaf if moving else _still(leaf),
+            lambda leaf, moving: leaf if moving else as_channel(leaf).held_fixed(),
             vectors,
             moves,
             is_leaf=is_channel,
@@ -303,10 +293,3 @@ def _spread(mask: PyTree, params: PyTree) -> PyTree[bool]:
     if not any(leaves):
         raise ValueError("mask holds all of the parameters fixed; got no True.")
     return moves
-
-
-def _still(leaf: LeafDirections) -> Stack:
-    if isinstance(leaf, Deferred):
-        return Stack(jnp.zeros((0, *leaf.shape[1:]), leaf.dtype), 0, (), leaf.k)
-    whole = as_stack(leaf)
-    return Stack(whole.array[:0], 0, (), whole.k)
