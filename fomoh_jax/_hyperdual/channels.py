@@ -26,11 +26,14 @@ from jax.sharding import PartitionSpec
 from jax.tree_util import register_pytree_node_class
 from jaxtyping import Array, ArrayLike, DTypeLike, Float, Inexact, PyTree
 
-from fomoh_jax._hyperdual.descriptions import Indices, Joint, Numbered, Product
+from fomoh_jax._hyperdual.descriptions import Indices, Numbered, Product
 from fomoh_jax._hyperdual.sums import total
 from fomoh_jax._hyperdual.trees import register_tree
 from fomoh_jax._hyperdual.vectorise import vectorise
 from fomoh_jax._types import Leaf
+
+# ``align(channel, n)`` of a channel of ``n`` coefficients.
+Alignment = Callable[["Channel", int], "Channel"]
 
 
 class Channel(abc.ABC):
@@ -39,11 +42,14 @@ class Channel(abc.ABC):
     Attributes:
       is_zero: whether all of them are known to be zero.
       is_stored: whether nothing of them is left to be made.
+      is_closed_under_sums: whether sums of channels of the class are of it, too, or are
+        better off so than stored.
       axis: where the axis that stacks them is, or would be.
     """
 
     is_zero: ClassVar[bool] = False
     is_stored: ClassVar[bool] = True
+    is_closed_under_sums: ClassVar[bool] = False
     axis: int = 0
     # So that a NumPy array leaves a product with a channel to the channel.
     __array_ufunc__ = None
@@ -143,16 +149,6 @@ class Channel(abc.ABC):
         del other, pairs
         return None
 
-    def after(
-        self, joint: Joint, channels: Sequence["Channel"]
-    ) -> "list[Channel] | None":
-        """The results of a linear operation, if the channel knows a better way to them.
-
-        It is one of ``channels``, the operands.
-        """
-        del joint, channels
-        return None
-
     def is_summed_apart(self, terms: int, size: int) -> bool:
         """Whether sums of so many terms, in ``size`` places, are best left as terms.
 
@@ -187,6 +183,16 @@ class Channel(abc.ABC):
         as it is; to wait for it would keep half as much again.
         """
         return self.stored().behind(first)
+
+    def alignment(self, alternatives: Sequence["Channel"]) -> Alignment:
+        """What brings each of several channels to the same tree structure.
+
+        Of a branch, one of them is there in the end; this is the first that is not
+        zero. They may be abstract.
+        """
+        del alternatives
+        axis = self.axis
+        return lambda channel, n: channel.whole(n, axis)
 
     def whole(self, n: int, axis: int = 0) -> "Stack":
         """All ``n`` coefficients, stored along ``axis``."""
@@ -599,6 +605,15 @@ def stacks_of(*channels: Channel) -> list[Stack] | None:
 def first_stack(channels: Iterable[Zero | Stack]) -> Stack | None:
     """The first that is not zero; None if all of them are."""
     return next((x.stacked() for x in channels if not x.is_zero), None)
+
+
+def alignment(alternatives: Sequence[Channel]) -> Alignment:
+    """What brings each of several channels, one for each branch, to the same tree."""
+    varying = (channel for channel in alternatives if not channel.is_zero)
+    first = next(varying, None)
+    if first is None:
+        return lambda channel, n: channel
+    return first.alignment(alternatives)
 
 
 def alike(channels: Sequence[Channel]) -> list[Zero | Stack]:

@@ -11,7 +11,6 @@ network that sees each electron by itself.
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -19,8 +18,8 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, ArrayLike, PyTree
 
-from fomoh_jax._hyperdual.channels import ZERO, Channel, Stack, Zero
-from fomoh_jax._hyperdual.descriptions import Alone, Joint, Linear, Numbered, Product
+from fomoh_jax._hyperdual.channels import ZERO, Alignment, Channel, Stack, Zero
+from fomoh_jax._hyperdual.descriptions import Linear, Numbered, Product
 from fomoh_jax._hyperdual.parts import (
     Part,
     aligned,
@@ -74,6 +73,7 @@ class Local(Channel):
     """
 
     is_stored = False
+    is_closed_under_sums = True
 
     arrays: tuple[Leaf, ...]
     tables: tuple[Table, ...] = dataclasses.field(metadata={"static": True})
@@ -216,6 +216,25 @@ class Local(Channel):
         del axis  # slots lead
         return self
 
+    def alignment(self, alternatives: Sequence[Channel]) -> Alignment:
+        """If all are local, each gets the slots that any of them has."""
+        varying = [channel for channel in alternatives if not channel.is_zero]
+        local = [channel for channel in varying if isinstance(channel, Local)]
+        if len(local) < len(varying):
+            return super().alignment(alternatives)
+        tables = tuple(dict.fromkeys(t for channel in local for t in channel.tables))
+        dtype = self.arrays[0].dtype
+
+        def filled(channel: Channel, n: int) -> Local:
+            del n
+            is_local = isinstance(channel, Local)
+            held = dict(zip(channel.tables, channel.arrays)) if is_local else {}
+            zero = lambda table: jnp.zeros(table.numbers.shape, dtype)
+            arrays = [held[t] if t in held else zero(t) for t in tables]
+            return Local(tuple(arrays), tables, self.n, self.most)
+
+        return filled
+
     def within(self) -> Channel:
         return self.made_of(self.parts)
 
@@ -259,22 +278,6 @@ class Local(Channel):
         products = [product(a, b, pairs) for a in parts for b in others]
         return Local.of(products, pairs.q)
 
-    def after(self, joint: Joint, channels: Sequence[Channel]) -> list[Channel] | None:
-        if not all(x.is_zero or isinstance(x, Local) for x in channels):
-            return None
-        act = _WAYS.get(joint.name)
-        if act is None:
-            return None
-        totals: list[Channel] | None = None
-        for place, channel in zip(joint.places, channels):
-            if not isinstance(channel, Local):
-                continue
-            results = act(channel, Alone(joint, place))
-            if results is None:
-                return None
-            totals = results if totals is None else _sums(totals, results)
-        return totals
-
     def is_summed_apart(self, terms: int, size: int) -> bool:
         held = sum(table.numbers.size for table in self.tables)
         return self.slots * terms * size <= max(held, self.n * size // 2)
@@ -308,50 +311,6 @@ class Local(Channel):
         return self._with([(flat.reshape(shape), fewer[:-1].reshape(shape))])
 
 
-class Slots(NamedTuple):
-    """The slots that a local channel has, without what is in them."""
-
-    tables: tuple[Table, ...]
-    n: int
-    most: int | None
-
-    @classmethod
-    def of_all(cls, channels: Sequence[Channel]) -> "Slots | None":
-        """Those of several channels side by side; None if they are not all local."""
-        some = [channel for channel in channels if isinstance(channel, Local)]
-        if not some or not all(x.is_zero or isinstance(x, Local) for x in channels):
-            return None
-        tables = dict.fromkeys(table for channel in some for table in channel.tables)
-        return cls(tuple(tables), some[0].n, some[0].most)
-
-    def filled(self, channel: Channel, like: Leaf) -> Local:
-        """The channel in these slots; those that it has not are zero."""
-        is_local = isinstance(channel, Local)
-        held = dict(zip(channel.tables, channel.arrays)) if is_local else {}
-        zero = lambda table: lax.full_like(like, 0, shape=table.numbers.shape)
-        arrays = [held[t] if t in held else zero(t) for t in self.tables]
-        return Local(tuple(arrays), *self)
-
-
-# How linear operations act on local channels, by the name of their primitive.
-Way = Callable[[Local, Alone], list[Channel] | None]
-_WAYS: dict[str, Way] = {}
-W = TypeVar("W", bound=Way)
-
-
-def way(*names: str) -> Callable[[W], W]:
-    """Register how operations act on the only operand that varies, given by name.
-
-    It returns their results, or None if these are not local.
-    """
-
-    def register(function: W) -> W:
-        _WAYS.update(dict.fromkeys(names, function))
-        return function
-
-    return register
-
-
 def unit_vectors(leaves: Sequence[ArrayLike], most: int | None = None) -> list[Channel]:
     """A direction for each element of some arrays together, in one slot each.
 
@@ -368,7 +327,3 @@ def unit_vectors(leaves: Sequence[ArrayLike], most: int | None = None) -> list[C
         return Local.of([(ones, table.reshape(shape))], int(offsets[-1]), most)
 
     return list(map(directions, leaves, map(int, offsets)))
-
-
-def _sums(xs: list[Channel], ys: list[Channel]) -> list[Channel]:
-    return [x + y for x, y in zip(xs, ys)]

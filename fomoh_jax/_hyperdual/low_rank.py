@@ -6,14 +6,15 @@ products with its factors, for ``r (m + n)`` operations a row instead of ``m n``
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, ArrayLike, DTypeLike, Float, Inexact
 
 from fomoh_jax._hyperdual.channels import Channel, Stack
-from fomoh_jax._hyperdual.descriptions import Indices, Joint, Linear, Product
+from fomoh_jax._hyperdual.descriptions import Alone, Indices, Linear, Product
+from fomoh_jax._hyperdual.linear_operations import way
 from fomoh_jax._hyperdual.trees import register_tree
 from fomoh_jax._hyperdual.vectorise import vectorise
 
@@ -126,11 +127,6 @@ class LowRank(Channel):
         ahead = products(i, j)
         return Stack(2 * ahead if i is j else ahead + products(j, i), axis)
 
-    def after(self, joint: Joint, channels: Sequence[Channel]) -> list[Channel] | None:
-        del channels  # of one operand
-        follow = _FOLLOW.get(joint.name)
-        return None if follow is None else [follow(self, joint.params)]
-
     def gram(self, dtype: DTypeLike) -> Float[Array, "k k"]:
         products = (
             jnp.einsum("imr,jms->ijrs", x, x, preferred_element_type=dtype)
@@ -181,16 +177,19 @@ def _times(part: Array, outer: Inexact[Array, "q n r"], axis: int, place: int) -
     return functools.reduce(jnp.add, map(term, range(outer.shape[2])))
 
 
-def _transposed(x: LowRank, params: dict) -> LowRank:
-    return LowRank(x.right, x.left) if params["permutation"] == (1, 0) else x
+@way(LowRank, "transpose")
+def _transposed(x: LowRank, operation: Alone) -> list[Channel]:
+    swaps = operation.joint.params["permutation"] == (1, 0)
+    return [LowRank(x.right, x.left) if swaps else x]
 
 
-def _converted(x: LowRank, params: dict) -> LowRank:
-    return LowRank(*(y.astype(params["new_dtype"]) for y in (x.left, x.right)))
+@way(LowRank, "convert_element_type")
+def _converted(x: LowRank, operation: Alone) -> list[Channel]:
+    dtype = operation.joint.params["new_dtype"]
+    return [LowRank(x.left.astype(dtype), x.right.astype(dtype))]
 
 
-_FOLLOW: dict[str, Callable[[LowRank, dict], LowRank]] = {
-    "transpose": _transposed,
-    "convert_element_type": _converted,
-    "neg": lambda x, params: LowRank(-x.left, x.right),
-}
+@way(LowRank, "neg")
+def _negated(x: LowRank, operation: Alone) -> list[Channel]:
+    del operation
+    return [LowRank(-x.left, x.right)]

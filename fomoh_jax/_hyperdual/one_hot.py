@@ -14,7 +14,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Inexact, Int
 
 from fomoh_jax._hyperdual.channels import Channel, Stack
-from fomoh_jax._hyperdual.descriptions import Joint, Linear
+from fomoh_jax._hyperdual.descriptions import Alone, Linear
+from fomoh_jax._hyperdual.linear_operations import way
 from fomoh_jax._hyperdual.trees import register_tree
 
 
@@ -78,61 +79,64 @@ class OneHot(Channel):
         entries = jnp.expand_dims(self.entries, range(1, arrays.ndim))
         return Stack(entries * arrays).moved(axis)
 
-    def after(self, joint: Joint, channels: Sequence[Channel]) -> list[Channel] | None:
-        follow = _FOLLOW.get(joint.name)
-        if follow is None or any(x is not self and not x.is_zero for x in channels):
-            return None
-        place = joint.places[next(i for i, x in enumerate(channels) if x is self)]
-        shapes = list(map(jnp.shape, joint.operands))
-        result = follow(self, joint.params, shapes, place)
-        return None if result is None else [result]
-
     def _with(self, entries: Array) -> "OneHot":
         return dataclasses.replace(self, entries=entries)
 
-    def _reshaped(self, shape: Sequence[int]) -> "OneHot | None":
+    def _in_shape(self, shape: Sequence[int]) -> "list[OneHot] | None":
+        """The channel of an array of another shape, if that has as many elements."""
         if math.prod(shape) != math.prod(self.shape):
             return None
-        return dataclasses.replace(self, shape=tuple(shape))
+        return [dataclasses.replace(self, shape=tuple(shape))]
 
 
-def _negated(x: OneHot, *_) -> Channel:
-    return -1 * x
+@way(OneHot, "neg")
+def _negated(x: OneHot, operation: Alone) -> list[OneHot]:
+    del operation
+    return [x._with(-1 * x.entries)]
 
 
-def _converted(x: OneHot, params, *_) -> Channel:
-    return x._with(x.entries.astype(params["new_dtype"]))
+@way(OneHot, "convert_element_type")
+def _converted(x: OneHot, operation: Alone) -> list[OneHot]:
+    return [x._with(x.entries.astype(operation.joint.params["new_dtype"]))]
 
 
-def _reshaped(x: OneHot, params, *_) -> Channel | None:
-    return (
-        None if params["dimensions"] is not None else x._reshaped(params["new_sizes"])
-    )
+@way(OneHot, "reshape")
+def _reshaped(x: OneHot, operation: Alone) -> list[OneHot] | None:
+    params = operation.joint.params
+    in_order = params["dimensions"] is None
+    return x._in_shape(params["new_sizes"]) if in_order else None
 
 
-def _squeezed(x: OneHot, params, *_) -> Channel | None:
-    gone = params["dimensions"]
-    return x._reshaped([n for i, n in enumerate(x.shape) if i not in gone])
+@way(OneHot, "squeeze")
+def _squeezed(x: OneHot, operation: Alone) -> list[OneHot] | None:
+    gone = operation.joint.params["dimensions"]
+    return x._in_shape([n for i, n in enumerate(x.shape) if i not in gone])
 
 
-def _expanded(x: OneHot, params, *_) -> Channel | None:
+@way(OneHot, "broadcast_in_dim")
+def _expanded(x: OneHot, operation: Alone) -> list[OneHot] | None:
     """A ``broadcast_in_dim`` that adds dimensions of size one alone."""
-    return x._reshaped(params["shape"])
+    return x._in_shape(operation.joint.params["shape"])
 
 
-def _totalled(x: OneHot, params, *_) -> Channel | None:
-    return Stack(x.entries) if len(params["axes"]) == len(x.shape) else None
+@way(OneHot, "reduce_sum")
+def _totalled(x: OneHot, operation: Alone) -> list[Stack] | None:
+    is_of_all = len(operation.joint.params["axes"]) == len(x.shape)
+    return [Stack(x.entries)] if is_of_all else None
 
 
-def _concatenated(x: OneHot, params, shapes, place) -> Channel | None:
+@way(OneHot, "concatenate")
+def _concatenated(x: OneHot, operation: Alone) -> list[OneHot] | None:
     if len(x.shape) != 1:
         return None
-    lengths = [length for (length,) in shapes]
-    index = x.index + sum(lengths[:place])
-    return OneHot(x.entries, index, (sum(lengths),))
+    lengths = list(map(jnp.size, operation.joint.operands))
+    index = x.index + sum(lengths[: operation.place])
+    return [OneHot(x.entries, index, (sum(lengths),))]
 
 
-def _sliced(x: OneHot, params, *_) -> Channel | None:
+@way(OneHot, "slice")
+def _sliced(x: OneHot, operation: Alone) -> list[OneHot] | None:
+    params = operation.joint.params
     if len(x.shape) != 1 or params["strides"] not in (None, (1,)):
         return None
     (start,), (limit,) = params["start_indices"], params["limit_indices"]
@@ -141,16 +145,4 @@ def _sliced(x: OneHot, params, *_) -> Channel | None:
     index = x.index - start
     inside = (index >= 0) & (index < limit - start)
     entries = jnp.where(inside, x.entries, 0)
-    return OneHot(entries, jnp.where(inside, index, 0), (limit - start,))
-
-
-_FOLLOW: dict[str, Callable[..., Channel | None]] = {
-    "neg": _negated,
-    "convert_element_type": _converted,
-    "reshape": _reshaped,
-    "squeeze": _squeezed,
-    "broadcast_in_dim": _expanded,
-    "reduce_sum": _totalled,
-    "concatenate": _concatenated,
-    "slice": _sliced,
-}
+    return [OneHot(entries, jnp.where(inside, index, 0), (limit - start,))]

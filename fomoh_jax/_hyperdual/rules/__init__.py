@@ -15,5 +15,4 @@ from fomoh_jax._hyperdual.rules import (  # noqa: F401
     mutable,
     selection,
     shard_map,
-    slots,
 )

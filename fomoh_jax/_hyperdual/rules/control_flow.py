@@ -17,10 +17,9 @@ from jax.extend import source_info_util
 from jaxtyping import Array, Bool, Int, PyTree, Shaped
 
 from fomoh_jax._compat import open_jaxpr, scan_layout
-from fomoh_jax._hyperdual.channels import ZERO, Channel
+from fomoh_jax._hyperdual.channels import ZERO, Alignment, Channel, alignment
 from fomoh_jax._hyperdual.form import Form
 from fomoh_jax._hyperdual.interpreter import interpret, staged
-from fomoh_jax._hyperdual.local import Slots
 from fomoh_jax._hyperdual.mesh_axes import varies_along, varying_alike
 from fomoh_jax._hyperdual.number import HyperDual, Pattern, is_inexact, pattern_of
 from fomoh_jax._hyperdual.registry import Operation, rule
@@ -269,29 +268,6 @@ def _where(
     ]
 
 
-def _alike(
-    form: Form,
-    numbers: Sequence[HyperDual],
-    pattern: Pattern,
-    slots: Sequence[Sequence[Slots | None]],
-    axes: Collection[str],
-) -> list[HyperDual]:
-    """The results of a branch with the channels of all, stored or in slots."""
-    stored = [
-        tuple(None if x else axis for axis, x in zip(places, of_number))
-        for places, of_number in zip(pattern, slots)
-    ]
-
-    def filled(number: HyperDual, of_number: Sequence[Slots | None]) -> HyperDual:
-        channels = [
-            x.filled(channel, number.primal) if x else channel
-            for channel, x in zip(number.channels, of_number)
-        ]
-        return HyperDual(number.primal, *channels)
-
-    return _widen(form, list(map(filled, numbers, slots)), stored, axes)
-
-
 @rule("cond")
 def _cond(form: Form, op: Operation, args: Sequence[HyperDual]) -> list[HyperDual]:
     index = args[0].stored()
@@ -302,16 +278,20 @@ def _cond(form: Form, op: Operation, args: Sequence[HyperDual]) -> list[HyperDua
 
     branches = [branch(jaxpr) for jaxpr in op.params["branches"]]
     results = [jax.eval_shape(b, operands) for b in branches]
-    pattern = _union(*map(pattern_of, results))
     axes = varies_along(args)
-    slots = [
-        [Slots.of_all(channels) for channels in zip(*(n.channels for n in numbers))]
+    alignments = [
+        [alignment(channels) for channels in zip(*(n.channels for n in numbers))]
         for numbers in zip(*results)
     ]
-    alike = [
-        lambda operands, b=b: _alike(form, b(operands), pattern, slots, axes)
-        for b in branches
-    ]
+
+    def aligned(number: HyperDual, of_each: Sequence[Alignment]) -> HyperDual:
+        channels = zip(of_each, number.channels, (form.k, form.q))
+        return HyperDual(number.primal, *(align(x, n) for align, x, n in channels))
+
+    def all_aligned(numbers: Sequence[HyperDual]) -> list[HyperDual]:
+        return varying_alike(list(map(aligned, numbers, alignments)), axes)
+
+    alike = [lambda operands, b=b: all_aligned(b(operands)) for b in branches]
     platforms = op.params.get("branches_platforms")
     if platforms is None:
         return _within(lax.switch(index.primal, alike, operands))

@@ -12,7 +12,8 @@ from jaxtyping import Array
 
 from fomoh_jax._hyperdual.channels import ZERO, Channel
 from fomoh_jax._hyperdual.descriptions import Alone
-from fomoh_jax._hyperdual.local import Local, way
+from fomoh_jax._hyperdual.linear_operations import way
+from fomoh_jax._hyperdual.local import Local
 from fomoh_jax._hyperdual.parts import Part
 from fomoh_jax._hyperdual.tables import is_ascending, rows_of, same_along
 from fomoh_jax._hyperdual.vectorise import vectorise
@@ -25,6 +26,7 @@ def _mapped(function: Alone, array: Array) -> list[Array]:
 
 
 @way(
+    Local,
     *("add_jaxvals", "add_any", "complex", "conj", "convert_element_type", "copy"),
     *("copy_p", "imag", "name", "neg", "real", "reduce_precision", "sub"),
 )
@@ -42,6 +44,7 @@ def _elementwise(x: Local, function: Alone) -> list[Channel]:
 
 
 @way(
+    Local,
     *("broadcast_in_dim", "concatenate", "dynamic_slice", "dynamic_update_slice"),
     *("gather", "pad", "reshape", "rev", "slice", "split", "squeeze", "stack", "tile"),
     *("transpose", "unstack"),
@@ -98,7 +101,7 @@ _IN_NUMPY: dict[str, Callable[..., np.ndarray]] = {
 }
 
 
-@way("scatter")
+@way(Local, "scatter")
 def _scattered(x: Local, function: Alone) -> list[Channel] | None:
     """Updates are moved where each goes to a place of its own."""
     operand, *_ = function.joint.places
@@ -111,7 +114,7 @@ def _scattered(x: Local, function: Alone) -> list[Channel] | None:
     return _moved(x, function)
 
 
-@way("scatter-add", "scatter_add", "scatter-sub")
+@way(Local, "scatter-add", "scatter_add", "scatter-sub")
 def _scatter_added(x: Local, function: Alone) -> list[Channel] | None:
     """A place has a slot for each update that is added to it."""
     joint = function.joint
@@ -185,13 +188,13 @@ def _ranks(values: np.ndarray) -> np.ndarray:
     return ranks
 
 
-@way("optimization_barrier")
+@way(Local, "optimization_barrier")
 def _ordered(x: Local, function: Alone) -> list[Channel]:
     """Each result is an operand; channels are computed from primals, which wait."""
     return [x if i == function.place else ZERO for i in function.joint.places]
 
 
-@way("select_n")
+@way(Local, "select_n")
 def _chosen(x: Local, function: Alone) -> list[Channel] | None:
     """By a predicate that is known elements are moved, by any other one scaled."""
     if function.is_known:
@@ -199,7 +202,7 @@ def _chosen(x: Local, function: Alone) -> list[Channel] | None:
     return _elementwise(x, function)
 
 
-@way("reduce_sum")
+@way(Local, "reduce_sum")
 def _summed(x: Local, function: Alone) -> list[Channel] | None:
     """A sum over axes: of the slots, where they belong to the same; else more slots."""
     axes = [int(axis) + 1 for axis in function.joint.params["axes"]]
@@ -227,6 +230,7 @@ def _summed(x: Local, function: Alone) -> list[Channel] | None:
 
 
 @way(
+    Local,
     "cumsum",
     *(f"linearized {name}" for name in ("cummax", "cummin", "sort", "top_k")),
     *(f"linearized {name}" for name in ("reduce_max", "reduce_min")),
