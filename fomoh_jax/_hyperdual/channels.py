@@ -42,8 +42,7 @@ class Channel(abc.ABC):
     Attributes:
       is_zero: whether all of them are known to be zero.
       is_stored: whether nothing of them is left to be made.
-      is_closed_under_sums: whether sums of channels of the class are of it, too, or are
-        better off so than stored.
+      is_closed_under_sums: whether the sum of two channels of the class is one, too.
       axis: where the axis that stacks them is, or would be.
     """
 
@@ -187,8 +186,9 @@ class Channel(abc.ABC):
     def alignment(self, alternatives: Sequence["Channel"]) -> Alignment:
         """What brings each of several channels to the same tree structure.
 
-        Of a branch, one of them is there in the end; this is the first that is not
-        zero. They may be abstract.
+        Args:
+          alternatives: the channels, one for each branch; they may be abstract. This
+            channel is the first of them that is not zero.
         """
         del alternatives
         axis = self.axis
@@ -211,9 +211,9 @@ class Channel(abc.ABC):
 
     def followed_by(self, other: "Channel") -> "Channel":
         """These directions, and behind them those of another channel."""
-        return other.behind_those_of(self)
+        return other.preceded_by(self)
 
-    def behind_those_of(self, first: "Channel") -> "Channel":
+    def preceded_by(self, first: "Channel") -> "Channel":
         """The directions of another channel, and behind them these."""
         a, b = first.stacked(), self.stacked()
         present = (*a.indices, *(a.k + i for i in b.indices))
@@ -608,7 +608,11 @@ def first_stack(channels: Iterable[Zero | Stack]) -> Stack | None:
 
 
 def alignment(alternatives: Sequence[Channel]) -> Alignment:
-    """What brings each of several channels, one for each branch, to the same tree."""
+    """What brings each of several channels to the same tree structure.
+
+    Args:
+      alternatives: the channels, one for each branch; they may be abstract.
+    """
     varying = (channel for channel in alternatives if not channel.is_zero)
     first = next(varying, None)
     if first is None:

@@ -69,7 +69,7 @@ class Deferred(Channel):
     def followed_by(self, other: Channel) -> "Deferred":
         return _both(self, other)
 
-    def behind_those_of(self, first: Channel) -> "Deferred":
+    def preceded_by(self, first: Channel) -> "Deferred":
         return _both(first, self)
 
     def held_fixed(self) -> Stack:

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from fomoh_jax import plans, quadratic_model
-from fomoh_jax._hyperdual.channels import ZERO, Stack, Zero
+from fomoh_jax._hyperdual.channels import ZERO, Stack, Zero, alignment
 from fomoh_jax._hyperdual.deferred import Deferred
 from fomoh_jax._hyperdual.linear_operations import apply_linear
+from fomoh_jax._hyperdual.local import unit_vectors
 from fomoh_jax._hyperdual.number import HyperDual, spread
 from fomoh_jax._hyperdual.pair_forms import Diagonal
 from tests.reference import normal
@@ -152,3 +153,32 @@ def test_channels_of_different_kinds_are_different_trees():
     trees = list(map(jax.tree.structure, (stack, partly, deferred, HyperDual(1.0))))
     assert len(set(trees)) == len(trees)
     assert all(a != b for i, a in enumerate(trees) for b in trees[:i])
+
+
+def test_alternatives_are_aligned_along_the_axis_of_the_first_that_varies():
+    like, n = jnp.ones((3, 2)), 4
+    some = Stack(normal(2, 3, 2), 0, (1, 3), n)
+    alternatives = [Zero(like), Stack(normal(3, n, 2), axis=1), some]
+    align = alignment(alternatives)
+    first, second, third = (align(channel, n) for channel in alternatives)
+    structures = set(map(jax.tree.structure, (first, second, third)))
+    assert structures == {jax.tree.structure(second)} and second.axis == 1
+    np.testing.assert_array_equal(first.array, np.zeros((3, n, 2)))
+    np.testing.assert_array_equal(second.array, alternatives[1].array)
+    np.testing.assert_array_equal(third.dense(), some.dense())
+    assert alignment([ZERO, ZERO])(ZERO, n) is ZERO
+
+
+def test_local_alternatives_are_aligned_by_slots_and_others_are_stored():
+    like = jnp.ones(3)
+    a, b = unit_vectors([like, 2 * like])
+    alternatives = [a, Zero(like), b]
+    aligned = [alignment(alternatives)(channel, 6) for channel in alternatives]
+    assert len(set(map(jax.tree.structure, aligned))) == 1
+    assert all(not channel.is_stored for channel in aligned)
+    for channel, before in zip(aligned, alternatives):
+        np.testing.assert_array_equal(channel.whole(6).array, before.whole(6).array)
+    mixed = [a, Stack(normal(6, 3))]
+    aligned = [alignment(mixed)(channel, 6) for channel in mixed]
+    assert all(channel.is_stored for channel in aligned)
+    np.testing.assert_array_equal(aligned[0].array, a.whole(6).array)
