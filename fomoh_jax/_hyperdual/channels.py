@@ -184,7 +184,7 @@ class Channel(abc.ABC):
         return self.stored().behind(first)
 
     def alignment(self, alternatives: Sequence["Channel"]) -> Alignment:
-        """What brings each of several channels to the same tree structure.
+        """A function that brings each of several channels to the same tree structure.
 
         Args:
           alternatives: the channels, one for each branch; they may be abstract. This
@@ -608,7 +608,7 @@ def first_stack(channels: Iterable[Zero | Stack]) -> Stack | None:
 
 
 def alignment(alternatives: Sequence[Channel]) -> Alignment:
-    """What brings each of several channels to the same tree structure.
+    """A function that brings each of several channels to the same tree structure.
 
     Args:
       alternatives: the channels, one for each branch; they may be abstract.

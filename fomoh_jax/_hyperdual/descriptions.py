@@ -1,4 +1,4 @@
-"""What channels are told of an operation, so that they find better ways through it."""
+"""Descriptions of operations, by which channels find better ways through them."""
 
 import dataclasses
 from collections.abc import Callable, Sequence

@@ -144,7 +144,7 @@ class LowRank(Channel):
         return total.astype(self.dtype)
 
     def _way_through(self, linear: Callable) -> tuple[Array, Array, int] | None:
-        """Of a product: the factors that it sums over, the others, and where these go.
+        """The factors that a product sums over, the others, and where these go.
 
         The first are matrices like the whole, with ``r`` instead of the dimension
         that is left; that is the dimension of the result that is given.
