@@ -27,7 +27,7 @@ def _mapped(function: Alone, array: Array) -> list[Array]:
 
 @way(
     Local,
-    *("add_jaxvals", "add_any", "complex", "conj", "convert_element_type", "copy"),
+    *("add_any", "complex", "conj", "convert_element_type", "copy"),
     *("copy_p", "imag", "name", "neg", "real", "reduce_precision", "sub"),
 )
 def _elementwise(x: Local, function: Alone) -> list[Channel]:

@@ -39,11 +39,11 @@ def _inline(form: Form, op: Operation, args: Sequence[HyperDual]) -> list[HyperD
     # Nor does a rule for batching or partitioning say anything of derivatives.
     outs = interpret(called_jaxpr(op.params), form, args)
     if op.primitive.name == "custom_vjp_call":
-        _warn_without_derivative(op, outs)
+        _warn_without_derivative(outs)
     return outs
 
 
-def _warn_without_derivative(op: Operation, outs: Sequence[HyperDual]) -> None:
+def _warn_without_derivative(outs: Sequence[HyperDual]) -> None:
     """Say that a custom_vjp, seen through, leaves nothing of a derivative.
 
     As a straight-through estimator does, whose derivative is in its backward rule.

@@ -60,17 +60,13 @@ def _split(
 
 
 def _implicit(
-    form: Form,
-    op: Operation,
-    args: Sequence[HyperDual],
-    curved_terms: Callable[..., Channel],
+    op: Operation, args: Sequence[HyperDual], curved_terms: Callable[..., Channel]
 ) -> list[HyperDual]:
     """``y`` with ``product(args[:-1], y) = args[-1]``, where JAX knows its derivative.
 
     Args:
       curved_terms: the terms of the product that are quadratic in first-order
-        coefficients, from
-        those of ``y`` and the other results of the operation.
+        coefficients, from those of ``y`` and the other results of the operation.
     """
     primals = [arg.primal for arg in args]
 
@@ -93,7 +89,7 @@ def _implicit(
 def _triangular_solve(form: Form, op: Operation, args: Sequence[HyperDual]):
     product = partial(_triangular_product, **op.params)
     curved_terms = lambda x: form.bilinear(product, args[0].tangents, x, 0)
-    return _implicit(form, op, args, curved_terms)
+    return _implicit(op, args, curved_terms)
 
 
 def _triangular_product(
@@ -124,7 +120,7 @@ def _tridiagonal_solve(form: Form, op: Operation, args: Sequence[HyperDual]):
         ]
         return sum(terms, ZERO)
 
-    return _implicit(form, op, args, curved_terms)
+    return _implicit(op, args, curved_terms)
 
 
 def _diagonal_product(
@@ -154,4 +150,4 @@ def _lu(form: Form, op: Operation, args: Sequence[HyperDual]):
 
         return form.bilinear(product, x, x, 0)
 
-    return _implicit(form, op, args, curved_terms)
+    return _implicit(op, args, curved_terms)
