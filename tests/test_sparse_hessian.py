@@ -159,7 +159,7 @@ def test_agrees_with_jax_and_is_symmetric_to_the_last_bit(name):
     true = set(zip(*(index.tolist() for index in np.nonzero(expected))))
     stored = places(matrix)
     assert stored == true if name in EXACT else stored >= true
-    assert places(hessian_sparsity(fun, x)) == stored
+    assert places(hessian_sparsity(fun)(x)) == stored
 
 
 @pytest.mark.slow
@@ -324,8 +324,19 @@ def test_operations_grow_linearly(name):
 
 def test_the_pattern_needs_shapes_alone():
     x = jax.ShapeDtypeStruct((1000,), jnp.float32)
-    pattern = hessian_sparsity(rosenbrock, x)
+    pattern = hessian_sparsity(rosenbrock)(x)
     assert pattern.nse == 3 * 1000 - 2 and pattern.dtype == bool
+
+
+def test_the_pattern_is_of_the_arguments_that_argnums_names():
+    fun = lambda scale, x, *, y: scale * (rosenbrock(x) + y[0] * y[1])
+    x, y = normal(D), normal(2)
+    shape = jax.ShapeDtypeStruct(x.shape, x.dtype)
+    pattern = hessian_sparsity(fun, 1)(2.0, shape, y=y)
+    assert places(pattern) == places(sparse_hessian(rosenbrock)(x))
+    both = hessian_sparsity(fun, (0, 1))(2.0, x, y=y)
+    assert places(both) == places(sparse_hessian(fun, (0, 1))(2.0, x, y=y))
+    assert both.shape == (D + 1, D + 1)
 
 
 # --- errors -------------------------------------------------------------------------
@@ -333,11 +344,7 @@ def test_the_pattern_needs_shapes_alone():
 
 @pytest.mark.parametrize("operator", [sparse_hessian, hessian_sparsity])
 def test_bad_input_is_named(operator):
-    def call(fun, *args):
-        if operator is hessian_sparsity:
-            return hessian_sparsity(fun, *args)
-        return sparse_hessian(fun)(*args)
-
+    call = lambda fun, x: operator(fun)(x)
     name = operator.__name__
     with pytest.raises(TypeError, match=f"{name} needs real arguments; argument 0"):
         call(jnp.sum, jnp.ones(3, complex))
@@ -362,6 +369,7 @@ def test_intermediates_that_depend_on_too_much_are_refused_and_not_begun():
         jax.eval_shape(sparse_hessian(jnp.var), jnp.ones(2000))
 
 
-def test_argnums_out_of_range_is_an_error():
+@pytest.mark.parametrize("operator", [sparse_hessian, hessian_sparsity])
+def test_argnums_out_of_range_is_an_error(operator):
     with pytest.raises(ValueError, match="argnums names argument 1"):
-        sparse_hessian(rosenbrock, 1)(jnp.ones(3))
+        operator(rosenbrock, 1)(jnp.ones(3))

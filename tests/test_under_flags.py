@@ -265,7 +265,7 @@ OPERATORS = {
         lambda at: at.hessian,
     ),
     "hessian_sparsity": (
-        lambda x: fj.hessian_sparsity(fun, x).data.astype(x.dtype),
+        lambda x: fj.hessian_sparsity(fun)(x).data.astype(x.dtype),
         lambda at: np.ones(9),
     ),
     "value_grad_and_hessian": (

@@ -44,7 +44,7 @@ def rows(quick: bool, scale: int) -> Iterator[Row]:
         for size in QUICK.get(name, []) if quick else sizes:
             problem = make(*size)
             point = jax.ShapeDtypeStruct(problem.start.shape, "float32")
-            entries = fomoh_jax.hessian_sparsity(problem.fun, point).nse
+            entries = fomoh_jax.hessian_sparsity(problem.fun)(point).nse
             shape = {"D": point.size, "stored entries": entries}
             yield Row(name, shape, functools.partial(contenders, problem))
 

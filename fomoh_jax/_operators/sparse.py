@@ -124,7 +124,9 @@ def sparse_hessian(
     return sparse_hessian_fun
 
 
-def hessian_sparsity(fun: Callable, *args: PyTree) -> BCOO:
+def hessian_sparsity(
+    fun: Callable, argnums: int | Sequence[int] = 0
+) -> Callable[..., BCOO]:
     r"""Which entries of the Hessian of a scalar function :func:`sparse_hessian` stores.
 
     .. math:: P_{ij} = 1 \text{ if some operation contributes to }
@@ -135,41 +137,44 @@ def hessian_sparsity(fun: Callable, *args: PyTree) -> BCOO:
     Args:
       fun: a function of pytrees of real arrays that returns one scalar, real or
         complex.
-      *args: its arguments. The first may be anything with shapes and dtypes; the others
-        are held fixed.
+      argnums: which positional argument, or arguments, to differentiate.
 
     Returns:
-      A ``jax.experimental.sparse.BCOO`` of booleans, all of them true, of shape ``[D,
-      D]``, where ``D`` is the number of elements of the first argument.
+      A function of the same arguments that returns a ``jax.experimental.sparse.BCOO``
+      of booleans, all of them true, of shape ``[D, D]``, where ``D`` is the number of
+      elements of the differentiated argument. Of that, shapes and dtypes are enough
+      (``jax.ShapeDtypeStruct``).
 
     Raises:
-      TypeError: if the first argument is not of real floating-point numbers, or the
-        output is not one floating-point scalar.
-      ValueError: if more entries would be stored than a 32-bit index can count, or if
-        intermediate results depend on too much.
+      TypeError: if a differentiated argument is not of real floating-point numbers, or
+        the output is not one floating-point scalar.
+      ValueError: if ``argnums`` is out of range, if more entries would be stored than
+        a 32-bit index can count, or if intermediate results depend on too much.
 
     Example:
       >>> import jax.numpy as jnp
       >>> from fomoh_jax import hessian_sparsity
       >>> chain = lambda x: jnp.sum((x[1:] - x[:-1]) ** 2)
-      >>> print(hessian_sparsity(chain, jnp.ones(4)).astype(int).todense())
+      >>> print(hessian_sparsity(chain)(jnp.ones(4)).astype(int).todense())
       [[1 1 0 0]
        [1 1 1 0]
        [0 1 1 1]
        [0 0 1 1]]
     """
-    name = "hessian_sparsity"
-    first, *rest = args
-    restricted(name, fun, 0, args, {})  # for its errors
 
-    def pattern(first):
-        function, varied = restricted(name, fun, 0, (first, *rest), {})
-        leaves = list(map(jnp.asarray, varied.leaves))
-        numbers, _ = _coefficients(name, function, varied, leaves)
-        return _pattern(name, numbers, varied.size)[0]
+    @wraps(fun)
+    def hessian_sparsity_fun(*args, **kwargs) -> BCOO:
+        name = "hessian_sparsity"
+        function, varied = restricted(name, fun, argnums, args, kwargs)
 
-    found = jax.eval_shape(pattern, first)
-    return found.matrix(jnp.ones(found.count, bool))
+        def pattern(*leaves):
+            numbers, _ = _coefficients(name, function, varied, leaves)
+            return _pattern(name, numbers, sum(map(jnp.size, leaves)))[0]
+
+        found = jax.eval_shape(pattern, *varied.leaves)
+        return found.matrix(jnp.ones(found.count, bool))
+
+    return hessian_sparsity_fun
 
 
 def _coefficients(
@@ -177,7 +182,7 @@ def _coefficients(
 ) -> tuple[np.ndarray, Array]:
     """Second-order coefficients, and their numbers in :class:`LocalPairs`."""
     primals = jax.tree.structure(varied.args).unflatten(leaves)
-    size = varied.size
+    size = sum(map(jnp.size, leaves))  # varied may hold their shapes alone
     jaxpr, args, structure = to_jaxpr(fun, primals, unit_vectors(leaves), False)
     outputs, _ = structure.unflatten(jaxpr.out_avals)
     _check_scalar(name, outputs)

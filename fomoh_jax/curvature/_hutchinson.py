@@ -32,7 +32,7 @@ from fomoh_jax.curvature._estimates import (
     rademacher,
     stacked,
 )
-from fomoh_jax.curvature._traces import trace_estimate, trace_samples
+from fomoh_jax.curvature._traces import trace_estimate, traces_of_probes
 
 
 def hutchinson_trace(
@@ -114,7 +114,7 @@ def hutchinson_trace(
         if chunk_size is None or chunk_size >= n:
             return trace_estimate(*of_probes(keys))
         samples = stacked(
-            lambda keys: trace_samples(*of_probes(keys)), keys, chunk_size
+            lambda keys: traces_of_probes(*of_probes(keys)), keys, chunk_size
         )
         estimates = [estimated(x) for x in jax.tree.leaves(samples)]
         unflatten = jax.tree.structure(samples).unflatten

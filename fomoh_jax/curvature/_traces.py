@@ -21,31 +21,31 @@ def trace_estimate(
     varied: Varied,
     channels: Sequence[Channel],
     weights: Real[Array, " n"],
-    samples: int,
+    probes: int,
 ) -> Estimate:
-    """The mean of the samples of :func:`trace_samples`, and its standard error.
+    """The mean of :func:`traces_of_probes`, and its standard error.
 
     The mean is that of a pass which carries the sum of all. Both passes share their
     tangents, and a compiler drops the one that is not used.
     """
     out, _ = evaluate(fun, DiagonalTrace(weights), varied.args, channels)
     check_outputs(name, primals_of(out))
-    mean = jax.tree.map(lambda x: x / samples, trace_in(out))
-    each = trace_samples(name, fun, varied, channels, weights, samples)
+    mean = jax.tree.map(lambda x: x / probes, trace_in(out))
+    each = traces_of_probes(name, fun, varied, channels, weights, probes)
     return Estimate(mean, jax.tree.map(lambda x: estimated(x)[1], each))
 
 
-def trace_samples(
+def traces_of_probes(
     name: str,
     fun: Callable,
     varied: Varied,
     channels: Sequence[Channel],
     weights: Real[Array, " n"],
-    samples: int,
+    probes: int,
 ) -> PyTree[Array]:
-    """``[samples, *out]``, sums of ``weights_i v_iᵀ H v_i``.
+    """``[probes, *out]``, for each probe a sum of ``weights_i v_iᵀ H v_i``.
 
-    Sample ``s`` is that of ``i = s``, ``samples + s``, ``2 samples + s`` and so on.
+    Probe ``s`` has the directions ``s``, ``probes + s``, ``2 probes + s`` and so on.
     """
     form = Diagonal(len(weights))
     out, _ = evaluate(fun, form, varied.args, channels)
@@ -54,7 +54,7 @@ def trace_samples(
     def summed(curved: Array) -> Array:
         column = weights.reshape(-1, *[1] * (curved.ndim - 1))
         terms = column.astype(curved.dtype) * curved
-        terms = terms.reshape(-1, samples, *curved.shape[1:])
+        terms = terms.reshape(-1, probes, *curved.shape[1:])
         return jnp.sum(terms, 0).astype(curved.dtype)
 
     return jax.tree.map(summed, coefficients_of(out, "seconds", form.q))

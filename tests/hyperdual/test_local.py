@@ -190,7 +190,7 @@ def _windows(x):
 @pytest.mark.parametrize("name", SPARSE)
 def test_what_meets_in_no_operation_is_not_stored(name):
     fun, entries = SPARSE[name]
-    assert fomoh_jax.hessian_sparsity(fun, jnp.ones(D)).nse == entries
+    assert fomoh_jax.hessian_sparsity(fun)(jnp.ones(D)).nse == entries
 
 
 @pytest.mark.slow

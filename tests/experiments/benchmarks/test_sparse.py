@@ -46,5 +46,5 @@ def test_sparse_and_dense_hessians_agree(name):
 def test_no_entry_is_stored_in_vain(name):
     problem = sparse.PROBLEMS[name][0](*SMALL[name])
     x = problem.start + 0.1 * np.random.default_rng(0).normal(size=problem.start.shape)
-    stored = fomoh_jax.hessian_sparsity(problem.fun, x).nse
+    stored = fomoh_jax.hessian_sparsity(problem.fun)(x).nse
     assert stored == np.count_nonzero(jax.jit(jax.hessian(problem.fun))(x))
