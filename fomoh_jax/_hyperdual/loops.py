@@ -1,8 +1,8 @@
-"""Loops of the library's own, which compile nothing where nothing is compiled.
+"""Loops of the library's own, and the chunks that they go over.
 
 JAX's loops compile their body, and know one only if it is the same function object.
 A body that closes over a user's function is another one at each call. Called eagerly,
-outside of ``jit``, these therefore go round in Python.
+outside of ``jit``, these therefore go round in Python, and compile nothing.
 """
 
 from collections.abc import Callable
@@ -10,6 +10,7 @@ from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Bool, PyTree, Shaped
@@ -48,6 +49,30 @@ def sum_slices(
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
     # Inside a jax.shard_map.
     return lax.scan(add, varying_alike(zeros, varies_along(shapes)), xs)[0]
+
+
+def equal_chunks(n: int, chunk_size: int | None) -> tuple[int, int]:
+    """The number of chunks of ``n`` elements, and the size of each.
+
+    All have the same size, at most ``chunk_size``: together they may hold more than
+    ``n`` elements.
+    """
+    count = 1 if chunk_size is None else -(-n // chunk_size)
+    return count, -(-n // count)
+
+
+def overlapping_chunks(n: int, chunk_size: int | None) -> tuple[int, np.ndarray]:
+    """The size of chunks of ``n`` elements, and the first element of each.
+
+    The last chunk overlaps the one before it where the size does not divide ``n``.
+    """
+    count, size = equal_chunks(n, chunk_size)
+    return size, np.minimum(np.arange(count) * size, n - size)
+
+
+def chunks_joined(x: Shaped[Array, "chunks size ..."]) -> Shaped[Array, "_ ..."]:
+    """The results of chunks, along one axis."""
+    return x.reshape(x.shape[0] * x.shape[1], *x.shape[2:])
 
 
 def while_loop(

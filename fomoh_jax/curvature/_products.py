@@ -11,7 +11,7 @@ from fomoh_jax._hyperdual.arguments import read_directions
 from fomoh_jax._hyperdual.evaluation import coefficients_of, evaluate, primals_of
 from fomoh_jax._hyperdual.part_forms import Block
 from fomoh_jax._hyperdual.plans.auto import chosen
-from fomoh_jax._hyperdual.plans.forward import along_basis
+from fomoh_jax._hyperdual.plans.forward import applied_to_basis
 from fomoh_jax._hyperdual.plans.plan import Plan
 from fomoh_jax.curvature._coordinates import Coordinates, along, check_scalar
 
@@ -113,4 +113,4 @@ def gradient(
         return slope.astype(coordinates.dtype)
 
     point = coordinates.vector([x for x in coordinates.leaves if x is not None])
-    return along_basis(slopes, tuple(primals), point, chunk_size)
+    return applied_to_basis(slopes, tuple(primals), point, chunk_size)

@@ -14,7 +14,12 @@ from fomoh_jax._hyperdual.arguments import check_size
 from fomoh_jax._hyperdual.channels import Stack
 from fomoh_jax._hyperdual.evaluation import coefficients_of
 from fomoh_jax._hyperdual.interpreter import interpret
-from fomoh_jax._hyperdual.loops import map_slices
+from fomoh_jax._hyperdual.loops import (
+    chunks_joined,
+    equal_chunks,
+    map_slices,
+    overlapping_chunks,
+)
 from fomoh_jax._hyperdual.number import HyperDual
 from fomoh_jax._hyperdual.pair_forms import FirstOrder, Pairs
 from fomoh_jax._hyperdual.part_forms import Offsets
@@ -72,10 +77,10 @@ class Forward(Plan):
         primals: PyTree,
         point: Float[Array, " D"],
     ) -> jax.Array:
-        return along_basis(columns, primals, point, self.chunk_size)
+        return applied_to_basis(columns, primals, point, self.chunk_size)
 
 
-def along_basis(
+def applied_to_basis(
     function: Callable,
     primals: PyTree,
     point: Float[Array, " D"],
@@ -85,10 +90,10 @@ def along_basis(
     size = point.size
     if chunk_size is None or check_size("chunk_size", chunk_size) >= size:
         return function(primals, jnp.eye(size, dtype=point.dtype))
-    return part_of_basis(function, primals, point, 0, size, chunk_size)[..., :size]
+    return applied_to_part(function, primals, point, 0, size, chunk_size)[..., :size]
 
 
-def part_of_basis(
+def applied_to_part(
     function: Callable,
     primals: PyTree,
     point: jax.Array,
@@ -97,8 +102,7 @@ def part_of_basis(
     chunk_size: int | None,
 ) -> jax.Array:
     """``function(primals, basis)`` of at least ``length`` vectors from ``first`` on."""
-    count = 1 if chunk_size is None else -(-length // chunk_size)
-    width = -(-length // count)
+    count, width = equal_chunks(length, chunk_size)
 
     def chunk(start):
         # As in a model, each chunk finds what depends on the primals anew: kept for the
@@ -128,11 +132,7 @@ def _at_once(
 def _in_chunks(
     jaxpr: ClosedJaxpr, k: int, args: Sequence[HyperDual], wanted: int, chunk_size: int
 ) -> tuple[list[HyperDual], list[Leaf]]:
-    needed = k // 2 + 1
-    count = -(-needed // chunk_size)
-    size = -(-needed // count)
-    # The last chunk overlaps the one before it where the size does not divide.
-    starts = np.minimum(np.arange(count) * size, needed - size)
+    size, starts = overlapping_chunks(k // 2 + 1, chunk_size)
 
     def chunk(start):
         form = Offsets(k, size, start)
@@ -149,8 +149,7 @@ def _in_chunks(
         HyperDual(value.primal, Stack(slope[0])) for value, slope in zip(values, slopes)
     ]
     places = places_in_chunks(k, size, starts)
-    joined = lambda x: x.reshape(x.shape[0] * x.shape[1], *x.shape[2:])
-    tables = [joined(x)[places] for x in seconds]
+    tables = [chunks_joined(x)[places] for x in seconds]
     return [*outs, *values[wanted:]], tables
 
 

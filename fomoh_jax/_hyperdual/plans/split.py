@@ -16,6 +16,7 @@ from fomoh_jax._hyperdual.arguments import check_size
 from fomoh_jax._hyperdual.channels import ZERO, Stack
 from fomoh_jax._hyperdual.evaluation import coefficients_of
 from fomoh_jax._hyperdual.interpreter import interpret
+from fomoh_jax._hyperdual.loops import chunks_joined, overlapping_chunks
 from fomoh_jax._hyperdual.mesh_axes import (
     exchanged_over,
     in_shard_map,
@@ -25,7 +26,7 @@ from fomoh_jax._hyperdual.mesh_axes import (
 from fomoh_jax._hyperdual.number import HyperDual, is_inexact
 from fomoh_jax._hyperdual.pair_forms import FirstOrder
 from fomoh_jax._hyperdual.part_forms import Rows
-from fomoh_jax._hyperdual.plans.forward import part_of_basis, places_in_chunks
+from fomoh_jax._hyperdual.plans.forward import applied_to_part, places_in_chunks
 from fomoh_jax._hyperdual.plans.plan import Plan
 from fomoh_jax._types import Leaf
 
@@ -116,7 +117,7 @@ class Split(Plan):
         def share(primals: PyTree, point: Float[Array, " D"]) -> jax.Array:
             length = -(-size // lax.axis_size(axis))
             first = lax.axis_index(axis) * length
-            part = part_of_basis(
+            part = applied_to_part(
                 columns, primals, point, first, length, self.chunk_size
             )
             whole = jnp.zeros((len(part), length * lax.axis_size(axis)), part.dtype)
@@ -170,8 +171,9 @@ def _over_devices(
         # The same everywhere, which their type does not say any more.
         constants = [HyperDual(x.primal) for x in args]
         primals = [x.primal for x in interpret(jaxpr, FirstOrder(k), constants)]
-    joined = lambda x: x.reshape(x.shape[0] * x.shape[1], *x.shape[2:])
-    channels = iter([(Stack(slope), Stack(joined(table))) for slope, table in parts])
+    channels = iter(
+        [(Stack(slope), Stack(chunks_joined(table))) for slope, table in parts]
+    )
     return [
         HyperDual(primal, *(next(channels) if n < wanted and varies else (ZERO, ZERO)))
         for n, (primal, varies) in enumerate(zip(primals, map(is_inexact, primals)))
@@ -232,8 +234,7 @@ def _share(
     These are of the first ``wanted`` that vary, and zero but for the ``share`` of the
     directions from ``own`` on.
     """
-    count = 1 if chunk_size is None else -(-share // chunk_size)
-    rows = -(-share // count)
+    rows, starts = overlapping_chunks(share, chunk_size)
     form, offsets = Rows(k, rows), k // 2 + 1
 
     def chunk(parts, start):
@@ -256,12 +257,10 @@ def _share(
     varying = [x for x in jaxpr.out_avals[:wanted] if is_inexact(x)]
     zeros = lambda x, *lead: jnp.zeros((*lead, *x.shape), x.dtype)
     parts = [(zeros(x, k), zeros(x, offsets, k)) for x in varying]
-    if count == 1:
+    if len(starts) == 1:
         parts, primals = chunk(parts, own)
         return primals, parts
-    # The last chunk overlaps the one before it where the size does not divide.
-    starts = own + jnp.minimum(jnp.arange(count) * rows, share - rows)
     if in_shard_map():
         parts = varying_alike(parts, varies_along(jax.eval_shape(chunk, parts, own)))
-    parts, primals = lax.scan(chunk, parts, starts)
+    parts, primals = lax.scan(chunk, parts, own + starts)
     return [x[0] for x in primals], parts
