@@ -7,14 +7,21 @@ derivative is infinite, one plan may return NaN where another is finite.)
 :func:`adjoint` computes them with one reverse pass for each element of the output, and
 :func:`split` shares a forward pass among devices.
 
-``"auto"``, the default of everything that takes a plan, is chosen while the function is
-traced. For a quadratic model it is :func:`adjoint` if the function returns one real
-number, there are at least five directions, and the program consists of JAX's own
-primitives without ``while`` loops, mutable arrays, callbacks with a result or maps over
-devices; otherwise it is :func:`forward`. :func:`fomoh_jax.hessian` and
-:func:`fomoh_jax.curvature.hvp` say what it is for them. Optimisers take a forward pass
-unless told otherwise, and so do directions that are deferred, since a reverse pass
-keeps the tangents of every layer.
+``"auto"``, the default of everything that takes a plan, chooses while the function is
+traced. It takes a reverse pass only of a function that returns one real number, if the
+program is made of JAX's own primitives and has no ``while`` loop, mutable array,
+callback with a result or map over devices in it. Such a function gets
+
+- for a quadratic model, :func:`adjoint` along at least five directions, unless these
+  are deferred: a reverse pass keeps the tangents of every layer;
+- for a Hessian, of any number of variables, the tangents of its gradient along each of
+  them, as ``jax.hessian`` computes it; or one forward pass for the entries that
+  :func:`fomoh_jax.sparse_hessian` stores, where that is less work. These two serve
+  nothing but whole Hessians, and are no plans to choose;
+- for a product with the Hessian, :func:`adjoint` of at least five variables, unless the
+  function may select or slice values whose derivatives may be infinite.
+
+Everything else gets :func:`forward`. So do optimisers, unless told otherwise.
 """
 
 from fomoh_jax._hyperdual.plans.adjoint import adjoint

@@ -55,8 +55,8 @@ def hessian(
       argnums: which positional argument, or arguments, to differentiate.
       plan: how it is computed, as in :func:`quadratic_model`; but ``"auto"``, for a
         scalar function that reverse mode can take, differentiates the gradient along
-        each element, as ``jax.hessian`` does, or computes no other entries than those
-        of :func:`sparse_hessian` where that is less work.
+        each element, however few there are, as ``jax.hessian`` does; or computes no
+        other entries than those of :func:`sparse_hessian` where that is less work.
       has_aux: whether ``fun`` returns ``(out, aux)``, where ``aux`` is not
         differentiated.
 
@@ -108,8 +108,8 @@ def value_grad_and_hessian(
       argnums: which positional argument, or arguments, to differentiate.
       plan: how it is computed, as in :func:`quadratic_model`; but ``"auto"``, for a
         scalar function that reverse mode can take, differentiates the gradient along
-        each element, as ``jax.hessian`` does, or computes no other entries than those
-        of :func:`sparse_hessian` where that is less work.
+        each element, however few there are, as ``jax.hessian`` does; or computes no
+        other entries than those of :func:`sparse_hessian` where that is less work.
       has_aux: whether ``fun`` returns ``(out, aux)``, where ``aux`` is not
         differentiated.
 

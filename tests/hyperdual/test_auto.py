@@ -13,7 +13,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 import fomoh_jax
 from fomoh_jax import directions, plans
 from fomoh_jax._compat import open_jaxpr, programs_in
-from fomoh_jax._hyperdual.plans.left_out import leaves_out
+from fomoh_jax._hyperdual.left_out import leaves_out
 from fomoh_jax.curvature import hvp
 from tests.reference import assert_close, normal, partly_slow
 

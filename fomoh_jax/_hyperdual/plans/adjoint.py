@@ -32,6 +32,7 @@ from jaxtyping import Array, ArrayLike, Float, PyTree
 from fomoh_jax._hyperdual.channels import ZERO, Channel, Stack, stacks_of
 from fomoh_jax._hyperdual.form import Bilinear, Form
 from fomoh_jax._hyperdual.interpreter import interpret
+from fomoh_jax._hyperdual.left_out import leaves_out, times_unless_left_out
 from fomoh_jax._hyperdual.mesh_axes import (
     check_reverse_pass,
     in_shard_map,
@@ -40,7 +41,6 @@ from fomoh_jax._hyperdual.mesh_axes import (
 )
 from fomoh_jax._hyperdual.number import HyperDual, is_inexact
 from fomoh_jax._hyperdual.pair_forms import Pairs
-from fomoh_jax._hyperdual.plans.left_out import leaves_out, times_unless_left_out
 from fomoh_jax._hyperdual.plans.plan import Plan
 from fomoh_jax._types import Leaf
 

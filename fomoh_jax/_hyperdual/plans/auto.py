@@ -11,19 +11,20 @@ from jax.sharding import AxisType
 from jaxtyping import Array, Float, PyTree
 
 from fomoh_jax._compat import open_jaxpr, primitives_of, programs_in
+from fomoh_jax._hyperdual.hessian_by_entries import hessian_by_entries
+from fomoh_jax._hyperdual.hessian_by_gradient import hessian_by_gradient
+from fomoh_jax._hyperdual.left_out import leaves_out
 from fomoh_jax._hyperdual.mesh_axes import exchanged_over, in_shard_map
 from fomoh_jax._hyperdual.number import HyperDual, is_inexact
 from fomoh_jax._hyperdual.plans.adjoint import Adjoint
-from fomoh_jax._hyperdual.plans.by_entries import hessian_by_entries
 from fomoh_jax._hyperdual.plans.forward import Forward
-from fomoh_jax._hyperdual.plans.forward_over_reverse import hessian_by_gradient
-from fomoh_jax._hyperdual.plans.left_out import leaves_out
 from fomoh_jax._hyperdual.plans.plan import Plan
 from fomoh_jax._hyperdual.registry import is_known
 from fomoh_jax._types import Aval, Leaf, Program
 
-# From so many directions on, a reverse pass is the faster plan, or within some percent
-# of it, for every network of experiments.benchmarks (the table in README).
+# From so many directions on, a reverse pass is the faster plan for models and products,
+# or within some percent of it, for every network of experiments.benchmarks (the table
+# in README).
 _FEWEST = 5
 
 # What a reverse pass cannot take, or only by an error: loops whose length is not known,
@@ -57,9 +58,11 @@ def chosen(plan: Plan | Literal["auto"]) -> Plan:
 class Auto(Plan):
     """A reverse pass where it is known to work and to be faster, or a forward pass.
 
-    It is known to be faster for one real number as a function of real ones, along at
-    least five directions. It works for programs of JAX's own primitives without loops
-    of unknown length. Everything is decided while the program is traced.
+    It is known to work for one real number as a function of real ones, by a program of
+    JAX's own primitives without loops of unknown length. For models and products it is
+    known to be faster along at least five directions; for a Hessian, which takes it by
+    way of the gradient, along any number. Everything is decided while the program is
+    traced.
     """
 
     def curvatures(

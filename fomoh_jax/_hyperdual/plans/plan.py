@@ -41,8 +41,8 @@ class Plan(abc.ABC):
     ) -> tuple[list[HyperDual], list[Leaf]]:
         """As :meth:`curvatures`, where the directions are the standard basis.
 
-        They are that of all the arguments together, so that the result is the Hessian;
-        it need not be symmetric to the last bit.
+        They are that of all the arguments together, so that the result is the Hessian,
+        for which there may be a better way; it need not be symmetric to the last bit.
         """
         return self.curvatures(jaxpr, k, args, wanted)
 

@@ -1,12 +1,14 @@
 """The whole Hessian of one number: the tangents of its gradient along every coordinate.
 
-Of all ``D`` coordinates together this is the fastest way that reverse mode allows, for
-about ``4 D`` evaluations; an adjoint pass would multiply ``D × D`` matrices of tangents
-at each source, and a forward pass carry as many coefficients.
+This is no plan: it computes whole Hessians, and neither models nor products.
+:class:`~fomoh_jax._hyperdual.plans.auto.Auto` takes it where reverse mode can. For all
+``D`` coordinates together it is the fastest way that reverse mode allows, at about
+``4 D`` evaluations; an adjoint pass would multiply ``D × D`` matrices of tangents at
+each source, and a forward pass carry as many coefficients.
 
 The gradient is this interpreter's own, so that a ``custom_jvp`` keeps its word, as in
 the other plans, and what a program leaves out does not spoil the rest
-(:mod:`fomoh_jax._hyperdual.plans.left_out`). A second-order coefficient without
+(:mod:`fomoh_jax._hyperdual.left_out`). A second-order coefficient without
 tangents obeys ``y_s = L x_s``, where ``L`` is the derivative of the program: the
 gradient is its transpose.
 """
@@ -24,8 +26,8 @@ from jaxtyping import Array, ArrayLike
 from fomoh_jax._hyperdual.channels import ZERO, Channel, Stack
 from fomoh_jax._hyperdual.form import Form
 from fomoh_jax._hyperdual.interpreter import interpret
+from fomoh_jax._hyperdual.left_out import leaves_out, times_unless_left_out
 from fomoh_jax._hyperdual.number import HyperDual
-from fomoh_jax._hyperdual.plans.left_out import leaves_out, times_unless_left_out
 from fomoh_jax._types import Leaf
 
 

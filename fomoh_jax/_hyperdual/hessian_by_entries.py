@@ -1,5 +1,9 @@
 """The Hessian of a sum of terms that see few variables each, by its entries alone.
 
+This is no plan: it computes whole Hessians of one number, and neither models nor
+products. :class:`~fomoh_jax._hyperdual.plans.auto.Auto` takes it where it is the least
+work.
+
 Along ``D`` coordinates a chain of neighbours has three entries in a row; its gradient
 pushed along all the coordinates would compute ``D`` of them. Here pairs of coordinates
 that meet in no term are never computed (:mod:`fomoh_jax._hyperdual.local_pairs`).
