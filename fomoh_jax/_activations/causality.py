@@ -15,9 +15,9 @@ from jax.core import Atom, Tracer
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
 from jaxtyping import Array, Float
 
-from fomoh_jax._activations.graph import is_inexact, type_of
+from fomoh_jax._activations.graph import type_of
 from fomoh_jax._activations.partition import Block, Partition
-from fomoh_jax._activations.program import CHECKPOINTS, Values, bind, flat, read
+from fomoh_jax._activations.program import CHECKPOINTS, Values, flat
 from fomoh_jax._activations.reach import (
     NOWHERE,
     Reach,
@@ -28,6 +28,8 @@ from fomoh_jax._activations.reach import (
 )
 from fomoh_jax._compat import called_jaxpr, open_jaxpr, scan_layout
 from fomoh_jax._hyperdual.environment import is_variable
+from fomoh_jax._hyperdual.jaxprs import bind, derivative_of, read
+from fomoh_jax._hyperdual.number import is_inexact
 from fomoh_jax._types import Leaf
 
 _CALLS = {
@@ -391,7 +393,7 @@ class _Reading:
         if all(x.reach == NOWHERE for x in operands):
             return outs
         if id(eqn) not in self._linearised:
-            self._linearised[id(eqn)] = _linearised(eqn)
+            self._linearised[id(eqn)] = derivative_of(eqn)
         varying = [
             Value(x.shape, x.reach)
             for x, v in zip(operands, eqn.invars)
@@ -476,22 +478,3 @@ def _of_constant(x: Leaf) -> Value:
         and x.is_fully_addressable
     )
     return constant(np.asarray(x)) if read else Value(np.shape(x))
-
-
-def _linearised(eqn: JaxprEqn) -> ClosedJaxpr:
-    """The derivative of an equation as a program, of operands and tangents."""
-    inexact = [j for j, v in enumerate(eqn.invars) if is_inexact(v)]
-
-    def derivative(operands, tangents):
-        def of_inexact(*values):
-            given = list(operands)
-            for j, value in zip(inexact, values):
-                given[j] = value
-            return [
-                out for out, v in zip(bind(eqn, given), eqn.outvars) if is_inexact(v)
-            ]
-
-        return jax.jvp(of_inexact, [operands[j] for j in inexact], tangents)[1]
-
-    avals = [v.aval for v in eqn.invars]
-    return jax.make_jaxpr(derivative)(avals, [avals[j] for j in inexact])

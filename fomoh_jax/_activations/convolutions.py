@@ -16,8 +16,10 @@ from jax import lax
 from jax.extend.core import ClosedJaxpr, JaxprEqn, jaxpr_as_fun
 from jaxtyping import Array, PyTree
 
-from fomoh_jax._activations.program import CHECKPOINTS, bind, flattened, read
+from fomoh_jax._activations.program import CHECKPOINTS, flattened
 from fomoh_jax._compat import called_jaxpr, open_jaxpr
+from fomoh_jax._hyperdual.jaxprs import bind, eval_jaxpr
+from fomoh_jax._types import Leaf
 
 CONVOLUTION = "conv_general_dilated"
 
@@ -30,21 +32,18 @@ def with_axes_in_order(fun: Callable[..., PyTree]) -> Callable[..., PyTree]:
 
     def ordered(*args: PyTree) -> PyTree:
         program, shapes = flattened(fun, *args)
-        values = dict(zip(program.jaxpr.constvars, program.consts))
-        values |= dict(zip(program.jaxpr.invars, jax.tree.leaves(args)))
-        for eqn in program.jaxpr.eqns:
-            operands = read(values, eqn.invars)
-            if eqn.primitive.name == CONVOLUTION and not eqn.params["out_sharding"]:
-                outs = [_in_order(eqn, *operands)]
-            elif eqn.primitive.name in CHECKPOINTS:
-                outs = bind(_with_axes_in_order(eqn), operands)
-            else:
-                outs = bind(eqn, operands)
-            values.update(zip(eqn.outvars, outs))
-        structure = jax.tree.structure(shapes)
-        return structure.unflatten(read(values, program.jaxpr.outvars))
+        results = eval_jaxpr(program, jax.tree.leaves(args), _applied)
+        return jax.tree.structure(shapes).unflatten(results)
 
     return ordered
+
+
+def _applied(eqn: JaxprEqn, operands: list[Leaf]) -> list[Leaf]:
+    if eqn.primitive.name == CONVOLUTION and not eqn.params["out_sharding"]:
+        return [_in_order(eqn, *operands)]
+    if eqn.primitive.name in CHECKPOINTS:
+        eqn = _with_axes_in_order(eqn)
+    return bind(eqn, operands)
 
 
 def _with_axes_in_order(eqn: JaxprEqn) -> JaxprEqn:

@@ -15,7 +15,7 @@ from fomoh_jax._activations.convolutions import CONVOLUTION, with_axes_in_order
 from fomoh_jax._activations.first_pass import perturbed_values
 from fomoh_jax._activations.graph import type_of
 from fomoh_jax._activations.partition import Blocks, Partition, partition
-from fomoh_jax._activations.program import flattened, read
+from fomoh_jax._activations.program import flattened
 from fomoh_jax._activations.second_pass import Slopes, differentiate_blocks, is_of_all
 from fomoh_jax._compat import primitives_of
 from fomoh_jax._hyperdual import directional_derivatives
@@ -26,6 +26,7 @@ from fomoh_jax._hyperdual.arguments import (
     dtype_of,
 )
 from fomoh_jax._hyperdual.delay import after
+from fomoh_jax._hyperdual.jaxprs import read
 from fomoh_jax._hyperdual.mesh_axes import in_shard_map, varying_alike
 from fomoh_jax._types import Leaf, PyTreeDef
 from fomoh_jax._xla import warn_if_unsound

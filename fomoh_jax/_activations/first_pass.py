@@ -12,7 +12,8 @@ from jaxtyping import Array, Float
 from fomoh_jax._activations.graph import Use
 from fomoh_jax._activations.partition import Partition
 from fomoh_jax._activations.perturbations import of_block, perturbed, signs
-from fomoh_jax._activations.program import Values, bind, read, scan_with
+from fomoh_jax._activations.program import Values, scan_with
+from fomoh_jax._hyperdual.jaxprs import bind, read
 from fomoh_jax._types import Leaf
 
 

@@ -21,6 +21,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Var
 from fomoh_jax._activations.program import Values
 from fomoh_jax._compat import open_jaxpr, programs_in
 from fomoh_jax._hyperdual.environment import is_variable
+from fomoh_jax._hyperdual.number import is_inexact
 from fomoh_jax._types import Aval, Leaf
 
 # Equations in which a parameter scales or shifts, element by element. What they make
@@ -274,11 +275,6 @@ def _spreads(eqn: JaxprEqn, learned: set[Var]) -> bool:
         return False
     (few,), (many,) = eqn.invars[:1], eqn.outvars
     return few in learned and size_of(many) > size_of(few)
-
-
-def is_inexact(v: Atom) -> bool:
-    """Whether a variable has a derivative."""
-    return jnp.issubdtype(getattr(v.aval, "dtype", jnp.int32), jnp.inexact)
 
 
 def type_of(atom: Atom) -> Aval:

@@ -1,17 +1,17 @@
 """The loss of one example as a flat list of equations, and how they are evaluated."""
 
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.core import Atom
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
+from jax.extend.core import ClosedJaxpr, JaxprEqn, Var
 from jaxtyping import PyTree
 
 from fomoh_jax._compat import called_jaxpr, open_jaxpr, scan_layout
+from fomoh_jax._hyperdual.jaxprs import bind, eval_jaxpr
 from fomoh_jax._types import Leaf, Program
 
 # A jitted identity of this name marks where the user wants a cut.
@@ -94,39 +94,14 @@ def flattened(fun: Callable, *args: PyTree) -> tuple[ClosedJaxpr, PyTree]:
 
 def flat(jaxpr: Program) -> ClosedJaxpr:
     """A program with its calls inlined."""
-    program, consts = open_jaxpr(jaxpr)
 
-    def inlined(*args):
-        return _inlined(program, consts, args)
-
-    return jax.make_jaxpr(inlined)(*(v.aval for v in program.invars))
-
-
-def _inlined(
-    program: Jaxpr, consts: Sequence[Leaf], args: Sequence[Leaf]
-) -> list[Leaf]:
-    values = dict(zip(program.constvars, consts)) | dict(zip(program.invars, args))
-    for eqn in program.eqns:
-        operands = read(values, eqn.invars)
+    def step(eqn: JaxprEqn, operands: list[Leaf]) -> list[Leaf]:
         if eqn.primitive.name in _INLINED and not is_mark(eqn):
-            outs = _inlined(*open_jaxpr(called_jaxpr(eqn.params)), operands)
-        else:
-            outs = bind(eqn, operands)
-        values.update(zip(eqn.outvars, outs))
-    return read(values, program.outvars)
+            return eval_jaxpr(called_jaxpr(eqn.params), operands, step)
+        return bind(eqn, operands)
 
-
-def read(values: Mapping[Var, Leaf], atoms: Iterable[Atom]) -> list[Leaf]:
-    """The values of variables and literals."""
-    return [x.val if isinstance(x, Literal) else values[x] for x in atoms]
-
-
-def bind(eqn: JaxprEqn, operands: Sequence[Leaf]) -> list[Leaf]:
-    """The results of an equation on other operands."""
-    params = eqn.primitive.get_bind_params(eqn.params)
-    with eqn.ctx.manager:
-        outs = eqn.primitive.bind(*operands, **params)
-    return list(outs) if eqn.primitive.multiple_results else [outs]
+    avals = [v.aval for v in open_jaxpr(jaxpr)[0].invars]
+    return jax.make_jaxpr(lambda *args: eval_jaxpr(jaxpr, args, step))(*avals)
 
 
 def scan_with(

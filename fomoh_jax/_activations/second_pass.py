@@ -19,9 +19,10 @@ from jaxtyping import Array, DTypeLike, Float, Shaped
 from fomoh_jax._activations.graph import Graph, Use, type_of
 from fomoh_jax._activations.partition import Partition
 from fomoh_jax._activations.perturbations import of_block, signs
-from fomoh_jax._activations.program import Values, bind, read, scan_with
+from fomoh_jax._activations.program import Values, scan_with
 from fomoh_jax._compat import scan_layout
 from fomoh_jax._hyperdual.environment import is_variable
+from fomoh_jax._hyperdual.jaxprs import bind, read
 from fomoh_jax._types import Leaf
 
 

@@ -10,10 +10,11 @@ from typing import NamedTuple
 
 import jax
 from jax.core import Tracer
-from jax.extend.core import ClosedJaxpr, Literal, primitives
+from jax.extend.core import ClosedJaxpr, JaxprEqn, primitives
 
-from fomoh_jax._compat import called_jaxpr, open_jaxpr
+from fomoh_jax._compat import called_jaxpr
 from fomoh_jax._hyperdual.interpreter import at_source_of
+from fomoh_jax._hyperdual.jaxprs import eval_jaxpr
 from fomoh_jax._hyperdual.number import is_inexact
 from fomoh_jax._hyperdual.registry import Operation, operation_of
 from fomoh_jax._types import Leaf, Program
@@ -62,21 +63,14 @@ def inlined(jaxpr: ClosedJaxpr) -> ClosedJaxpr:
 
 
 def _run(jaxpr: Program, args: Sequence[_Value]) -> list[_Value]:
-    program, consts = open_jaxpr(jaxpr)
-    values = dict(zip(program.constvars, map(_constant, consts)))
-    values.update(zip(program.invars, args))
-    read = lambda atom: (
-        _constant(atom.val) if isinstance(atom, Literal) else values[atom]
-    )
-    for eqn in program.eqns:
-        operands = list(map(read, eqn.invars))
-        if eqn.primitive in _CALLS:
-            outs = _run(called_jaxpr(eqn.params), operands)
-        else:
-            with at_source_of(eqn):
-                outs = _applied(operation_of(eqn), operands, bool(eqn.effects))
-        values.update(zip(eqn.outvars, outs, strict=True))
-    return list(map(read, program.outvars))
+    return eval_jaxpr(jaxpr, args, _step, _constant)
+
+
+def _step(eqn: JaxprEqn, operands: list[_Value]) -> list[_Value]:
+    if eqn.primitive in _CALLS:
+        return _run(called_jaxpr(eqn.params), operands)
+    with at_source_of(eqn):
+        return _applied(operation_of(eqn), operands, bool(eqn.effects))
 
 
 def _constant(value: Leaf) -> _Value:

@@ -97,6 +97,7 @@ def spread(numbers: Sequence[HyperDual], shape: tuple[int, ...]) -> list[HyperDu
 
 
 def is_inexact(x: Any) -> bool:
-    """Whether an array or an abstract value can carry a derivative."""
-    dtype = x.dtype if hasattr(x, "dtype") else jax.typeof(x).dtype
-    return jnp.issubdtype(dtype, jnp.inexact)
+    """Whether an array, an abstract value or a variable can carry a derivative."""
+    if not hasattr(x, "dtype"):
+        x = x.aval if hasattr(x, "aval") else jax.typeof(x)
+    return jnp.issubdtype(getattr(x, "dtype", bool), jnp.inexact)  # a token has none

@@ -15,7 +15,7 @@ import fomoh_jax
 from fomoh_jax._activations import estimate, reach
 from fomoh_jax._activations.estimate import read_program
 from fomoh_jax._activations.perturbations import of_block, signs
-from fomoh_jax._activations.program import bind, read
+from fomoh_jax._hyperdual.jaxprs import bind, read
 from tests.activations.models import CASES, Case, mean_loss
 from tests.activations.sequences import (
     BATCH,

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, PyTree
 from fomoh_jax._compat import open_jaxpr, primitives_of, programs_in
 from fomoh_jax._hyperdual.hessian_by_entries import hessian_by_entries
 from fomoh_jax._hyperdual.hessian_by_gradient import hessian_by_gradient
+from fomoh_jax._hyperdual.jaxprs import derivative_of
 from fomoh_jax._hyperdual.left_out import leaves_out
 from fomoh_jax._hyperdual.mesh_axes import exchanged_over, in_shard_map
 from fomoh_jax._hyperdual.number import HyperDual, is_inexact
@@ -152,25 +153,8 @@ def _equation_reverses(eqn: JaxprEqn, rules: bool) -> bool:
     if not rules:
         return True
     try:
-        return _reverses(_derivative(eqn), rules=False)
+        return _reverses(derivative_of(eqn), rules=False)
     except Exception:
         # It is the user's rule that is run here, with tangents for all operands, and it
         # may refuse some of them in any way. A forward pass gives it those that it has.
         return False
-
-
-def _derivative(eqn: JaxprEqn) -> ClosedJaxpr:
-    """The program of the first derivative of an equation."""
-    types = [x.aval for x in eqn.invars]
-    places = [i for i, x in enumerate(types) if is_inexact(x)]
-
-    def derivative(*operands):
-        def of_some(*some):
-            full = dict(enumerate(operands)) | dict(zip(places, some))
-            params = eqn.primitive.get_bind_params(eqn.params)
-            return eqn.primitive.bind(*full.values(), **params)
-
-        some = [operands[i] for i in places]
-        return jax.jvp(of_some, some, some)
-
-    return jax.make_jaxpr(derivative)(*types)

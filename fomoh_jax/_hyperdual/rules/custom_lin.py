@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-from jax.extend.core import jaxpr_as_fun
+from jax.extend.core import JaxprEqn, jaxpr_as_fun
 
 from fomoh_jax._compat import (
     called_jaxpr,
@@ -20,6 +20,7 @@ from fomoh_jax._compat import (
     primitives_of,
 )
 from fomoh_jax._hyperdual.form import Form
+from fomoh_jax._hyperdual.jaxprs import eval_jaxpr
 from fomoh_jax._hyperdual.number import HyperDual
 from fomoh_jax._hyperdual.registry import Operation, operation_of, rule
 from fomoh_jax._hyperdual.rules.generic import (
@@ -75,16 +76,10 @@ class _Program:
 
     def run(self, jaxpr: Program, args: Sequence[Leaf]) -> list[Leaf]:
         """The results of a program on values that are traced."""
-        program, consts = open_jaxpr(jaxpr)
-        values = dict(zip(program.constvars, consts))
-        values.update(zip(program.invars, args))
-        read = lambda atom: atom.val if hasattr(atom, "val") else values[atom]
-        for eqn in program.eqns:
-            outs = self._applied(operation_of(eqn), list(map(read, eqn.invars)))
-            values.update(zip(eqn.outvars, outs, strict=True))
-        return list(map(read, program.outvars))
+        return eval_jaxpr(jaxpr, args, self._applied)
 
-    def _applied(self, op: Operation, operands: list[Leaf]) -> list[Leaf]:
+    def _applied(self, eqn: JaxprEqn, operands: list[Leaf]) -> list[Leaf]:
+        op = operation_of(eqn)
         if op.primitive.name == "custom_lin":
             self.has_changed = True
             return _transposed_twice(op, operands)
