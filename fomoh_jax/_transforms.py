@@ -25,6 +25,7 @@ from fomoh_jax._hyperplane_step import (
     without_model,
 )
 from fomoh_jax._keys import key_source, split
+from fomoh_jax._refusals import check_kind
 from fomoh_jax._value_fn import (
     batch_loss,
     loss_of_one,
@@ -415,15 +416,6 @@ def scale_by_hyperplane(
         )
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
-
-
-def check_kind(name: str, value: object, kind: type, such_as: str) -> None:
-    """Refuse what is not of a kind, with a hint if it was not called."""
-    if not isinstance(value, kind):
-        hint = " Did you forget to call it?" if callable(value) else ""
-        raise TypeError(
-            f"{name} must be a {kind.__name__}, such as {such_as}; got {value!r}.{hint}"
-        )
 
 
 def _check_gradient(gradient: PyTree, params: PyTree) -> None:

@@ -11,6 +11,7 @@ from jaxtyping import DTypeLike, PyTree
 
 from fomoh_jax._activations.estimate import read_batch
 from fomoh_jax._hyperdual.arguments import check_devices, dtype_of, signature
+from fomoh_jax._refusals import check_real_scalar
 
 
 def check_call(
@@ -67,14 +68,15 @@ def scalar_loss(
     def loss(params, *example):
         out = value_fn(params, *example, **keywords)
         if not has_aux:
-            _check_scalar(out, " If it returns (value, aux), set has_aux=True.")
+            hint = " If it returns (value, aux), set has_aux=True."
+            check_real_scalar("value_fn must return", out, hint)
             return out, None
         if not (isinstance(out, tuple) and len(out) == 2):
             raise TypeError(
                 "with has_aux=True, value_fn must return a pair (value, aux); got "
                 f"{jax.tree.structure(out)}."
             )
-        _check_scalar(out[0], "")
+        check_real_scalar("value_fn must return", out[0])
         return out
 
     return loss
@@ -204,21 +206,6 @@ def _keywords(
         return extra_args
     names = [p.name for p in parameters if p.kind is not p.POSITIONAL_ONLY]
     return {name: extra_args[name] for name in names if name in extra_args}
-
-
-def _check_scalar(value: PyTree, hint: str) -> None:
-    leaves = jax.tree.leaves(value)
-    if len(leaves) != 1 or leaves[0] is not value:
-        raise TypeError(
-            "value_fn must return a scalar array; got a tree of structure "
-            f"{jax.tree.structure(value)}.{hint}"
-        )
-    shape, dtype = jnp.shape(value), jnp.result_type(value)
-    if shape != () or not jnp.issubdtype(dtype, jnp.floating):
-        raise TypeError(
-            "value_fn must return a real floating-point scalar; got shape "
-            f"{list(shape)} and dtype {dtype}."
-        )
 
 
 def solve_dtype(params: PyTree) -> DTypeLike:

@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jax.sharding import AxisType
 from jaxtyping import Array, Int, PRNGKeyArray, PyTree, Shaped
@@ -28,6 +27,7 @@ from fomoh_jax._hyperdual.arguments import (
 from fomoh_jax._hyperdual.delay import after
 from fomoh_jax._hyperdual.jaxprs import read
 from fomoh_jax._hyperdual.mesh_axes import in_shard_map, varying_alike
+from fomoh_jax._refusals import check_real_scalar
 from fomoh_jax._types import Leaf, PyTreeDef
 from fomoh_jax._xla import warn_if_unsound
 
@@ -230,15 +230,14 @@ def read_program(
     def pair(params, example):
         out = loss_of_one(params, example)
         if not has_aux:
-            return _checked_loss(
-                out, " If it returns (loss, aux), set has_aux=True."
-            ), ()
+            hint = " If it returns (loss, aux), set has_aux=True."
+            return _checked_loss(out, hint), ()
         if not (isinstance(out, tuple) and len(out) == 2):
             raise TypeError(
                 "with has_aux=True, loss_of_one must return a pair (loss, aux); got "
                 f"{jax.tree.structure(out)}."
             )
-        return _checked_loss(out[0], ""), out[1]
+        return _checked_loss(out[0]), out[1]
 
     try:
         closed, shapes = flattened(pair, params, example)
@@ -411,13 +410,6 @@ def read_batch(batch: PyTree) -> tuple[PyTree, int]:
     return batch, leading.pop()
 
 
-def _checked_loss(loss: PyTree, hint: str) -> Array:
-    leaves = jax.tree.leaves(loss)
-    scalar = len(leaves) == 1 and leaves[0] is loss and np.shape(loss) == ()
-    if not scalar or not jnp.issubdtype(jnp.result_type(loss), jnp.floating):
-        got = jax.tree.map(lambda x: f"{jnp.result_type(x)}{list(np.shape(x))}", loss)
-        raise TypeError(
-            "loss_of_one must return one real floating-point scalar, the loss of one "
-            f"example; got {got}.{hint}"
-        )
+def _checked_loss(loss: PyTree, hint: str = "") -> Array:
+    check_real_scalar("loss_of_one, the loss of one example, must return", loss, hint)
     return jnp.asarray(loss)

@@ -12,6 +12,7 @@ from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from fomoh_jax._argnums import Varied
 from fomoh_jax._hyperdual.arguments import check_primals, read_vector
+from fomoh_jax._refusals import check_real_scalar
 from fomoh_jax._types import PyTreeDef
 from fomoh_jax.curvature._checks import read_real
 
@@ -168,17 +169,7 @@ def along(
 
 def check_scalar(name: str, value: PyTree) -> None:
     """Refuse a function that returns anything but one real number."""
-    leaves = jax.tree.leaves(value)
-    if jax.tree.structure(value) != jax.tree.structure(0):
-        got = f"{jax.tree.structure(value)}"
-    elif jnp.shape(value) or not jnp.issubdtype(leaves[0].dtype, jnp.floating):
-        got = f"shape {list(jnp.shape(value))} and dtype {leaves[0].dtype}"
-    else:
-        return
-    raise TypeError(
-        f"{name} needs a function that returns one real floating-point number; got "
-        f"{got}."
-    )
+    check_real_scalar(f"{name} needs a function that returns", value)
 
 
 def _checked(

@@ -10,7 +10,7 @@ import optax
 from fomoh_jax._hyperdual import Deferred, LowRank
 from fomoh_jax._hyperdual.arguments import check_size
 from fomoh_jax._hyperplane import gram, mixed, sharded_like
-from fomoh_jax.directions._source import Directions
+from fomoh_jax.directions._source import Directions, check_base
 
 
 def gaussian(k: int) -> Directions:
@@ -249,8 +249,7 @@ def deferred(base: Directions) -> Directions:
       >>> print(bool(jnp.all(v["w"].dense() == base.sample(key, params, None)["w"])))
       True
     """
-    if not isinstance(base, Directions):
-        raise TypeError(f"base must be a source of directions; got {base!r}.")
+    check_base(base)
     maker = base.of_leaf
     if maker is None:
         raise ValueError(

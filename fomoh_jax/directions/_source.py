@@ -13,6 +13,7 @@ from fomoh_jax._hyperdual.channels import (
     as_channel,
     is_channel,
 )
+from fomoh_jax._refusals import wrong_kind
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,6 +97,16 @@ class Directions:
             size = self.size + other.size
         is_random = self.is_random or other.is_random
         return Directions(size, sample, init, advance, is_random=is_random)
+
+
+def check_base(base: object) -> None:
+    """Refuse what no other source can be made of.
+
+    Raises:
+      TypeError: if it is no source of directions.
+    """
+    if not isinstance(base, Directions):
+        raise wrong_kind("base", "a source of directions", base)
 
 
 def _joined(a: LeafDirections, b: LeafDirections) -> LeafDirections:

@@ -13,7 +13,7 @@ from jaxtyping import PyTree
 from fomoh_jax._hyperdual.channels import LeafDirections, Stack, as_channel, is_channel
 from fomoh_jax._hyperplane import sharded_like
 from fomoh_jax.directions._random import gaussian
-from fomoh_jax.directions._source import Directions
+from fomoh_jax.directions._source import Directions, check_base
 
 
 def incoming() -> Directions:
@@ -170,8 +170,7 @@ def layerwise(base: Directions | None = None, *, by: str = "layer") -> Direction
       (0, 1, 2, 3) (0, 1, 2, 3) (0, 1, 2, 4) (4, 4, 2)
     """
     base = gaussian(1) if base is None else base
-    if not isinstance(base, Directions):
-        raise TypeError(f"base must be a source of directions; got {base!r}.")
+    check_base(base)
     if by not in ("layer", "leaf"):
         raise ValueError(f'by must be "layer" or "leaf"; got {by!r}.')
 
@@ -258,8 +257,7 @@ def masked(base: Directions, mask: PyTree | Callable[[PyTree], PyTree]) -> Direc
       >>> print(v["backbone"].present, v["head"].shape)
       () (4, 2)
     """
-    if not isinstance(base, Directions):
-        raise TypeError(f"base must be a source of directions; got {base!r}.")
+    check_base(base)
 
     def sample(key, params, updates, state=()):
         moves = _spread(mask(params) if callable(mask) else mask, params)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
 from fomoh_jax._hyperdual import QuadraticModel
+from fomoh_jax._refusals import check_kind
 
 
 class Outcome(NamedTuple):
@@ -167,15 +168,8 @@ class Solver:
     search: Search
 
     def __post_init__(self):
-        kinds = {"descent": (Descent, "newton"), "search": (Search, "constant")}
-        for name, (kind, such_as) in kinds.items():
-            value = getattr(self, name)
-            if not isinstance(value, kind):
-                hint = " Did you forget to call it?" if callable(value) else ""
-                raise TypeError(
-                    f"{name} must be a {kind.__name__}, such as {such_as}(); got "
-                    f"{value!r}.{hint}"
-                )
+        check_kind("descent", self.descent, Descent, "newton()")
+        check_kind("search", self.search, Search, "constant()")
 
     def init(self, k: int) -> SolverState:
         """The state before the first step along ``k`` directions."""

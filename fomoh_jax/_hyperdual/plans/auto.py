@@ -21,6 +21,7 @@ from fomoh_jax._hyperdual.plans.adjoint import Adjoint
 from fomoh_jax._hyperdual.plans.forward import Forward
 from fomoh_jax._hyperdual.plans.plan import Plan
 from fomoh_jax._hyperdual.registry import is_known
+from fomoh_jax._refusals import wrong_kind
 from fomoh_jax._types import Aval, Leaf, Program
 
 # From so many directions on, a reverse pass is the faster plan for models and products,
@@ -48,11 +49,8 @@ def chosen(plan: Plan | Literal["auto"]) -> Plan:
         return plan
     if isinstance(plan, str) and plan == "auto":
         return Auto()
-    hint = " Did you forget to call it?" if callable(plan) else ""
-    raise TypeError(
-        'plan must be "auto" or a plan, such as fomoh_jax.plans.forward(chunk_size=8); '
-        f"got {plan!r}.{hint}"
-    )
+    expected = '"auto" or a plan, such as fomoh_jax.plans.forward(chunk_size=8)'
+    raise wrong_kind("plan", expected, plan)
 
 
 @dataclasses.dataclass(frozen=True)
