@@ -153,43 +153,20 @@ def forward_value_and_grad(
         program = read_program(loss_of_one, params, example, has_aux, blocks)
         args = [*jax.tree.leaves(params), *jax.tree.leaves(batch)]
         keys = _keys(key, _numbers(batch, examples), probes)
-        weight = 1 / examples
         if program.partition.is_exact:  # then the second pass is all that there is
             outs, slope = None, jnp.zeros(keys.shape[:2])
-            slopes = Slopes(keys, slope, weight)
         else:
             slope, *outs = _first_pass(program, args, keys)
-            # Otherwise XLA would keep what it computes in the first pass for the
-            # second, and with it the activations of all blocks. One of the two is
-            # enough.
-            first, second = jax.tree.leaves(params), jax.tree.leaves(batch)
-            if _bytes(first) < _bytes(second):
-                first = after(first, slope)
-            else:
-                second = after(second, slope)
-            args = [*first, *second]
-            slopes = Slopes(keys, slope / probes, weight)
-            if program.by_position is not None:
-                later = lax.cumsum(slope / probes, 2, reverse=True)
-                slopes = Slopes(keys, later[..., 0], weight, later)
-
-        def second_pass():
-            groups = _groups(examples) if return_noise else 1
-            return differentiate_blocks(program.partition, args, slopes, groups)
-
-        convolves = CONVOLUTION in primitives_of(program.partition.jaxpr)
-        if convolves and jax.default_backend() == "cpu":
-            second_pass = with_axes_in_order(second_pass)
-        results, gradients, noise = second_pass()
+            args = _held_back(jax.tree.leaves(params), jax.tree.leaves(batch), slope)
+        slopes = _slopes(program, keys, slope, 1 / examples)
+        groups = _groups(examples) if return_noise else 1
+        results, gradients, noise = _second_pass(program, args, slopes, groups)
         losses, *rest = _of_each(program, results, keys) if outs is None else outs
         value = jnp.mean(losses)
         of_params = [part for part in gradients if part is not None]
-        finite = jnp.array(True)
-        for x in (value, slope, *of_params):
-            finite &= jnp.all(jnp.isfinite(x))
         gradient = jax.tree.unflatten(
             jax.tree.structure(params),
-            [jnp.where(finite, part, 0) for part in of_params],
+            _zero_unless_finite(of_params, [value, slope]),
         )
         if has_aux:
             value = value, program.aux.unflatten(rest)
@@ -301,6 +278,57 @@ def _first_pass(
     axes = [None if learned else 0 for learned in program.learned]
     slope, losses, rest = jax.vmap(of_example, (0, *axes))(keys, *args)
     return [slope, losses, *rest]
+
+
+def _held_back(
+    params: list[Array], batch: list[Array], slope: Shaped[Array, "examples probes ..."]
+) -> list[Array]:
+    """The arguments of the second pass, which begins where the first one has ended.
+
+    Otherwise XLA would keep what it computes in the first pass for the second, and with
+    it the activations of all blocks. One of the two is enough.
+    """
+    if _bytes(params) < _bytes(batch):
+        return [*after(params, slope), *batch]
+    return [*params, *after(batch, slope)]
+
+
+def _slopes(
+    program: ProgramOfOne,
+    keys: Shaped[Array, "examples probes *data"],
+    slope: Shaped[Array, "examples probes ..."],
+    weight: float,
+) -> Slopes:
+    """What the second pass is told of the first."""
+    if program.partition.is_exact:
+        return Slopes(keys, slope, weight)
+    slope = slope / keys.shape[1]
+    if program.by_position is None:
+        return Slopes(keys, slope, weight)
+    later = lax.cumsum(slope, 2, reverse=True)
+    return Slopes(keys, later[..., 0], weight, later)
+
+
+def _second_pass(
+    program: ProgramOfOne, args: list[Leaf], slopes: Slopes, groups: int
+) -> tuple:
+    """The results of the program, the gradient by each input, and the noise."""
+
+    def second_pass():
+        return differentiate_blocks(program.partition, args, slopes, groups)
+
+    convolves = CONVOLUTION in primitives_of(program.partition.jaxpr)
+    if convolves and jax.default_backend() == "cpu":
+        second_pass = with_axes_in_order(second_pass)
+    return second_pass()
+
+
+def _zero_unless_finite(gradient: list[Array], others: list[Array]) -> list[Array]:
+    """The gradient, or zeros if anything of it or of the others is not finite."""
+    finite = jnp.array(True)
+    for x in (*others, *gradient):
+        finite &= jnp.all(jnp.isfinite(x))
+    return [jnp.where(finite, part, 0) for part in gradient]
 
 
 def _of_each(program: ProgramOfOne, results: list[Leaf], keys: Array) -> list[Array]:

@@ -118,42 +118,12 @@ def conjugate_gradients(
     # Squares of what is tiny or huge leave the range of the numbers.
     largest = jnp.max(jnp.abs(b))
     scale = jnp.where(largest > 0, largest, 1)
-    b = b / scale
-    target = relative * jnp.linalg.norm(b)
 
-    def unfinished(state):
-        small = jnp.linalg.norm(state.residual) <= target
-        return state.positive & ~small & (state.iterations < limit)
+    def product(vector: Float[Array, " D"]) -> Float[Array, " D"]:
+        (own,) = block_product(name, fun, primals, coordinates, vector[None], way)
+        return own
 
-    def iterate(state):
-        x, r = state.solution, state.residual
-        unit = state.search / jnp.linalg.norm(state.search)
-        (product,) = block_product(name, fun, primals, coordinates, unit[None], way)
-        curvature = unit @ product
-        largest = jnp.maximum(state.largest, norm(product, 0))
-        # Rounding gives a direction of no curvature some, of either sign. That grows
-        # with the Hessian, and in a sum of D terms hardly with D.
-        hidden = 10 * jnp.finfo(b.dtype).eps * largest
-        rate = (unit @ r) / jnp.where(curvature > hidden, curvature, 1)
-        further = x + rate * unit
-        positive = (curvature > hidden) & jnp.all(jnp.isfinite(further))
-        rest = r - rate * product
-        search = rest + (rest @ rest) / (r @ r) * state.search
-        keep = lambda new, old: jnp.where(positive, new, old)
-        return _State(
-            keep(further, x),
-            keep(rest, r),
-            keep(search, state.search),
-            largest,
-            curvature < -hidden,
-            positive,
-            state.iterations + 1,
-        )
-
-    no, yes = jnp.zeros_like(b, bool, shape=()), jnp.ones_like(b, bool, shape=())
-    none, count = jnp.zeros_like(b, shape=()), jnp.zeros_like(b, int, shape=())
-    start = _State(jnp.zeros_like(b), b, b, none, no, yes, count)
-    end = while_loop(unfinished, iterate, start)
+    end = _iterated(product, b / scale, relative, limit)
     solution = scale * end.solution
     solution = jnp.where(jnp.all(jnp.isfinite(solution)), solution, 0)
     length = jnp.linalg.norm(end.search)
@@ -164,4 +134,55 @@ def conjugate_gradients(
         end.iterations,
         end.negative,
         coordinates.tree(jnp.where(end.negative, direction, 0)),
+    )
+
+
+def _iterated(
+    product: Callable[[Float[Array, " D"]], Float[Array, " D"]],
+    b: Float[Array, " D"],
+    tol: Float[Array, ""],
+    maxiter: int,
+) -> _State:
+    """The state after the last iteration, from a scaled right-hand side."""
+    target = tol * jnp.linalg.norm(b)
+
+    def unfinished(state: _State) -> Bool[Array, ""]:
+        small = jnp.linalg.norm(state.residual) <= target
+        return state.positive & ~small & (state.iterations < maxiter)
+
+    def iterate(state: _State) -> _State:
+        return _after_one_more(product, state)
+
+    no, yes = jnp.zeros_like(b, bool, shape=()), jnp.ones_like(b, bool, shape=())
+    none, count = jnp.zeros_like(b, shape=()), jnp.zeros_like(b, int, shape=())
+    start = _State(jnp.zeros_like(b), b, b, none, no, yes, count)
+    return while_loop(unfinished, iterate, start)
+
+
+def _after_one_more(
+    product: Callable[[Float[Array, " D"]], Float[Array, " D"]], state: _State
+) -> _State:
+    """One iteration; where the curvature is not positive, nothing moves."""
+    x, r = state.solution, state.residual
+    unit = state.search / jnp.linalg.norm(state.search)
+    along_unit = product(unit)
+    curvature = unit @ along_unit
+    largest = jnp.maximum(state.largest, norm(along_unit, 0))
+    # Rounding gives a direction of no curvature some, of either sign. That grows with
+    # the Hessian, and in a sum of D terms hardly with D.
+    hidden = 10 * jnp.finfo(r.dtype).eps * largest
+    rate = (unit @ r) / jnp.where(curvature > hidden, curvature, 1)
+    further = x + rate * unit
+    positive = (curvature > hidden) & jnp.all(jnp.isfinite(further))
+    rest = r - rate * along_unit
+    search = rest + (rest @ rest) / (r @ r) * state.search
+    keep = lambda new, old: jnp.where(positive, new, old)
+    return _State(
+        keep(further, x),
+        keep(rest, r),
+        keep(search, state.search),
+        largest,
+        curvature < -hidden,
+        positive,
+        state.iterations + 1,
     )

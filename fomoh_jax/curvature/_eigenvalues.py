@@ -107,7 +107,6 @@ def top_eigenvalues(
     width = min(width, coordinates.size)
     check_key(key)
     relative = read_tolerance(tol, coordinates.dtype)
-    orthonormal = lambda rows: jnp.linalg.qr(rows.T)[0].T
 
     def unconverged(state):
         _, pairs = state
@@ -121,24 +120,43 @@ def top_eigenvalues(
         # Squares of what is tiny or huge leave the range of the numbers.
         scale = magnitude(product)
         product = product / scale
-        projected = block @ product.T
-        values, rotation = jnp.linalg.eigh((projected + projected.T) / 2)
-        order = jnp.argsort(-jnp.abs(values))
-        values, rotation = values[order], rotation[:, order].T
-        vectors, product = rotation @ block, rotation @ product
+        values, vectors, product = _rayleigh_ritz(block, product)
         residuals = jnp.linalg.norm(product - values[:, None] * vectors, axis=1)
-        first = lambda x: x[:k]
         pairs = Eigenpairs(
-            scale * first(values),
-            first(vectors),
-            scale * first(residuals),
+            scale * values[:k],
+            vectors[:k],
+            scale * residuals[:k],
             pairs.iterations + 1,
         )
-        return orthonormal(product), pairs
+        return _orthonormal(product), pairs
 
     shape, dtype = (width, coordinates.size), coordinates.dtype
-    block = orthonormal(jax.random.normal(key, shape, dtype))
+    block = _orthonormal(jax.random.normal(key, shape, dtype))
     unknown = jnp.zeros(k, dtype)
     start = Eigenpairs(unknown, block[:k], unknown, jnp.array(0))
     _, pairs = while_loop(unconverged, iterate, (block, start))
     return pairs._replace(vectors=coordinates.tree(pairs.vectors))
+
+
+def _orthonormal(rows: Float[Array, "m D"]) -> Float[Array, "m D"]:
+    """Orthonormal vectors of the same span."""
+    return jnp.linalg.qr(rows.T)[0].T
+
+
+def _rayleigh_ritz(
+    block: Float[Array, "m D"], product: Float[Array, "m D"]
+) -> tuple[Float[Array, " m"], Float[Array, "m D"], Float[Array, "m D"]]:
+    """Eigenvalues of a matrix projected onto a block, of the largest magnitude first.
+
+    Args:
+      block: ``X``, orthonormal.
+      product: the matrix times each vector of the block.
+
+    Returns:
+      The eigenvalues ``Θ``, the vectors ``X U``, and the matrix times each of these.
+    """
+    projected = block @ product.T
+    values, rotation = jnp.linalg.eigh((projected + projected.T) / 2)
+    order = jnp.argsort(-jnp.abs(values))
+    values, rotation = values[order], rotation[:, order].T
+    return values, rotation @ block, rotation @ product

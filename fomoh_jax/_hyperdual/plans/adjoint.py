@@ -19,7 +19,8 @@ pass with respect to the table then adds all of them up, also those inside of lo
 
 import dataclasses
 from collections.abc import Callable, Collection, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -250,69 +251,100 @@ def _wide(*dtypes: jnp.dtype) -> jnp.dtype:
         return jnp.result_type(jnp.float32, *dtypes)
 
 
+class _ForwardPass(NamedTuple):
+    """A forward pass of first order, from which reverse passes begin.
+
+    Attributes:
+      numbers: the outputs, with their tangents.
+      values: for each output that is wanted, a second-order coefficient whose value is
+        never looked at, or None if it has no curvature.
+      pull: from cotangents of these to those of the two tables of :class:`Sources`.
+    """
+
+    numbers: list[HyperDual]
+    values: list[Array | None]
+    pull: Callable
+
+
 def _curvatures(
     jaxpr: ClosedJaxpr, k: int, args: Sequence[HyperDual], wanted: int
 ) -> tuple[list[HyperDual], list[Leaf]]:
-    selects = leaves_out(jaxpr)
     args = [arg.stored() for arg in args]  # the reverse pass keeps the tangents
-    dtypes = [x.primal.dtype for x in args if not x.tangents.is_zero]
-    table = jnp.zeros((k, k), _wide(*dtypes))
+    selects = leaves_out(jaxpr)
 
-    def reverse_pass(axes: Collection[str]):
-        numbers, own = varying_alike(args, axes), varying_alike(table, axes)
-
-        def seconds(ordered, halves):
-            form = Sources(k, ordered, halves, selects)
-            outs = interpret(jaxpr, form, numbers)
-            flat = [HyperDual(out.primal, out.tangents) for out in outs]
-            values = [
-                None if out.seconds.is_zero else out.seconds.coefficient(0)
-                for out in outs[:wanted]
-            ]
-            return values, flat
-
-        return jax.vjp(seconds, own, own, has_aux=True)
+    def forward_pass(axes: Collection[str]) -> _ForwardPass:
+        return _forward_pass(jaxpr, k, varying_alike(args, axes), wanted, selects, axes)
 
     # Inside a shard_map the reverse pass to what is the same everywhere sums over the
     # devices: right for a loss that is a sum over them, and not for one of each.
     axes = [frozenset()] * wanted
     if in_shard_map():
-        axes = list(map(varies_along, jax.eval_shape(lambda: reverse_pass(())[0])))
+        shapes = jax.eval_shape(lambda: forward_pass(()).values)
+        axes = list(map(varies_along, shapes))
     check_reverse_pass("under plans.adjoint()", jaxpr, axes)
     # In the order of the results, which is the same in every process.
-    passes = {over: reverse_pass(over) for over in dict.fromkeys(axes or [frozenset()])}
-    _, _, flat = passes[min(passes, key=len)]
-    flat = [passes[over][2][n] for n, over in enumerate(axes)] + flat[wanted:]
+    passes = {over: forward_pass(over) for over in dict.fromkeys(axes or [frozenset()])}
+    numbers = [passes[over].numbers[n] for n, over in enumerate(axes)]
+    numbers += passes[min(passes, key=len)].numbers[wanted:]
+    curvatures = [_curvature(passes[over], n, k, over) for n, over in enumerate(axes)]
+    return numbers, curvatures
 
-    def of_output(place: int, primal: Leaf) -> Any:
-        values, pull, _ = passes[axes[place]]
-        value = values[place]
-        if value is None:
-            return _no_curvature(k, primal)
 
-        def part(cotangent: jax.Array) -> jax.Array:
-            zeros = [None if v is None else jnp.zeros_like(v) for v in values]
-            tables = pull([*zeros[:place], cotangent, *zeros[place + 1 :]])
-            # In one kernel with their transposes XLA compiles the sums very slowly.
-            ordered, halves = lax.optimization_barrier(tables)
-            i, j = np.indices((k, k))
-            return jnp.where(i <= j, ordered, ordered.T) + (halves + halves.T)
+def _forward_pass(
+    jaxpr: ClosedJaxpr,
+    k: int,
+    args: Sequence[HyperDual],
+    wanted: int,
+    selects: bool,
+    axes: Collection[str],
+) -> _ForwardPass:
+    """A forward pass, with tables that vary along axes of a mesh as the numbers do."""
+    dtypes = [x.primal.dtype for x in args if not x.tangents.is_zero]
+    table = varying_alike(jnp.zeros((k, k), _wide(*dtypes)), axes)
 
-        def along(cotangent: jax.Array) -> jax.Array:
-            whole = part(cotangent)
-            if jnp.iscomplexobj(value) and not jnp.iscomplexobj(whole):
-                whole = lax.complex(whole, part(-1j * cotangent))
-            return whole.astype(value.dtype)
+    def seconds(ordered: jax.Array, halves: jax.Array):
+        outs = interpret(jaxpr, Sources(k, ordered, halves, selects), args)
+        numbers = [HyperDual(out.primal, out.tangents) for out in outs]
+        values = [
+            None if out.seconds.is_zero else out.seconds.coefficient(0)
+            for out in outs[:wanted]
+        ]
+        return values, numbers
 
-        if value.shape == ():
-            return along(jnp.ones_like(value))
-        if not value.size:
-            return jnp.zeros((k, k, *value.shape), value.dtype)
-        basis = jnp.eye(value.size, dtype=value.dtype).reshape(-1, *value.shape)
-        tables = jax.vmap(along, out_axes=-1)(varying_alike(basis, axes[place]))
-        return tables.reshape(k, k, *value.shape)
+    values, pull, numbers = jax.vjp(seconds, table, table, has_aux=True)
+    return _ForwardPass(numbers, values, pull)
 
-    return flat, [of_output(n, out.primal) for n, out in enumerate(flat[:wanted])]
+
+def _curvature(found: _ForwardPass, place: int, k: int, axes: Collection[str]) -> Leaf:
+    """``[k, k, *out]``, of an output: one reverse pass for each of its elements."""
+    value = found.values[place]
+    if value is None:
+        return _no_curvature(k, found.numbers[place].primal)
+    along = partial(_along, found, place)
+    if value.shape == ():
+        return along(jnp.ones_like(value))
+    if not value.size:
+        return jnp.zeros((k, k, *value.shape), value.dtype)
+    basis = jnp.eye(value.size, dtype=value.dtype).reshape(-1, *value.shape)
+    tables = jax.vmap(along, out_axes=-1)(varying_alike(basis, axes))
+    return tables.reshape(k, k, *value.shape)
+
+
+def _along(found: _ForwardPass, place: int, cotangent: jax.Array) -> jax.Array:
+    """``[k, k]``, the curvature of an output along a cotangent of it."""
+
+    def part(cotangent: jax.Array) -> jax.Array:
+        zeros = [None if v is None else jnp.zeros_like(v) for v in found.values]
+        tables = found.pull([*zeros[:place], cotangent, *zeros[place + 1 :]])
+        # In one kernel with their transposes XLA compiles the sums very slowly.
+        ordered, halves = lax.optimization_barrier(tables)
+        i, j = np.indices(ordered.shape)
+        return jnp.where(i <= j, ordered, ordered.T) + (halves + halves.T)
+
+    whole = part(cotangent)
+    if jnp.iscomplexobj(cotangent) and not jnp.iscomplexobj(whole):
+        whole = lax.complex(whole, part(-1j * cotangent))
+    return whole.astype(cotangent.dtype)
 
 
 def _no_curvature(k: int, primal: Leaf) -> Any:

@@ -7,6 +7,7 @@ the tables are those of its operations.
 
 import itertools
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -36,51 +37,85 @@ def all_steps(
     jaxpr, length = op.params["jaxpr"], op.params["length"]
     if not length or not _is_plain(jaxpr):
         return None
-    program, _ = open_jaxpr(jaxpr)
-    times = np.arange(length)[:: -1 if op.params["reverse"] else 1]
-    counts: dict[int, np.ndarray] = {}
-    same: set[int] = set()
-    for i, out in zip(layout.carry, layout.carry_out):
-        carry, after = program.invars[i], program.outvars[out]
-        aval = op.inputs[i]
-        by = _increment(program, carry, after) if _is_integer(aval) else None
-        if carry is after:
-            same.add(i)
-        # A counter that is known is the index of something, and is to be known there.
-        elif by is not None and not isinstance(primals[i], Tracer):
-            counts[i] = np.asarray(primals[i] + by * times, aval.dtype)
-        elif not _only_adds(program, carry, after):
-            return None
+    carry = _carry_of(op, layout, primals)
+    if carry is None:
+        return None
 
     def at_once(*args: Array) -> list[Array]:
         def step(xs: Sequence[Array]) -> list[Array]:
             operands = list(args)
-            for i in set(layout.carry) - same:
+            for i in set(layout.carry) - carry.same:
                 operands[i] = lax.full_like(args[i], 0)
-            for i, x in zip((*counts, *layout.xs), xs):
+            for i, x in zip((*carry.counts, *layout.xs), xs):
                 operands[i] = x
             return jaxpr_as_fun(jaxpr)(*operands)
 
-        ends = [length * n // _PARTS for n in range(_PARTS + 1)]
-        parts: list[list[Array]] = []
-        for start, stop in itertools.pairwise(ends):
-            slices = [args[i][start:stop] for i in layout.xs]
-            if parts:
-                slices, _ = lax.optimization_barrier((slices, parts[-1]))
-            slices = [*(count[start:stop] for count in counts.values()), *slices]
-            if start < stop:
-                parts.append(jax.vmap(step, axis_size=stop - start)(slices))
-        outs = list(map(jnp.concatenate, zip(*parts)))
+        slices = [args[i] for i in layout.xs]
+        outs = _in_parts(step, list(carry.counts.values()), slices, length)
         for i, out in zip(layout.carry, layout.carry_out):
-            if i in same:
+            if i in carry.same:
                 outs[out] = args[i]
-            elif i in counts:
-                outs[out] = outs[out][np.argmax(times)]
+            elif i in carry.counts:
+                outs[out] = outs[out][carry.last]
             else:
                 outs[out] = args[i] + outs[out].sum(0, dtype=args[i].dtype)
         return outs
 
     return at_once
+
+
+class _Carry(NamedTuple):
+    """What a loop carries, where no step waits for another.
+
+    Attributes:
+      same: the operands that stay what they are.
+      counts: those that count the steps, with their values at each.
+      last: the slice that the last step reads.
+    """
+
+    same: set[int]
+    counts: dict[int, np.ndarray]
+    last: int
+
+
+def _carry_of(
+    op: Operation, layout: ScanLayout, primals: Sequence[Leaf]
+) -> _Carry | None:
+    """What the carry is, or None if a step waits for another."""
+    program, _ = open_jaxpr(op.params["jaxpr"])
+    times = np.arange(op.params["length"])[:: -1 if op.params["reverse"] else 1]
+    carried = _Carry(set(), {}, int(np.argmax(times)))
+    for i, out in zip(layout.carry, layout.carry_out):
+        carry, after = program.invars[i], program.outvars[out]
+        aval = op.inputs[i]
+        by = _increment(program, carry, after) if _is_integer(aval) else None
+        if carry is after:
+            carried.same.add(i)
+        # A counter that is known is the index of something, and is to be known there.
+        elif by is not None and not isinstance(primals[i], Tracer):
+            carried.counts[i] = np.asarray(primals[i] + by * times, aval.dtype)
+        elif not _only_adds(program, carry, after):
+            return None
+    return carried
+
+
+def _in_parts(
+    step: Callable[[Sequence[Array]], list[Array]],
+    known: Sequence[np.ndarray],
+    slices: Sequence[Array],
+    length: int,
+) -> list[Array]:
+    """A step at all slices of what is known and what is not, one part after another."""
+    ends = [length * n // _PARTS for n in range(_PARTS + 1)]
+    parts: list[list[Array]] = []
+    for start, stop in itertools.pairwise(ends):
+        own = [x[start:stop] for x in slices]
+        if parts:
+            own, _ = lax.optimization_barrier((own, parts[-1]))
+        own = [*(x[start:stop] for x in known), *own]
+        if start < stop:
+            parts.append(jax.vmap(step, axis_size=stop - start)(own))
+    return list(map(jnp.concatenate, zip(*parts)))
 
 
 def _increment(program: Jaxpr, carry: Var, after: Atom) -> int | None:
