@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, PyTree, Shaped
 
-from fomoh_jax._argnums import Varied
 from fomoh_jax._hyperdual.channels import Channel, Stack
 from fomoh_jax._hyperdual.evaluation import coefficients_of, evaluate, primals_of
 from fomoh_jax._hyperdual.form import Form
 from fomoh_jax._hyperdual.local import unit_vectors
 from fomoh_jax._hyperdual.number import HyperDual
+from fomoh_jax._varied import Varied
 
 
 def along_basis(

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from fomoh_jax._argnums import Varied, restricted
+from fomoh_jax._argnums import restricted
 from fomoh_jax._hyperdual.evaluation import coefficients_of
 from fomoh_jax._hyperdual.models import QuadraticModel, basis_model
 from fomoh_jax._hyperdual.pair_forms import Diagonal
@@ -20,6 +20,7 @@ from fomoh_jax._operators.basis import (
     gradient_in,
     standard_basis,
 )
+from fomoh_jax._varied import Varied
 
 
 class ValueGradientHessian(NamedTuple):

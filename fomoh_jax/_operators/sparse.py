@@ -12,13 +12,14 @@ from jax.extend.core import jaxpr_as_fun
 from jax.tree_util import register_static
 from jaxtyping import Array, PyTree
 
-from fomoh_jax._argnums import Varied, restricted
+from fomoh_jax._argnums import restricted
 from fomoh_jax._hyperdual.evaluation import to_jaxpr
 from fomoh_jax._hyperdual.inlining import inlined
 from fomoh_jax._hyperdual.interpreter import interpret
 from fomoh_jax._hyperdual.local import unit_vectors
 from fomoh_jax._hyperdual.local_pairs import LocalPairs, added_up
 from fomoh_jax._operators.basis import check_outputs
+from fomoh_jax._varied import Varied
 
 # What an index of JAX counts to.
 _MOST = np.iinfo(np.int32).max

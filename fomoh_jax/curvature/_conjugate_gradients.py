@@ -110,8 +110,8 @@ def conjugate_gradients(
       optimization*, 1983.
     """
     name, way = "conjugate_gradients", chosen(plan)
-    coordinates, b = along("rhs", name, fun, primals, rhs)
-    limit = coordinates.size
+    varied, b = along("rhs", name, fun, primals, rhs)
+    limit = varied.size
     if maxiter is not None:
         limit = check_size("maxiter", maxiter)
     relative = read_tolerance(tol, b.dtype)
@@ -120,7 +120,7 @@ def conjugate_gradients(
     scale = jnp.where(largest > 0, largest, 1)
 
     def product(vector: Float[Array, " D"]) -> Float[Array, " D"]:
-        (own,) = block_product(name, fun, primals, coordinates, vector[None], way)
+        (own,) = block_product(name, fun, primals, varied, vector[None], way)
         return own
 
     end = _iterated(product, b / scale, relative, limit)
@@ -129,11 +129,11 @@ def conjugate_gradients(
     length = jnp.linalg.norm(end.search)
     direction = end.search / jnp.where(length > 0, length, 1)
     return ConjugateGradients(
-        coordinates.tree(solution),
+        varied.tree(solution),
         scale * jnp.linalg.norm(end.residual),
         end.iterations,
         end.negative,
-        coordinates.tree(jnp.where(end.negative, direction, 0)),
+        varied.tree(jnp.where(end.negative, direction, 0)),
     )
 
 

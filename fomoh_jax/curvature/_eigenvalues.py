@@ -93,20 +93,20 @@ def top_eigenvalues(
       Saad, *Numerical Methods for Large Eigenvalue Problems*, 2011, chapter 5.
     """
     name, way = "top_eigenvalues", chosen(plan)
-    coordinates = all_varied(name, fun, primals)
+    varied = all_varied(name, fun, primals)
     k = check_size("k", k)
-    if k > coordinates.size:
+    if k > varied.size:
         raise ValueError(
             f"k must be at most the number of elements that vary, "
-            f"{coordinates.size}; got {k}."
+            f"{varied.size}; got {k}."
         )
     limit = check_size("maxiter", maxiter)
     width = check_size("k + oversampling", k + oversampling)
     if width < k:
         raise ValueError(f"oversampling must be at least 0; got {oversampling}.")
-    width = min(width, coordinates.size)
+    width = min(width, varied.size)
     check_key(key)
-    relative = read_tolerance(tol, coordinates.dtype)
+    relative = read_tolerance(tol, varied.dtype)
 
     def unconverged(state):
         _, pairs = state
@@ -116,7 +116,7 @@ def top_eigenvalues(
 
     def iterate(state):
         block, pairs = state
-        product = block_product(name, fun, primals, coordinates, block, way)
+        product = block_product(name, fun, primals, varied, block, way)
         # Squares of what is tiny or huge leave the range of the numbers.
         scale = magnitude(product)
         product = product / scale
@@ -130,12 +130,12 @@ def top_eigenvalues(
         )
         return _orthonormal(product), pairs
 
-    shape, dtype = (width, coordinates.size), coordinates.dtype
+    shape, dtype = (width, varied.size), varied.dtype
     block = _orthonormal(jax.random.normal(key, shape, dtype))
     unknown = jnp.zeros(k, dtype)
     start = Eigenpairs(unknown, block[:k], unknown, jnp.array(0))
     _, pairs = while_loop(unconverged, iterate, (block, start))
-    return pairs._replace(vectors=coordinates.tree(pairs.vectors))
+    return pairs._replace(vectors=varied.tree(pairs.vectors))
 
 
 def _orthonormal(rows: Float[Array, "m D"]) -> Float[Array, "m D"]:

@@ -18,12 +18,9 @@ from fomoh_jax._hyperdual.mesh_axes import (
     varies_along,
     varying_alike,
 )
+from fomoh_jax._varied import Varied
 from fomoh_jax._weights import check_not_both, read_factor, read_weights
-from fomoh_jax.curvature._coordinates import (
-    Coordinates,
-    check_scalar,
-    coordinates_of,
-)
+from fomoh_jax.curvature._coordinates import check_not_empty, check_scalar
 from fomoh_jax.curvature._estimates import (
     Estimate,
     Keys,
@@ -101,8 +98,8 @@ def hutchinson_trace(
     def estimate(key: PRNGKeyArray, /, *args: PyTree, **kwargs: PyTree) -> Estimate:
         check_key(key)
         function, varied = restricted(name, fun, argnums, args, kwargs)
-        coordinates = coordinates_of(name, varied)
-        scaled = _scaled(weights, factor, coordinates)
+        check_not_empty(name, varied)
+        scaled = _scaled(weights, factor, varied)
 
         def of_probes(keys):
             vectors = scaled(keys)
@@ -124,10 +121,10 @@ def hutchinson_trace(
 
 
 def _scaled(
-    weights: ArrayLike | None, factor: ArrayLike | None, coordinates: Coordinates
+    weights: ArrayLike | None, factor: ArrayLike | None, varied: Varied
 ) -> Callable[[Keys], list[Float[Array, "n D"]]]:
     """Directions from keys: what adds to a trace, and what is taken from it."""
-    size, dtype = coordinates.size, coordinates.dtype
+    size, dtype = varied.size, varied.dtype
     if factor is not None:
         s = read_factor(factor, size).astype(dtype)
         times = partial(jnp.matmul, precision=lax.Precision.HIGHEST)
@@ -197,21 +194,21 @@ def hutchinson_diagonal(
     def estimate(key: PRNGKeyArray, /, *args: PyTree, **kwargs: PyTree) -> Estimate:
         check_key(key)
         function, varied = restricted(name, fun, argnums, args, kwargs)
-        coordinates = coordinates_of(name, varied)
+        check_not_empty(name, varied)
 
         def of_vector(vector):
-            value = jax.tree.map(jnp.asarray, function(*coordinates.tree(vector)))
+            value = jax.tree.map(jnp.asarray, function(*varied.tree(vector)))
             check_scalar(name, value)
             return value
 
-        vector = coordinates.vector(varied.args)
+        vector = varied.vector(varied.args)
         along = varies_along(jax.eval_shape(of_vector, vector))
         jaxpr = jax.make_jaxpr(of_vector)(vector)
         check_reverse_pass(f"in {name}", jaxpr, [along])
         _, product = jax.linearize(jax.grad(of_vector), varying_alike(vector, along))
 
         def diagonals(keys):
-            vectors = rademacher(keys, coordinates.size, coordinates.dtype)
+            vectors = rademacher(keys, varied.size, varied.dtype)
             vectors = varying_alike(vectors, along)
             return vectors * jax.vmap(product)(vectors)
 

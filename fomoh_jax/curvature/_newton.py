@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from fomoh_jax._metric import rounding
-from fomoh_jax.curvature._coordinates import all_varied
+from fomoh_jax.curvature._coordinates import all_varied, read_like_hessian
 from fomoh_jax.curvature._estimates import Estimate
 from fomoh_jax.curvature._products import gradient
 from fomoh_jax.curvature._scaling import norm
@@ -66,7 +66,7 @@ def newton_step(
       Dauphin et al., *Identifying and attacking the saddle point problem in
       high-dimensional non-convex optimization*, 2014, arXiv:1406.2572.
     """
-    coordinates = all_varied("newton_step", fun, primals)
+    varied = all_varied("newton_step", fun, primals)
     if not isinstance(hessian, (tuple, list)) or len(hessian) != 2:
         got = "an array" if isinstance(hessian, jax.Array) else type(hessian).__name__
         raise TypeError(
@@ -75,10 +75,10 @@ def newton_step(
             "Estimate(H, jax.tree.map(jnp.zeros_like, H))."
         )
     value, error = (
-        coordinates.read_matrix(f"hessian.{part}", x)
+        read_like_hessian(f"hessian.{part}", x, varied)
         for part, x in zip(Estimate._fields, hessian)
     )
-    slope = gradient("newton_step", fun, primals, coordinates, chunk_size)
+    slope = gradient("newton_step", fun, primals, varied, chunk_size)
     finite = jnp.array(True)
     for array in (value, error, slope):
         finite &= jnp.all(jnp.isfinite(array))
@@ -91,4 +91,4 @@ def newton_step(
     along = jnp.where(flat, 0, (axes.T @ slope) / jnp.where(flat, 1, size))
     step = -axes @ along
     finite &= jnp.all(jnp.isfinite(step))
-    return coordinates.tree(jnp.where(finite, step, 0))
+    return varied.tree(jnp.where(finite, step, 0))

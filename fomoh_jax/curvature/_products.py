@@ -13,7 +13,8 @@ from fomoh_jax._hyperdual.part_forms import Block
 from fomoh_jax._hyperdual.plans.auto import chosen
 from fomoh_jax._hyperdual.plans.forward import applied_to_basis
 from fomoh_jax._hyperdual.plans.plan import Plan
-from fomoh_jax.curvature._coordinates import Coordinates, along, check_scalar
+from fomoh_jax._varied import Varied
+from fomoh_jax.curvature._coordinates import along, check_scalar
 
 
 def hvp(
@@ -62,16 +63,16 @@ def hvp(
       >>> print(product)
       [10.  6.]
     """
-    coordinates, v = along("vector", "hvp", fun, primals, vector)
-    products = block_product("hvp", fun, primals, coordinates, v[None], chosen(plan))
-    return coordinates.tree(products[0])
+    varied, v = along("vector", "hvp", fun, primals, vector)
+    products = block_product("hvp", fun, primals, varied, v[None], chosen(plan))
+    return varied.tree(products[0])
 
 
 def block_product(
     name: str,
     fun: Callable,
     primals: Sequence[PyTree],
-    coordinates: Coordinates,
+    varied: Varied,
     vectors: Float[Array, "m D"],
     plan: Plan,
 ) -> Float[Array, "m D"]:
@@ -80,20 +81,20 @@ def block_product(
 
     def columns(primals, basis):
         form = Block(m, len(basis))
-        directions = coordinates.tree(jnp.concatenate([vectors, basis]))
+        directions = varied.tree(jnp.concatenate([vectors, basis]))
         _, channels = read_directions(primals, directions)
         out, _ = evaluate(fun, form, primals, channels)
         check_scalar(name, primals_of(out))
         seconds = coefficients_of(out, "seconds", form.q)
-        return seconds.reshape(m, len(basis)).astype(coordinates.dtype)
+        return seconds.reshape(m, len(basis)).astype(varied.dtype)
 
     def slopes(point):
-        moved = coordinates.moved(primals, point)
-        value, slope = directional_derivatives(fun, moved, coordinates.tree(vectors))
+        moved = varied.moved(primals, point)
+        value, slope = directional_derivatives(fun, moved, varied.tree(vectors))
         check_scalar(name, value)
-        return slope.astype(coordinates.dtype)
+        return slope.astype(varied.dtype)
 
-    point = coordinates.vector([x for x in coordinates.leaves if x is not None])
+    point = varied.vector(varied.args)
     return plan.products(columns, slopes, tuple(primals), point)
 
 
@@ -101,16 +102,16 @@ def gradient(
     name: str,
     fun: Callable,
     primals: Sequence[PyTree],
-    coordinates: Coordinates,
+    varied: Varied,
     chunk_size: int | None = None,
 ) -> Float[Array, " D"]:
     """``[D]``, the slopes along the standard basis."""
 
     def slopes(primals, basis):
-        directions = coordinates.tree(basis)
+        directions = varied.tree(basis)
         value, slope = directional_derivatives(fun, primals, directions)
         check_scalar(name, value)
-        return slope.astype(coordinates.dtype)
+        return slope.astype(varied.dtype)
 
-    point = coordinates.vector([x for x in coordinates.leaves if x is not None])
+    point = varied.vector(varied.args)
     return applied_to_basis(slopes, tuple(primals), point, chunk_size)

@@ -11,11 +11,13 @@ from jaxtyping import Array, DTypeLike, Float, PRNGKeyArray, PyTree
 from fomoh_jax._argnums import restricted
 from fomoh_jax._hyperdual import directional_curvature
 from fomoh_jax._hyperdual.arguments import check_key
+from fomoh_jax._varied import Varied
 from fomoh_jax.curvature._checks import read_real
 from fomoh_jax.curvature._coordinates import (
-    Coordinates,
+    check_not_empty,
     check_scalar,
-    coordinates_of,
+    read_like_arguments,
+    read_like_hessian,
 )
 from fomoh_jax.curvature._estimates import (
     Estimate,
@@ -102,14 +104,14 @@ def sampled_hessian(
     def estimate(key: PRNGKeyArray, /, *args: PyTree, **kwargs: PyTree) -> Estimate:
         check_key(key)
         function, varied = restricted(name, fun, argnums, args, kwargs)
-        coordinates = coordinates_of(name, varied)
-        known = _read_number(baseline, coordinates.dtype)
+        check_not_empty(name, varied)
+        known = _read_number(baseline, varied.dtype)
         if known is None and baseline is not None:
-            known = coordinates.read_matrix("baseline", baseline)
+            known = read_like_hessian("baseline", baseline, varied)
             known = (known + known.T) / 2
-        measured = _measured(name, function, varied.args, coordinates)
+        measured = _measured(name, function, varied)
         keys = jax.random.split(key, n)
-        parts = _sampled(measured, coordinates, keys, known, chunk_size, whole=True)
+        parts = _sampled(measured, varied, keys, known, chunk_size, whole=True)
         return Estimate(*map(varied.blocks, parts))
 
     return estimate
@@ -179,13 +181,13 @@ def sampled_diagonal(
     def estimate(key: PRNGKeyArray, /, *args: PyTree, **kwargs: PyTree) -> Estimate:
         check_key(key)
         function, varied = restricted(name, fun, argnums, args, kwargs)
-        coordinates = coordinates_of(name, varied)
-        known = _read_number(baseline, coordinates.dtype)
+        check_not_empty(name, varied)
+        known = _read_number(baseline, varied.dtype)
         if known is None and baseline is not None:
-            known = coordinates.read_vector("baseline", baseline)
-        measured = _measured(name, function, varied.args, coordinates)
+            known = read_like_arguments("baseline", baseline, varied)
+        measured = _measured(name, function, varied)
         keys = jax.random.split(key, n)
-        parts = _sampled(measured, coordinates, keys, known, chunk_size, whole=False)
+        parts = _sampled(measured, varied, keys, known, chunk_size, whole=False)
         return Estimate(*map(varied.pieces, parts))
 
     return estimate
@@ -200,15 +202,15 @@ def _read_number(baseline: PyTree, dtype: DTypeLike) -> Float[Array, ""] | None:
 
 
 def _measured(
-    name: str, fun: Callable, args: tuple[PyTree, ...], coordinates: Coordinates
+    name: str, fun: Callable, varied: Varied
 ) -> Callable[[Keys], Float[Array, "n 2"]]:
     """``[n, 2]`` of keys ``[n]``: ``vᵀHv`` and ``|v|²`` of a vector a key."""
 
     def measured(keys: Keys) -> Float[Array, "n 2"]:
-        v = gaussian(keys, coordinates.size, coordinates.dtype)
-        value, _, curvature = directional_curvature(fun, args, coordinates.tree(v))
+        v = gaussian(keys, varied.size, varied.dtype)
+        value, _, curvature = directional_curvature(fun, varied.args, varied.tree(v))
         check_scalar(name, value)
-        curvature = curvature.astype(coordinates.dtype)
+        curvature = curvature.astype(varied.dtype)
         return jnp.stack([curvature, jnp.sum(v * v, 1)], 1)
 
     return measured
@@ -216,7 +218,7 @@ def _measured(
 
 def _sampled(
     measured: Callable[[Keys], Float[Array, "n 2"]],
-    coordinates: Coordinates,
+    varied: Varied,
     keys: Keys,
     baseline: Float[Array, "..."] | None,
     chunk_size: int | None,
@@ -227,7 +229,7 @@ def _sampled(
 
     A baseline is a number, a diagonal ``[D]`` or a matrix ``[D, D]``.
     """
-    n, size = len(keys), coordinates.size
+    n, size = len(keys), varied.size
     curvature, lengths = stacked(measured, keys, chunk_size).T
     of_all = curvature if baseline is None else jnp.append(curvature, baseline)
     # The standard error takes squares, which need numbers near 1.
@@ -239,7 +241,7 @@ def _sampled(
 
     def sums(xs, present):
         keys, curvature, levels = xs
-        v = gaussian(keys, size, coordinates.dtype)
+        v = gaussian(keys, size, varied.dtype)
         squares = v * v
         rest = curvature - levels * jnp.sum(squares, 1) - _quadratic(known, v)
         weights = jnp.where(present, rest / 2, 0)

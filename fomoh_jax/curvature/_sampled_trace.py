@@ -7,12 +7,13 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, ArrayLike, Int, PRNGKeyArray, PyTree
 
-from fomoh_jax._argnums import Varied, restricted
+from fomoh_jax._argnums import restricted
 from fomoh_jax._hyperdual.arguments import check_key
 from fomoh_jax._hyperdual.channels import ZERO, Channel, Stack
 from fomoh_jax._hyperdual.one_hot import OneHot
+from fomoh_jax._varied import Varied
 from fomoh_jax._weights import check_not_both, read_factor, read_weights
-from fomoh_jax.curvature._coordinates import coordinates_of
+from fomoh_jax.curvature._coordinates import check_not_empty
 from fomoh_jax.curvature._estimates import Estimate, check_sizes
 from fomoh_jax.curvature._traces import trace_estimate
 
@@ -86,7 +87,7 @@ def sampled_trace(
     def estimate(key: PRNGKeyArray, /, *args: PyTree, **kwargs: PyTree) -> Estimate:
         check_key(key)
         function, varied = restricted(name, fun, argnums, args, kwargs)
-        coordinates_of(name, varied)
+        check_not_empty(name, varied)
         columns = None if factor is None else read_factor(factor, varied.size).T
         total = varied.size if columns is None else len(columns)
         if n > total:

@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree, Real
 
-from fomoh_jax._argnums import Varied
 from fomoh_jax._hyperdual.channels import Channel
 from fomoh_jax._hyperdual.evaluation import coefficients_of, evaluate, primals_of
 from fomoh_jax._hyperdual.pair_forms import Diagonal
 from fomoh_jax._hyperdual.trace_forms import DiagonalTrace
 from fomoh_jax._operators.basis import check_outputs, trace_in
+from fomoh_jax._varied import Varied
 from fomoh_jax.curvature._estimates import Estimate, estimated
 
 

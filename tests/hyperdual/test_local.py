@@ -10,11 +10,11 @@ from jax import lax
 from jax.extend.core import jaxpr_as_fun
 
 import fomoh_jax
-from fomoh_jax._argnums import Varied
 from fomoh_jax._compat import open_jaxpr, programs_in
 from fomoh_jax._hyperdual.channels import Stack
 from fomoh_jax._hyperdual.trace_forms import Trace
 from fomoh_jax._operators.basis import along_directions, standard_basis, trace_in
+from fomoh_jax._varied import Varied
 from tests.reference import assert_close, normal, partly_slow
 
 D = 24
