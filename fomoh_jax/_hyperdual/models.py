@@ -1,7 +1,7 @@
 """A function and its derivatives along given directions."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple, overload
 
 import jax
 from jaxtyping import PyTree
@@ -105,6 +105,24 @@ def hyper_jvp(
     return primals_of(out), pick(first, 0), pick(first, 1), pick(second, 0)
 
 
+@overload
+def quadratic_model(
+    fun: Callable,
+    primals: Sequence[PyTree],
+    directions: PyTree,
+    *,
+    plan: Plan | Literal["auto"] = "auto",
+    has_aux: Literal[False] = False,
+) -> QuadraticModel: ...
+@overload
+def quadratic_model(
+    fun: Callable,
+    primals: Sequence[PyTree],
+    directions: PyTree,
+    *,
+    plan: Plan | Literal["auto"] = "auto",
+    has_aux: Literal[True],
+) -> tuple[QuadraticModel, PyTree]: ...
 def quadratic_model(
     fun: Callable,
     primals: Sequence[PyTree],
@@ -112,7 +130,7 @@ def quadratic_model(
     *,
     plan: Plan | Literal["auto"] = "auto",
     has_aux: bool = False,
-) -> Any:
+) -> QuadraticModel | tuple[QuadraticModel, PyTree]:
     r"""The quadratic model of a function on a hyperplane.
 
     On ``primals + span(v_1, …, v_k)``,
@@ -215,6 +233,26 @@ def _model(
     return way.placed(model, k)(tuple(primals), tuple(directions))
 
 
+@overload
+def gauss_newton_model(
+    outputs: Callable,
+    loss: Callable,
+    primals: Sequence[PyTree],
+    directions: PyTree,
+    *,
+    plan: Plan | Literal["auto"] = "auto",
+    has_aux: Literal[False] = False,
+) -> QuadraticModel: ...
+@overload
+def gauss_newton_model(
+    outputs: Callable,
+    loss: Callable,
+    primals: Sequence[PyTree],
+    directions: PyTree,
+    *,
+    plan: Plan | Literal["auto"] = "auto",
+    has_aux: Literal[True],
+) -> tuple[QuadraticModel, PyTree]: ...
 def gauss_newton_model(
     outputs: Callable,
     loss: Callable,
@@ -223,7 +261,7 @@ def gauss_newton_model(
     *,
     plan: Plan | Literal["auto"] = "auto",
     has_aux: bool = False,
-) -> Any:
+) -> QuadraticModel | tuple[QuadraticModel, PyTree]:
     r"""The quadratic model of ``loss(outputs(*primals))`` by Gauss and Newton.
 
     The Gauss–Newton matrix replaces the Hessian,
@@ -321,13 +359,29 @@ def directional_curvature(
     )
 
 
+@overload
+def directional_derivatives(
+    fun: Callable,
+    primals: Sequence[PyTree],
+    directions: PyTree,
+    *,
+    has_aux: Literal[False] = False,
+) -> tuple[PyTree, PyTree]: ...
+@overload
+def directional_derivatives(
+    fun: Callable,
+    primals: Sequence[PyTree],
+    directions: PyTree,
+    *,
+    has_aux: Literal[True],
+) -> tuple[tuple[PyTree, PyTree], PyTree]: ...
 def directional_derivatives(
     fun: Callable,
     primals: Sequence[PyTree],
     directions: PyTree,
     *,
     has_aux: bool = False,
-) -> Any:
+) -> tuple[PyTree, PyTree] | tuple[tuple[PyTree, PyTree], PyTree]:
     """Value and slopes ``v_i · ∇f`` alone: what first-order optimisers need.
 
     Arguments as :func:`quadratic_model`. Returns ``(value, slope)``, or
