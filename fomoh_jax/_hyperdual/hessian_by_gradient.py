@@ -50,9 +50,8 @@ class FirstDerivative(Form):
         return 1
 
     def scale_seconds(self, coefficient: ArrayLike, channel: Channel) -> Channel:
-        if not self.selects:
-            return channel.scaled(coefficient)
-        return channel.scaled(coefficient, times_unless_left_out)
+        multiply = times_unless_left_out if self.selects else jnp.multiply
+        return channel.scaled(coefficient, multiply)
 
     def _product(self, a, b) -> Channel:
         return ZERO

@@ -11,6 +11,7 @@ from fomoh_jax._hyperdual.channels import ZERO, Channel, Stack
 from fomoh_jax._hyperdual.composite import Joined, Repeated
 from fomoh_jax._hyperdual.deferred import Deferred
 from fomoh_jax._hyperdual.form import Form
+from fomoh_jax._hyperdual.hessian_by_gradient import FirstDerivative
 from fomoh_jax._hyperdual.local import Local
 from fomoh_jax._hyperdual.local_pairs import AllLocal, LocalPairs
 from fomoh_jax._hyperdual.low_rank import LowRank
@@ -18,7 +19,6 @@ from fomoh_jax._hyperdual.one_hot import OneHot
 from fomoh_jax._hyperdual.pair_forms import Cross, Diagonal, FirstOrder, Pairs
 from fomoh_jax._hyperdual.part_forms import Block, Offsets, Rows
 from fomoh_jax._hyperdual.plans.adjoint import Sources
-from fomoh_jax._hyperdual.plans.forward_over_reverse import FirstDerivative
 from fomoh_jax._hyperdual.tables import Table
 from fomoh_jax._hyperdual.trace_forms import DiagonalTrace, Trace, WeightedTrace
 from tests.reference import normal

@@ -27,7 +27,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
-from jax.tree_util import register_dataclass
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from fomoh_jax._hyperdual.channels import ZERO, Channel, Stack, stacks_of
@@ -43,6 +42,7 @@ from fomoh_jax._hyperdual.mesh_axes import (
 from fomoh_jax._hyperdual.number import HyperDual, is_inexact
 from fomoh_jax._hyperdual.pair_forms import Pairs
 from fomoh_jax._hyperdual.plans.plan import Plan
+from fomoh_jax._hyperdual.trees import register_tree
 from fomoh_jax._types import Leaf
 
 
@@ -96,7 +96,7 @@ class Adjoint(Plan):
         return jax.jacrev(slopes)(varying_alike(point, along))
 
 
-@register_dataclass
+@register_tree
 @dataclasses.dataclass(frozen=True)
 class Sources(Form):
     """One second-order coefficient: the sum of what comes from each source.
@@ -126,9 +126,8 @@ class Sources(Form):
     # all that the output depends on would not be finite, and the forward pass is.
 
     def scale_seconds(self, coefficient: ArrayLike, channel: Channel) -> Channel:
-        if not self.selects:
-            return channel.scaled(coefficient)
-        return channel.scaled(coefficient, times_unless_left_out)
+        multiply = times_unless_left_out if self.selects else jnp.multiply
+        return channel.scaled(coefficient, multiply)
 
     def _reached(self, cotangent: jax.Array, stacked: jax.Array) -> jax.Array:
         """Arrays ``[n, *s]``, zero where the cotangent ``[*s]`` leaves them out."""
