@@ -33,7 +33,8 @@ from tqdm import tqdm
 from experiments import interruption, methods, parallel, plotting, study
 from experiments.data import Dataset, load
 from experiments.models import MODELS
-from experiments.output import Output, Record, restore
+from experiments.output import Output, restore
+from experiments.records import Record
 from experiments.training import Standing, Trainer
 
 # Of each model, the batch size and the steps.

@@ -1,6 +1,5 @@
 """What a run writes into its folder: metrics, checkpoints and parameters."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
+from experiments import records
+from experiments.records import Record
 from experiments.training import Standing
-
-Record = dict[str, Any]
 
 
 class Output:
@@ -24,8 +23,8 @@ class Output:
 
     records: list[Record]
 
-    def __init__(self, folder: Path, records: Sequence[Record]):
-        self._folder, self.records = folder, list(records)
+    def __init__(self, folder: Path, earlier: Sequence[Record]):
+        self._folder, self.records = folder, list(earlier)
         self._checkpoints = _checkpoints(folder, cleanup_tmp_directories=True)
 
     def close(self) -> list[Record]:
@@ -36,10 +35,7 @@ class Output:
     def write(self, record: Record) -> None:
         """A line of metrics; what a checkpoint does not know goes."""
         self.records.append(record)
-        lines = (json.dumps(record) + "\n" for record in self.records)
-        partial = self._folder / "metrics.partial"
-        partial.write_text("".join(lines))
-        partial.replace(self._folder / "metrics.jsonl")  # never a half-written one
+        records.replace(self._folder / "metrics.jsonl", self.records)
 
     def save(self, number: int, standing: Standing) -> None:
         """A checkpoint, with the metrics so far; numbers only grow."""

@@ -11,11 +11,10 @@ from matplotlib.axis import Axis
 from matplotlib.ticker import StrMethodFormatter
 
 from experiments import plotting, study
+from experiments.records import Record
 from experiments.sceptic import teacher
 from experiments.sceptic.contenders import CONTENDERS
 from experiments.sceptic.runs import best, load
-
-Record = dict[str, Any]
 
 HEADER = """# The sceptic's table
 

@@ -1,7 +1,6 @@
 """The runs of one method on one problem, for so much time each."""
 
 import dataclasses
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from experiments.records import Record, append, by_run, number_or_none
 from experiments.sceptic.clock import Clock, make_forward
 from experiments.sceptic.contenders import CONTENDERS, Contender, rates_of
 from experiments.sceptic.problem import Problem
@@ -85,7 +85,7 @@ class Trials:
             return jax.lax.fori_loop(0, count, step, (params, state))
         return step(0, (params, state))
 
-    def execute(self, run: Run) -> dict[str, Any]:
+    def execute(self, run: Run) -> Record:
         """Train for so many forward passes' time, or until the loss is not finite.
 
         Returns:
@@ -108,7 +108,7 @@ class Trials:
         def look() -> float:
             nonlocal kept, least
             loss = problem.evaluate(params, "validation")["loss"]
-            curve.append((round(clock.passes, 1), done, _rounded(loss)))
+            curve.append((round(clock.passes, 1), done, number_or_none(loss)))
             if not problem.stops_early or loss < least:
                 kept, least = params, loss
             return loss
@@ -129,7 +129,8 @@ class Trials:
                 following = max(longer, clock.passes + stretch / 4)
         ended = {
             split: {
-                name: _rounded(x) for name, x in problem.evaluate(kept, split).items()
+                name: number_or_none(x)
+                for name, x in problem.evaluate(kept, split).items()
             }
             for split in ("validation", "test")
         }
@@ -161,7 +162,7 @@ def run_all(
     """
     trials: Trials | None = None
 
-    def records(runs: list[Run]) -> list[dict[str, Any]]:
+    def records(runs: list[Run]) -> list[Record]:
         nonlocal trials
         kept = load(file)
         for run in runs:
@@ -169,7 +170,7 @@ def run_all(
                 continue
             trials = trials or Trials(CONTENDERS[method], problem)
             kept[run] = trials.execute(run)
-            save(file, kept[run])
+            append(file, kept[run])
             print(f"{run}: {kept[run]['validation']}", flush=True)
         return [kept[run] for run in runs if run in kept]
 
@@ -187,7 +188,7 @@ def run_all(
     records([run(rate, seed) for seed in range(1, seeds)])
 
 
-def best(records: list[dict[str, Any]], target: float | None = None) -> dict[str, Any]:
+def best(records: list[Record], target: float | None = None) -> Record:
     """The one with the least validation loss at its end; any, if all diverged.
 
     Of several that have reached the target, the fastest.
@@ -204,19 +205,6 @@ def best(records: list[dict[str, Any]], target: float | None = None) -> dict[str
     return min(records, key=badness)
 
 
-def load(file: Path) -> dict[Run, dict[str, Any]]:
+def load(file: Path) -> dict[Run, Record]:
     """The records that are kept, by their runs."""
-    lines = file.read_text().splitlines() if file.exists() else []
-    return {Run(**record["run"]): record for record in map(json.loads, lines)}
-
-
-def save(file: Path, record: dict[str, Any]) -> None:
-    """One more line."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("a") as lines:
-        lines.write(json.dumps(record) + "\n")
-
-
-def _rounded(x: float) -> float | None:
-    """Six digits; JSON knows no infinity."""
-    return float(f"{x:.6g}") if np.isfinite(x) else None
+    return by_run(file, lambda record: Run(**record["run"]))

@@ -10,7 +10,6 @@ long. What a step is differs between them: compare the times.
 """
 
 import dataclasses
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ import numpy as np
 import tyro
 from jax.flatten_util import ravel_pytree
 
-from experiments import study
+from experiments import records, study
 from experiments.sif2jax import report
 
 # Losses are kept at every step at first, and then at each that is so much later.
@@ -63,7 +62,7 @@ def main(args: list[str] | None = None) -> None:
 
     from experiments.sif2jax.methods import METHODS
 
-    start, kept = time.monotonic(), {key(record) for record in load(file)}
+    start, kept = time.monotonic(), records.by_run(file, key)
     part, parts = map(int, config.part.split("/"))
     for problem in problems[part - 1 :: parts]:
         if config.problems and problem.name not in config.problems:
@@ -80,9 +79,7 @@ def main(args: list[str] | None = None) -> None:
                 continue
             seconds = config.seconds
             record = one | run(METHODS[method], loss, x, config.steps, seconds)
-            file.parent.mkdir(parents=True, exist_ok=True)
-            with file.open("a") as lines:
-                lines.write(json.dumps(record) + "\n")
+            records.append(file, record)
             print(problem.name, x.size, method, record.get("losses", [None])[-1])
 
 
@@ -138,12 +135,6 @@ def places_to_keep(steps: int) -> list[int]:
 def key(record: dict[str, Any]) -> tuple:
     """What a run is known by."""
     return record["problem"], record["method"], record["steps"]
-
-
-def load(file: Path) -> list[dict[str, Any]]:
-    """The records that are kept."""
-    lines = file.read_text().splitlines() if file.exists() else []
-    return list(map(json.loads, lines))
 
 
 if __name__ == "__main__":

@@ -1,14 +1,14 @@
 """Who solves what, and how fast: tables, and Moré and Wild's performance profiles."""
 
-import json
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
 from experiments import plotting, study
+from experiments.records import Record, read
 
 TOLERANCES = (1e-3, 1e-6)
 STYLES = [(color, line) for color in ("black", "0.6") for line in ("-", "--", ":")]
@@ -27,7 +27,7 @@ models are of `plans.forward()`, and above 25 variables of `plans.adjoint()`.
 
 def main(file: Path) -> None:
     """Write README.md and the figure beside the runs."""
-    records = list(map(json.loads, file.read_text().splitlines()))
+    records = read(file)
     costs = {tolerance: costs_to(records, tolerance) for tolerance in TOLERANCES}
     done = [record for record in records if "losses" in record]
     parts = [
@@ -50,7 +50,7 @@ def main(file: Path) -> None:
     print(f"report: {file.parent / 'README.md'}")
 
 
-def costs_to(records: list[dict[str, Any]], tolerance: float) -> pd.DataFrame:
+def costs_to(records: list[Record], tolerance: float) -> pd.DataFrame:
     """The steps to the tolerance, by problem and method; infinite where it is missed.
 
     Beside them, under ``seconds``, the same in seconds.
@@ -79,7 +79,7 @@ def costs_to(records: list[dict[str, Any]], tolerance: float) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns)
 
 
-def _rows(costs: dict[float, pd.DataFrame], done: list[dict[str, Any]]):
+def _rows(costs: dict[float, pd.DataFrame], done: list[Record]) -> Iterator[Record]:
     for method in dict.fromkeys(record["method"] for record in done):
         row = {"method": method}
         for tolerance, frame in costs.items():

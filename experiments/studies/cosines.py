@@ -1,6 +1,5 @@
 """How close estimates are to the gradient, along a run of the deep MLP."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 import optax
 
 import fomoh_jax
+from experiments import records
 from experiments.data import load_small
 from experiments.models import MODELS
 from experiments.training import make_losses
@@ -22,12 +22,9 @@ SETTINGS = [(2, 1), (3, 1), (5, 1), (5, 4), (5, 16)]
 
 def run_all(file: Path, steps: int) -> None:
     """A line for each step that is looked at and each setting, of a run so long."""
-    lines = file.read_text().splitlines() if file.exists() else []
-    last = max((json.loads(line)["step"] for line in lines), default=-1)
+    last = max((record["step"] for record in records.read(file)), default=-1)
     if last != steps // EVERY * EVERY:
-        records = list(_records(steps))
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text("".join(json.dumps(record) + "\n" for record in records))
+        records.replace(file, _records(steps))
 
 
 def _records(steps: int) -> Iterator[dict[str, Any]]:

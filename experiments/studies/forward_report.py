@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from experiments import plotting, study
+from experiments.records import read
 from experiments.studies import forward
 from experiments.studies.runs import load_all
 from experiments.studies.tables import rate_name, show
@@ -31,8 +32,8 @@ def main(results: Path) -> None:
     if not kept.empty:
         final = kept[kept.data != "validation"]
         parts += list(_problems(final, kept, results))
-    if (file := results / "cosines.jsonl").exists():
-        parts += _cosines(pd.read_json(file, lines=True), results)
+    if found := read(results / "cosines.jsonl"):
+        parts += _cosines(pd.DataFrame(found), results)
     (results / "README.md").write_text("\n".join(parts))
     print(f"report: {results / 'README.md'}")
 

@@ -5,16 +5,16 @@ import itertools
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import methods
+from experiments import methods, records
 from experiments.data import Dataset
 from experiments.models import MODELS
-from experiments.studies.runs import Run, load_all, save
+from experiments.records import Record, number_or_none
+from experiments.studies.runs import Run, load_all
 from experiments.training import Trainer, make_losses
 
 
@@ -31,7 +31,7 @@ def run_all(runs: Iterable[Run], file: Path, data: Dataset) -> int:
         trainer = make_trainer(kind, data)
         for run in group:
             record = execute(run, trainer)
-            save(file, record)
+            records.append(file, record)
             end = "diverged" if record["diverged"] else record["train_loss"]
             print(f"[{next(numbers)}/{len(runs)}] {run}: {end}", flush=True)
     print(f"{len(runs)} runs done, {len(kept)} were kept.", flush=True)
@@ -53,7 +53,7 @@ def make_trainer(run: Run, data: Dataset) -> Trainer:
     return Trainer(model, method, data, run.batch_size)
 
 
-def execute(run: Run, trainer: Trainer) -> dict[str, Any]:
+def execute(run: Run, trainer: Trainer) -> Record:
     """Train to the end, or until it has diverged.
 
     Returns:
@@ -119,8 +119,3 @@ def thin(losses: np.ndarray, steps_per_bin: int) -> list[float | None]:
     starts = np.arange(0, len(losses), steps_per_bin)
     sizes = np.diff(np.append(starts, len(losses)))
     return [number_or_none(x) for x in np.add.reduceat(losses, starts) / sizes]
-
-
-def number_or_none(x: float) -> float | None:
-    """Six digits, which is what float32 has; JSON knows no infinity."""
-    return float(f"{x:.6g}") if np.isfinite(x) else None

@@ -1,12 +1,13 @@
-"""What a run is, what comes out of it, and the file that keeps it."""
+"""The configuration of a run, the sizes of the studies, and a table of all runs."""
 
 import dataclasses
-import json
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+
+from experiments import records
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,10 +73,7 @@ def load_all(file: Path) -> pd.DataFrame:
       ``final`` the train loss at the end, infinite if the run has diverged. NaN stands
       for the learning rate of a method that tunes itself.
     """
-    lines = file.read_text().splitlines(keepends=True) if file.exists() else []
-    # A line without an end was being written when the study was stopped.
-    kept = [json.loads(line) for line in lines if line.endswith("\n")]
-    each = {Run(**record["run"]): record for record in kept}  # of two studies at once
+    each = records.by_run(file, lambda record: Run(**record["run"]))
     rows = [
         each[run] | dataclasses.asdict(run) | {"run": run}
         for run in sorted(each, key=str)
@@ -86,12 +84,3 @@ def load_all(file: Path) -> pd.DataFrame:
         frame = frame.astype(dict.fromkeys(numbers, float))
         frame["final"] = frame.train_loss.where(~frame.diverged, np.inf)
     return frame
-
-
-def save(file: Path, record: dict[str, Any]) -> None:
-    """Add a line with a record, in the place of one that was not finished."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("ab+") as lines:
-        lines.seek(0)
-        lines.truncate(lines.read().rfind(b"\n") + 1)
-        lines.write(json.dumps(record, allow_nan=False).encode() + b"\n")

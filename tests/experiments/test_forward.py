@@ -13,9 +13,10 @@ import fomoh_jax
 from experiments import methods
 from experiments.data import Dataset
 from experiments.models import MODELS
+from experiments.records import append
 from experiments.studies import __main__ as studies
 from experiments.studies import cosines, forward, forward_report, runner
-from experiments.studies.runs import load_all, save
+from experiments.studies.runs import load_all
 from experiments.training import make_losses
 from tests.experiments.test_studies import a_result
 from tests.experiments.test_training import blobs
@@ -38,7 +39,7 @@ def test_the_rate_is_that_of_the_best_accuracy_on_digits_held_out(tmp_path):
         rate, largest = run.learning_rate, max(forward.RATES[run.method])
         at_best = rate == best[run.method]
         diverged = not at_best and rate == largest  # whatever its accuracy
-        save(
+        append(
             file,
             record(
                 run, accuracy=0.9 if at_best or diverged else 0.8, diverged=diverged
@@ -54,9 +55,9 @@ def test_the_rate_is_that_of_the_best_accuracy_on_digits_held_out(tmp_path):
 def test_the_report_has_a_row_for_every_contender(tmp_path):
     config, file = forward.Config(problems=("mlp", "deep")), tmp_path / "runs.jsonl"
     for run in forward.grid(config):
-        save(file, record(run))
+        append(file, record(run))
     for run in forward.chosen(config, load_all(file)):
-        save(file, record(run, 0.1 + 0.01 * run.seed, accuracy=0.91))
+        append(file, record(run, 0.1 + 0.01 * run.seed, accuracy=0.91))
     lines = [
         {"step": step, "blocks": blocks, "probes": 1, "cosine": 0.5 / blocks}
         for step in (0, 50)
