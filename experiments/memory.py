@@ -31,7 +31,7 @@ from jax import lax
 
 import fomoh_jax
 from experiments import plotting, study
-from experiments.minimisation import backpropagated, make_step
+from experiments.minimisation import exact_gradient, make_step
 
 FRUGAL = "Adam, checkpointed in fours of fours …"
 
@@ -110,7 +110,7 @@ def make_loss(depth: int, segments: tuple[int, ...] = ()) -> Callable:
 
 def make_steps(depth: int) -> dict[str, tuple[Callable, optax.GradientTransformation]]:
     """``name -> (loss, optimiser)``."""
-    adam = optax.chain(backpropagated(), optax.adam(0.01))
+    adam = optax.chain(exact_gradient(), optax.adam(0.01))
     root, fours = round(depth**0.5), round(np.log2(depth) / 2)
     plane = fomoh_jax.fomoh_kd(2, 1.0, solver=fomoh_jax.solvers.saddle_free())
     return {

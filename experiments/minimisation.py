@@ -1,7 +1,7 @@
 """Minimise a function from several starts, with a search for the learning rate."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -37,11 +37,19 @@ class Runs(NamedTuple):
     points: np.ndarray
 
 
-def backpropagated() -> optax.GradientTransformationExtraArgs:
-    """The first link of a chain: the updates are ``jax.grad`` of ``value_fn``."""
+def exact_gradient(
+    gradient: Callable = jax.grad,
+) -> optax.GradientTransformationExtraArgs:
+    """The first link of a chain: the updates are the gradient of ``value_fn``.
+
+    Args:
+      gradient: what takes it. Where no reverse pass can go, ``jax.jacfwd`` takes a
+        tangent for each parameter.
+    """
 
     def update(updates, state, params=None, *, value_fn, **_):
-        return jax.grad(value_fn)(params), state
+        del updates
+        return gradient(value_fn)(params), state
 
     return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
 
@@ -50,20 +58,40 @@ def newton() -> optax.GradientTransformationExtraArgs:
     """Newton's method with the exact gradient and ``jax.hessian``, for comparison."""
 
     def update(updates, state, params=None, *, value_fn, **_):
+        del updates
         gradient, hessian = jax.grad(value_fn)(params), jax.hessian(value_fn)(params)
         return -jnp.linalg.solve(hessian, gradient), state
 
     return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
 
 
+def take_step(
+    tx: optax.GradientTransformation,
+    params: Any,
+    state: Any,
+    updates: Any = None,
+    **given: Any,
+) -> tuple[Any, Any]:
+    """The parameters and the state after one step of an optimiser.
+
+    Args:
+      tx: the optimiser.
+      params: before the step.
+      state: likewise.
+      updates: the gradient, for an optimiser that does not take it itself.
+      **given: arguments such as ``value_fn``; a plain optimiser ignores them.
+    """
+    tx = optax.with_extra_args_support(tx)
+    updates, state = tx.update(updates, state, params, **given)
+    return optax.apply_updates(params, updates), state
+
+
 def make_step(loss: Callable, tx: optax.GradientTransformation) -> Callable:
     """``step(params, state, *data) -> (params, state)`` on ``loss(params, *data)``."""
-    tx = optax.with_extra_args_support(tx)
 
     def step(params, state, *data):
         on_data = lambda params: loss(params, *data)
-        updates, state = tx.update(None, state, params, value_fn=on_data)
-        return optax.apply_updates(params, updates), state
+        return take_step(tx, params, state, value_fn=on_data)
 
     return step
 

@@ -21,7 +21,7 @@ import tyro
 
 import fomoh_jax
 from experiments import minimisation, plotting, study
-from experiments.minimisation import Contender, Runs, backpropagated, minimise, steps_to
+from experiments.minimisation import Contender, Runs, exact_gradient, minimise, steps_to
 
 TARGET = 1e-8  # a loss that has arrived at the minimum, which is zero
 PRECISE = 1e-12  # the same, for the trust region
@@ -59,7 +59,7 @@ def make_contenders(dimension: int, config: Config) -> dict[str, Contender]:
         lambda rate, key: fomoh_jax.fomoh_kd(k, learning_rate=rate, key=key)
     )
     fgd = lambda rate, key: fomoh_jax.fgd(rate, key=key)
-    adam = lambda rate, key: optax.chain(backpropagated(), optax.adam(rate))
+    adam = lambda rate, key: optax.chain(exact_gradient(), optax.adam(rate))
     return {
         "FGD": Contender(fgd, config.fgd_rates),
         "FoMoH": Contender(lambda rate, key: fomoh_jax.fomoh(rate, key=key)),

@@ -35,7 +35,7 @@ import fomoh_jax
 from experiments import study
 from experiments.benchmarks.environment import fastest, rates
 from experiments.collectives import collectives
-from experiments.minimisation import backpropagated, make_step
+from experiments.minimisation import exact_gradient, make_step
 from fomoh_jax import directions, plans, solvers
 
 METHODS = ("FoMoH-KD", "SGD", "Adam")
@@ -163,7 +163,7 @@ def optimiser(method: str, k: int) -> optax.GradientTransformation:
         step = fomoh_jax.scale_by_hyperplane(source, solvers.self_tuning())
         return optax.chain(step, optax.scale(-1.0))
     tx = {"SGD": optax.sgd, "Adam": optax.adam}[method](1e-3)
-    return optax.chain(backpropagated(), tx)
+    return optax.chain(exact_gradient(), tx)
 
 
 def compiled_step(method: str, k: int, devices: int, batch: int) -> Any:

@@ -30,6 +30,7 @@ from jax.experimental.sparse import BCOO
 
 import fomoh_jax
 from experiments import plotting, study
+from experiments.minimisation import take_step
 from experiments.sparse_problems import Problem, minimal_surface, optimal_control
 
 SUFFICIENT = 1e-4  # part of the predicted reduction that makes a step acceptable
@@ -193,8 +194,7 @@ def lbfgs(problem: Problem) -> Method:
     def step(state):
         x, value, gradient, memory = state
         options = {"value": value, "grad": gradient, "value_fn": problem.fun}
-        updates, memory = tx.update(gradient, memory, x, **options)
-        x = optax.apply_updates(x, updates)
+        x, memory = take_step(tx, x, memory, gradient, **options)
         return State(x, *known(x, state=memory), memory)
 
     return Method(jax.jit(init), jax.jit(step))

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 
 from experiments import parallel
 from experiments.data import Dataset
+from experiments.minimisation import take_step
 from experiments.models import accuracy, cross_entropy
 
 
@@ -51,6 +52,34 @@ class Standing(NamedTuple):
     records: Sequence[dict[str, Any]] = ()
 
 
+def make_minibatch_step(model: nn.Module, method: Method) -> Callable:
+    """A jitted ``step((params, state), batch) -> (params, state), loss``.
+
+    A minibatch whose loss is not finite changes nothing: methods along random
+    directions see to that themselves; with a gradient the step is undone.
+    """
+    loss_fn, loss_of_one = make_losses(model)
+
+    @jax.jit
+    def step(carry, batch):
+        loss = updates = None
+        if method.backpropagates:
+            loss, updates = jax.value_and_grad(loss_fn)(carry[0], **batch)
+        given = {"value_fn": loss_fn, **batch}
+        if method.per_example:
+            images_and_labels = batch["images"], batch["labels"]
+            given = {"value_fn": loss_of_one, "batch": images_and_labels}
+        after = take_step(method.transformation, *carry, updates, **given)
+        if loss is None:  # the forward pass has left it in the state
+            (_, loss), *_ = optax.tree.get_all_with_path(after[1], "value")
+        if not (method.backpropagates or method.per_example):
+            return after, loss
+        keep = lambda new, old: jnp.where(jnp.isfinite(loss), new, old)
+        return jax.tree.map(keep, after, carry), loss
+
+    return step
+
+
 def make_epoch(
     model: nn.Module, method: Method, batch_size: int, mesh: Mesh | None = None
 ) -> Callable:
@@ -58,34 +87,11 @@ def make_epoch(
 
     It shuffles, cuts off what does not fill a batch, and scans over the batches, so
     that an epoch is one dispatch; where convolutions are transposed it is one a batch.
-    A minibatch whose loss is not finite changes nothing: methods along random
-    directions see to that themselves; with a gradient the step is undone.
 
-    On a mesh each device has its share of every minibatch. What goes in and comes out
-    is local, and the same in each process.
+    On a mesh each device has its share of every minibatch. Arguments and results are
+    local, and the same in each process.
     """
-    tx = optax.with_extra_args_support(method.transformation)
-
-    loss_fn, loss_of_one = make_losses(model)
-
-    @jax.jit
-    def step(carry, batch):
-        params, state = carry
-        loss = updates = None
-        if method.backpropagates:
-            loss, updates = jax.value_and_grad(loss_fn)(params, **batch)
-        given = {"value_fn": loss_fn, **batch}
-        if method.per_example:
-            images_and_labels = batch["images"], batch["labels"]
-            given = {"value_fn": loss_of_one, "batch": images_and_labels}
-        updates, state = tx.update(updates, state, params, **given)
-        after = optax.apply_updates(params, updates), state
-        if loss is None:  # the forward pass has left it in the state
-            (_, loss), *_ = optax.tree.get_all_with_path(state, "value")
-        if not (method.backpropagates or method.per_example):
-            return after, loss
-        keep = lambda new, old: jnp.where(jnp.isfinite(loss), new, old)
-        return jax.tree.map(keep, after, carry), loss
+    step = make_minibatch_step(model, method)
 
     @jax.jit
     def shuffled(key, images, labels):

@@ -9,7 +9,7 @@ import optax
 
 import fomoh_jax
 from experiments.benchmarks.measurement import OURS, Contender, Row
-from experiments.minimisation import backpropagated, make_step
+from experiments.minimisation import exact_gradient, make_step
 from fomoh_jax import directions, solvers
 
 K, LAYERS = 8, 4
@@ -52,7 +52,7 @@ def contenders(width: int, batch: int, quick: bool) -> dict[str, Contender]:
         OURS: along(directions.low_rank(k)),
         "Gaussian": along(gaussian),
         "Gaussian, deferred": along(directions.deferred(gaussian)),
-        "SGD": optax.chain(backpropagated(), optax.sgd(0.1)),
+        "SGD": optax.chain(exact_gradient(), optax.sgd(0.1)),
     }
     data = (params, x, y)
     steps = {}

@@ -12,7 +12,6 @@ from experiments.methods.by_name import (
     PER_EXAMPLE,
     make_method,
 )
-from experiments.methods.exact import backpropagated, forward_accumulated
 from experiments.methods.frozen import estimated, with_frozen
 from experiments.methods.mean import mean_loss, of_mean
 from experiments.methods.population import eggroll
@@ -24,10 +23,8 @@ __all__ = [
     "FORWARD",
     "LEARNING_RATES",
     "PER_EXAMPLE",
-    "backpropagated",
     "eggroll",
     "estimated",
-    "forward_accumulated",
     "hizoo",
     "lozo",
     "make_method",

@@ -14,6 +14,7 @@ from jax import lax
 
 from experiments import study
 from experiments.benchmarks.ways import laplacian
+from experiments.minimisation import take_step
 from experiments.pinn import problem
 from experiments.pinn.problem import EQUATIONS, Equation, points
 
@@ -85,32 +86,12 @@ def make_training(equation: Equation, config: Config) -> Callable[[int], Run]:
     loss = problem.make_loss(equation, laplacian)
     rate = optax.cosine_decay_schedule(5e-3, max(2 * config.adam_steps, 1))
     plain = lambda loss: lambda params, state: jax.value_and_grad(loss)(params)
-    adam = optax.with_extra_args_support(optax.adam(rate))
-    # Its line search has evaluated the next point already.
-    lbfgs, evaluated = optax.lbfgs(memory_size=50), optax.value_and_grad_from_state
-
-    def measure(params, data, test):
-        return jnp.sqrt(loss(params, *data)), relative_error(params, test)
-
-    def make_loop(tx, make_gradient):
-        def loop(params, state, data, test, steps):
-            on_data = lambda params: loss(params, *data)
-
-            def step(carry, _):
-                params, state = carry
-                value, gradient = make_gradient(on_data)(params, state=state)
-                known = {"value": value, "grad": gradient, "value_fn": on_data}
-                updates, state = tx.update(gradient, state, params, **known)
-                return (optax.apply_updates(params, updates), state), None
-
-            (params, state), _ = lax.scan(step, (params, state), length=steps)
-            return params, state, measure(params, data, test)
-
-        return jax.jit(loop, static_argnums=4)
-
+    # The line search of L-BFGS has evaluated the next point already.
+    evaluated = optax.value_and_grad_from_state
+    adam, lbfgs = optax.adam(rate), optax.lbfgs(memory_size=50)
     phases = [
-        (adam, make_loop(adam, plain), config.adam_steps),
-        (lbfgs, make_loop(lbfgs, evaluated), config.lbfgs_steps),
+        (adam, make_loop(loss, adam, plain), config.adam_steps),
+        (lbfgs, make_loop(loss, lbfgs, evaluated), config.lbfgs_steps),
     ]
 
     def run(seed):
@@ -119,7 +100,7 @@ def make_training(equation: Equation, config: Config) -> Callable[[int], Run]:
         data = x, jax.vmap(lambda x: problem.source(equation, x))(x)
         test = points(elsewhere, TEST_POINTS, DIMENSION)
         params = problem.initialise(start, (DIMENSION, *config.hidden, 1))
-        steps, records = [0], [measure(params, data, test)]
+        steps, records = [0], [measure(loss, params, data, test)]
         began = time.perf_counter()
         for tx, loop, count in phases:
             # Weak types would have the second chunk compiled anew.
@@ -134,6 +115,39 @@ def make_training(equation: Equation, config: Config) -> Callable[[int], Run]:
         return Run(params, np.array(steps), residuals, errors, seconds)
 
     return run
+
+
+def make_loop(loss: Callable, tx: Any, make_gradient: Callable) -> Callable:
+    """Makes ``loop(params, state, data, test, steps)``, compiled for each ``steps``.
+
+    Args:
+      loss: of the parameters and the data.
+      tx: the optimiser.
+      make_gradient: ``make_gradient(loss)(params, state=state)``, value and gradient.
+
+    Returns:
+      A function that returns the parameters, the state and what ``measure`` returns.
+    """
+
+    def loop(params, state, data, test, steps):
+        on_data = lambda params: loss(params, *data)
+
+        def step(carry, _):
+            value, gradient = make_gradient(on_data)(carry[0], state=carry[1])
+            known = {"value": value, "grad": gradient, "value_fn": on_data}
+            return take_step(tx, *carry, gradient, **known), None
+
+        (params, state), _ = lax.scan(step, (params, state), length=steps)
+        return params, state, measure(loss, params, data, test)
+
+    return jax.jit(loop, static_argnums=4)
+
+
+def measure(
+    loss: Callable, params: Any, data: tuple, test: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """The relative residual on the data and the relative error on other points."""
+    return jnp.sqrt(loss(params, *data)), relative_error(params, test)
 
 
 def relative_error(params: Any, x: jax.Array) -> jax.Array:

@@ -3,10 +3,12 @@
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import optax
 
 import fomoh_jax
 from experiments import methods
+from experiments.minimisation import exact_gradient
 from experiments.sceptic.problem import Problem
 
 Transformation = optax.GradientTransformationExtraArgs
@@ -62,8 +64,13 @@ def chained(first: Callable[[], Any], *rest: Callable[[float], Any]) -> Callable
 
 def tail_only(rate: float, problem: Problem, params: Any) -> Transformation:
     """Adam on the last block and the head, everything else frozen."""
-    adam = optax.chain(methods.backpropagated(), optax.adam(rate))
+    adam = methods.of_mean(optax.chain(exact_gradient(), optax.adam(rate)))
     return methods.with_frozen(adam, problem.tail(params))
+
+
+def mean_gradient(by: Callable = jax.grad) -> Callable[[], Any]:
+    """Makes the exact gradient of the mean loss, as the first link of a chain."""
+    return lambda: methods.of_mean(exact_gradient(by))
 
 
 def estimate(blocks: int | None) -> Callable[[], Any]:
@@ -78,21 +85,21 @@ sgd, adam = optax.scale_by_learning_rate, optax.adam
 K = 8  # directions of what takes several
 
 CONTENDERS = {
-    "SGD": Contender(chained(methods.backpropagated, sgd), 0.03, True),
-    "Adam": Contender(chained(methods.backpropagated, adam), 1e-3, True),
+    "SGD": Contender(chained(mean_gradient(), sgd), 0.03, True),
+    "Adam": Contender(chained(mean_gradient(), adam), 1e-3, True),
     "Adam, rematerialised": Contender(
-        chained(methods.backpropagated, adam), 1e-3, True, rematerialised=True
+        chained(mean_gradient(), adam), 1e-3, True, rematerialised=True
     ),
     "FoMoH-BP": Contender(
-        lambda rate, *_: optax.chain(
-            methods.backpropagated(), methods.of_mean(fomoh_jax.fomoh_bp(rate))
+        lambda rate, *_: methods.of_mean(
+            optax.chain(exact_gradient(), fomoh_jax.fomoh_bp(rate))
         ),
         0.3,
         True,
     ),
     "tail only, Adam": Contender(tail_only, 1e-3, tail=True),
     "Adam, a tangent a parameter": Contender(
-        chained(methods.forward_accumulated, adam), 1e-3, tangents=True
+        chained(mean_gradient(jax.jacfwd), adam), 1e-3, tangents=True
     ),
     "fomoh_ap()": Contender(without_rate(fomoh_jax.fomoh_ap)),
     "fomoh_ap(), rematerialised": Contender(

@@ -19,6 +19,7 @@ import numpy as np
 import optax
 from flax import nnx
 
+from experiments.minimisation import take_step
 from experiments.sceptic.contenders import K
 from experiments.sceptic.problem import Problem
 from experiments.sceptic.transformer import LanguageModel
@@ -179,8 +180,7 @@ def pretrain(steps: int = PRETRAINING, file: Path = CHECKPOINT) -> None:
             loss, gradient = jax.value_and_grad(mean_loss, 1)(
                 loss_of_one, params, sample(key)
             )
-            updates, state = tx.update(gradient, state, params)
-            return (optax.apply_updates(params, updates), state), loss
+            return take_step(tx, params, state, gradient), loss
 
         keys = jax.random.split(jax.random.key(1), steps)
         return jax.lax.scan(step, (params, tx.init(params)), keys)

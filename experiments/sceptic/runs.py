@@ -8,8 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
+from experiments.minimisation import take_step
 from experiments.records import Record, append, by_run, number_or_none
 from experiments.sceptic.clock import Clock, make_forward
 from experiments.sceptic.contenders import CONTENDERS, Contender, rates_of
@@ -31,8 +31,37 @@ class Run:
     passes: int
 
 
+class Course:
+    """The validation losses of a run, and the parameters that it results in.
+
+    Attributes:
+      curve: forward passes' times, steps, and the losses then.
+      result: the last parameters or, if the problem stops early, those of the least
+        loss.
+    """
+
+    def __init__(self, problem: Problem, clock: Clock):
+        self._problem, self._clock, self._least = problem, clock, np.inf
+        self.curve: list[tuple[float, int, float | None]] = []
+        self.result: Any = None
+
+    def look(self, params: Any, steps: int) -> float:
+        """The validation loss after so many steps, which is noted."""
+        loss = self._problem.evaluate(params, "validation")["loss"]
+        self.curve.append((round(self._clock.passes, 1), steps, number_or_none(loss)))
+        is_first, stops_early = len(self.curve) == 1, self._problem.stops_early
+        if is_first or not stops_early or loss < self._least:
+            self.result, self._least = params, loss
+        return loss
+
+
 class Trials:
     """A method on a problem, compiled once for all its learning rates and seeds.
+
+    It does not use ``experiments.training.Trainer``: a run lasts for so many forward
+    passes' time instead of so many epochs, a compiled stretch has as many steps as that
+    time allows, batches are drawn with replacement, and the learning rate is an
+    argument of the program.
 
     Attributes:
       counts: ``flops``: of a step, as the compiler counts them, over those of a forward
@@ -77,9 +106,7 @@ class Trials:
         def step(i, carry):
             params, state = carry
             batch = problem.sample(jax.random.fold_in(key, i))
-            given = {"value_fn": of_method, "batch": batch}
-            updates, state = tx.update(None, state, params, **given)
-            return optax.apply_updates(params, updates), state
+            return take_step(tx, params, state, value_fn=of_method, batch=batch)
 
         if problem.in_loop:
             return jax.lax.fori_loop(0, count, step, (params, state))
@@ -94,6 +121,31 @@ class Trials:
           that loss was least if the problem stops early. Compiling and evaluating take
           no time.
         """
+        problem = self.problem
+        course = Course(problem, self.clock)
+        steps = self._train(run, course)
+        end = lambda split: {
+            name: number_or_none(x)
+            for name, x in problem.evaluate(course.result, split).items()
+        }
+        return {
+            "run": dataclasses.asdict(run),
+            **self.counts,
+            "steps": steps,
+            "seconds": round(self.clock.seconds, 2),
+            "curve": course.curve,
+            "stops_early": problem.stops_early,
+            "validation": end("validation"),
+            "test": end("test"),
+            "environment": f"{jax.devices()[0].device_kind}, jax {jax.__version__}",
+        }
+
+    def _train(self, run: Run, course: Course) -> int:
+        """Trains until the time is over or the loss is good enough or not finite.
+
+        Returns:
+          The number of steps.
+        """
         problem, clock = self.problem, self.clock
         params, state = self.begin(run.seed, run.rate)
         rate = 1.0 if run.rate is None else float(run.rate)
@@ -101,19 +153,8 @@ class Trials:
         # So that nothing is made for the first time when it counts.
         jax.block_until_ready(self.steps(params, state, key, rate, 1))
         clock.restart()
-        count, done, curve = 1, 0, []
-        kept, least = params, np.inf
         target = -np.inf if problem.target is None else problem.target
-
-        def look() -> float:
-            nonlocal kept, least
-            loss = problem.evaluate(params, "validation")["loss"]
-            curve.append((round(clock.passes, 1), done, number_or_none(loss)))
-            if not problem.stops_early or loss < least:
-                kept, least = params, loss
-            return loss
-
-        loss = look()
+        count, done, loss = 1, 0, course.look(params, 0)
         following, stretch = 0.0, run.passes / POINTS / 8
         while clock.passes < run.passes and target < loss < np.inf:
             own, before = jax.random.fold_in(key, done), clock.passes
@@ -124,26 +165,10 @@ class Trials:
                 longest = min(stretch, max(following - clock.passes, stretch / 8))
                 count = max(1, int(speed * longest))
             if clock.passes >= min(run.passes, following):
-                loss = look()
+                loss = course.look(params, done)
                 longer = min(RATIO * clock.passes, clock.passes + 8 * stretch)
                 following = max(longer, clock.passes + stretch / 4)
-        ended = {
-            split: {
-                name: number_or_none(x)
-                for name, x in problem.evaluate(kept, split).items()
-            }
-            for split in ("validation", "test")
-        }
-        return {
-            "run": dataclasses.asdict(run),
-            **self.counts,
-            "steps": done,
-            "seconds": round(clock.seconds, 2),
-            "curve": curve,
-            "stops_early": problem.stops_early,
-            **ended,
-            "environment": f"{jax.devices()[0].device_kind}, jax {jax.__version__}",
-        }
+        return done
 
 
 def run_all(

@@ -12,6 +12,7 @@ import optax
 import fomoh_jax
 from experiments import records
 from experiments.data import load_small
+from experiments.minimisation import take_step
 from experiments.models import MODELS
 from experiments.training import make_losses
 
@@ -41,10 +42,7 @@ def _records(steps: int) -> Iterator[dict[str, Any]]:
 
     @jax.jit
     def step(params, state, key):
-        updates, state = tx.update(
-            None, state, params, value_fn=loss_of_one, batch=sampled(key)
-        )
-        return optax.apply_updates(params, updates), state
+        return take_step(tx, params, state, value_fn=loss_of_one, batch=sampled(key))
 
     @jax.jit
     def cosines(params, key):

@@ -14,6 +14,7 @@ import optax
 from jax import lax
 
 from experiments import study
+from experiments.minimisation import take_step
 from experiments.vmc import sampling, systems, wave_function
 from experiments.vmc.systems import SYSTEMS, System
 
@@ -81,8 +82,7 @@ def make_run(system: System, config: Config) -> Callable[[int], Run]:
         walkers, acceptance, energies = advance(params, walkers, key)
         bounded = clipped(energies)
         gradient = energy_gradient(log_psi, params, walkers.positions, bounded)
-        updates, state = tx.update(gradient, state)
-        params = optax.apply_updates(params, updates)
+        params, state = take_step(tx, params, state, gradient)
         walkers = sampling.adapted(walkers, acceptance)
         return (params, state, walkers), (jnp.mean(energies), jnp.std(energies))
 

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.minimisation import Contender, backpropagated, minimise, steps_to
+from experiments.minimisation import Contender, exact_gradient, minimise, steps_to
 
 
 def bowl(x):
@@ -12,7 +12,7 @@ def bowl(x):
 
 
 def descent(*rates):
-    make = lambda rate, key: optax.chain(backpropagated(), optax.sgd(rate))
+    make = lambda rate, key: optax.chain(exact_gradient(), optax.sgd(rate))
     return Contender(make, rates)
 
 
