@@ -116,7 +116,7 @@ def _measure(row: Row, limits: Limits) -> dict[str, Any]:
         except Exception as error:
             if name == OURS:
                 raise
-            records.setdefault(name, {})["error"] = _first_line(error)
+            records.setdefault(name, {})["error"] = first_line(error)
             continue
         like = expected if contender.agrees else None
         check(row.name, name, result, like, row.tolerance or limits.tolerance)
@@ -235,8 +235,8 @@ def rounded(value: float) -> float:
     return float(f"{value:.4g}")
 
 
-def _first_line(error: Exception) -> str:
-    """Of its message, without the path of a module on this machine."""
+def first_line(error: Exception) -> str:
+    """The type and the message, without the path of a module on this machine."""
     line = (str(error).strip().splitlines() or [""])[0]
     line = re.sub(r" \([^()]*[/\\][^()]*\)$", "", line)
     return f"{type(error).__name__}: {line}".rstrip(": ")

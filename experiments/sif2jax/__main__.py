@@ -21,6 +21,7 @@ import tyro
 from jax.flatten_util import ravel_pytree
 
 from experiments import records, study
+from experiments.benchmarks.measurement import first_line
 from experiments.sif2jax import report
 
 # Losses are kept at every step at first, and then at each that is so much later.
@@ -80,11 +81,22 @@ def main(args: list[str] | None = None) -> None:
             seconds = config.seconds
             record = one | run(METHODS[method], loss, x, config.steps, seconds)
             records.append(file, record)
-            print(problem.name, x.size, method, record.get("losses", [None])[-1])
+            end = record.get("error") or record["losses"][-1]
+            print(problem.name, x.size, method, end)
 
 
 def run(
     method: Any, loss: Any, x: jax.Array, steps: int, seconds: float = np.inf
+) -> dict[str, Any]:
+    """The record of a run, or the failure of a method that may fail."""
+    try:
+        return measure(method, loss, x, steps, seconds)
+    except method.failures as error:
+        return {"error": first_line(error)}
+
+
+def measure(
+    method: Any, loss: Any, x: jax.Array, steps: int, seconds: float
 ) -> dict[str, Any]:
     """The least loss so far at some of the steps, and how long a step takes."""
 
@@ -96,12 +108,8 @@ def run(
         return jax.lax.scan(step, carry, length=min(STRETCH, steps))
 
     begun = time.perf_counter()
-    try:
-        start = x, jax.tree.map(jnp.asarray, method.init(loss, x))
-        compiled = jax.jit(stretch).lower(start).compile()
-    except Exception as error:  # of a solver that cannot trace the problem
-        first_line, *_ = [*str(error).splitlines(), ""]
-        return {"error": f"{type(error).__name__}: {first_line}"}
+    start = x, jax.tree.map(jnp.asarray, method.init(loss, x))
+    compiled = jax.jit(stretch).lower(start).compile()
     compile_seconds = time.perf_counter() - begun
     jax.block_until_ready(compiled(start))
     carry, found, done = start, [loss(x)[None]], 0

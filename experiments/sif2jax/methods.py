@@ -10,6 +10,7 @@ import optax
 import optimistix
 
 import fomoh_jax
+from experiments.minimisation import take_step
 from fomoh_jax import directions, plans, solvers
 
 Loss = Callable[[jax.Array], jax.Array]
@@ -21,13 +22,22 @@ class Method(NamedTuple):
     Attributes:
       init: ``init(loss, x)``, its state.
       step: ``step(loss, x, state)``, the next point and state.
+      failures: exceptions that are a result of a run and are recorded. Any other one is
+        a fault of this program and is raised.
     """
 
     init: Callable[[Loss, jax.Array], Any]
     step: Callable[[Loss, jax.Array, Any], tuple[jax.Array, Any]]
+    failures: tuple[type[Exception], ...] = ()
 
 
-def of_optax(make: Callable[[int], Any], *, with_gradient: bool) -> Method:
+# Numbers that overflow; equinox's and XLA's errors; what JAX cannot trace.
+RIVALS_FAILURES = ArithmeticError, RuntimeError, TypeError, ValueError
+
+
+def of_optax(
+    make: Callable[[int], Any], *, with_gradient: bool, failures: tuple = ()
+) -> Method:
     """A transformation that takes ``value_fn``, of so many variables."""
 
     def step(loss, x, state):
@@ -35,10 +45,9 @@ def of_optax(make: Callable[[int], Any], *, with_gradient: bool) -> Method:
         if with_gradient:  # which a line search may have left
             value, gradient = optax.value_and_grad_from_state(loss)(x, state=state)
             extra |= {"value": value, "grad": gradient}
-        updates, state = make(x.size).update(gradient, state, x, **extra)
-        return optax.apply_updates(x, updates), state
+        return take_step(make(x.size), x, state, gradient, **extra)
 
-    return Method(lambda loss, x: make(x.size).init(x), step)
+    return Method(lambda loss, x: make(x.size).init(x), step, failures)
 
 
 def of_optimistix(solver: Any) -> Method:
@@ -70,7 +79,7 @@ def of_optimistix(solver: Any) -> Method:
 
         return jax.lax.fori_loop(0, EVALUATIONS, evaluation, (x, arrays))
 
-    return Method(init, step)
+    return Method(init, step, RIVALS_FAILURES)
 
 
 def newton_step(loss: Loss, x: jax.Array, state: tuple) -> tuple[jax.Array, tuple]:
@@ -107,5 +116,7 @@ METHODS = {
     "Newton, jax.hessian": Method(lambda loss, x: (), newton_step),
     "optimistix BFGS": of_optimistix(optimistix.BFGS(TOLERANCE, TOLERANCE)),
     "optimistix L-BFGS": of_optimistix(optimistix.LBFGS(TOLERANCE, TOLERANCE)),
-    "optax L-BFGS": of_optax(lambda size: optax.lbfgs(), with_gradient=True),
+    "optax L-BFGS": of_optax(
+        lambda size: optax.lbfgs(), with_gradient=True, failures=RIVALS_FAILURES
+    ),
 }

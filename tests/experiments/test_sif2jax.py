@@ -1,7 +1,9 @@
 """The study of deterministic problems: what is kept, and who counts as solving what."""
 
 import json
+from types import SimpleNamespace
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -38,18 +40,38 @@ def test_a_run_keeps_the_least_loss_so_far():
     growing = study_method(lambda loss, x, state: (x * 1e200, state))
     kept = study.run(growing, lambda x: jnp.sum(x**2), jnp.ones(2), 3)
     assert kept["losses"] == [2, 2, 2, 2]
-    raising = study_method(lambda loss, x, state: 1 / 0)
-    assert study.run(raising, jnp.sum, jnp.ones(2), 3) == {
-        "error": "ZeroDivisionError: division by zero"
-    }
 
 
-def study_method(step):
-    class Method:
-        init = staticmethod(lambda loss, x: ())
+def test_a_failure_of_a_rival_is_recorded_and_any_other_error_is_raised():
+    divide = lambda loss, x, state: 1 / 0
+    kept = study.run(study_method(divide, ArithmeticError), jnp.sum, jnp.ones(2), 3)
+    assert kept == {"error": "ZeroDivisionError: division by zero"}
+    for failures in ((), (ValueError,)):
+        with pytest.raises(ZeroDivisionError):
+            study.run(study_method(divide, *failures), jnp.sum, jnp.ones(2), 3)
 
-    Method.step = staticmethod(step)
-    return Method
+
+def test_a_failure_while_a_rival_runs_is_recorded():
+    def fail(x):
+        raise ValueError("no descent")
+
+    def step(loss, x, state):
+        return jax.pure_callback(fail, x, x), state
+
+    kept = study.run(study_method(step, RuntimeError), jnp.sum, jnp.ones(2), 3)
+    assert kept["error"].startswith("JaxRuntimeError: ")
+
+
+def test_our_methods_may_not_fail():
+    pytest.importorskip("optimistix", reason="optimistix is not installed")
+    from experiments.sif2jax.methods import METHODS
+
+    may_fail = {name for name, method in METHODS.items() if method.failures}
+    assert may_fail == {"optimistix BFGS", "optimistix L-BFGS", "optax L-BFGS"}
+
+
+def study_method(step, *failures):
+    return SimpleNamespace(init=lambda loss, x: (), step=step, failures=failures)
 
 
 def test_a_problem_is_solved_within_a_share_of_the_best_reduction(tmp_path):

@@ -206,9 +206,9 @@ def test_two_versions_are_compared_side_by_side(tmp_path, capsys):
 
 def test_what_is_recorded_of_an_error_names_no_path_of_a_machine():
     error = ImportError("cannot import name 'x' from 'a.b' (/some/where/a/b.py)\nmore")
-    recorded = measurement._first_line(error)
+    recorded = measurement.first_line(error)
     assert recorded == "ImportError: cannot import name 'x' from 'a.b'"
-    assert measurement._first_line(ValueError("f(x, y)")) == "ValueError: f(x, y)"
+    assert measurement.first_line(ValueError("f(x, y)")) == "ValueError: f(x, y)"
 
 
 def test_a_failing_rival_is_recorded_and_reported(tmp_path, capsys):
