@@ -1,4 +1,4 @@
-"""What a compiled program sends between devices, counted in its HLO."""
+"""Counts in the HLO of a compiled program what it sends between devices."""
 
 import math
 import re
@@ -31,9 +31,9 @@ class Collective(NamedTuple):
 
 
 def collectives(hlo: str) -> list[Collective]:
-    """Those of a compiled module, ``Compiled.as_text()``, in the order of its text.
+    """The collectives of a module, ``Compiled.as_text()``, in the order of its text.
 
-    One inside a loop is counted once, as it stands there.
+    One inside a loop is counted once.
     """
     return [_read(*match.groups()) for match in _INSTRUCTION.finditer(hlo)]
 

@@ -67,7 +67,7 @@ class Problem(NamedTuple):
 
 
 class Estimator(NamedTuple):
-    """One way to estimate, and what is known of it.
+    """A way to estimate a quantity, and its exact value.
 
     Attributes:
       panel: what is estimated.
@@ -116,7 +116,7 @@ def make_problem(config: Config) -> Problem:
 
 
 def variances(h: jax.Array) -> jax.Array:
-    """Of each element of one sample of the Hessian, ``[D, D]``, by Wick's theorem.
+    """Variances ``[D, D]`` of one sample's elements of the Hessian, by Wick's theorem.
 
     Args:
       h: what the baseline leaves of the Hessian.
@@ -130,7 +130,7 @@ def variances(h: jax.Array) -> jax.Array:
 
 
 def make_estimators(problem: Problem) -> dict[str, Estimator]:
-    """What is compared, by name."""
+    """The estimators to compare, by name."""
     loss, params, h, _ = problem
     trace, diagonal = jnp.trace(h), jnp.diagonal(h)
     off = float(jnp.sum(h**2) - jnp.sum(diagonal**2))
@@ -141,7 +141,7 @@ def make_estimators(problem: Problem) -> dict[str, Estimator]:
         return lambda key, n: function(of_flat, probes=n, **options)(key, flat)
 
     def estimator(panel, left, **options):
-        """From samples, of what a baseline leaves of the Hessian."""
+        """Estimates the Hessian or its diagonal beside a baseline, from samples."""
         whole, variance = panel == "Hessian", variances(left)
         function = curvature.sampled_hessian if whole else curvature.sampled_diagonal
         total = jnp.sum(variance) if whole else jnp.trace(variance)
@@ -165,14 +165,14 @@ def make_estimators(problem: Problem) -> dict[str, Estimator]:
 
 
 def repeat(function: Callable, repetitions: int) -> list[np.ndarray]:
-    """A function of a key, a tree, with many keys: its leaves."""
+    """The leaves of a function's results, with a key for each repetition."""
     keys = jax.random.split(jax.random.key(2), repetitions)
     results = jax.jit(lambda keys: jax.lax.map(function, keys))(keys)
     return list(map(np.asarray, jax.tree.leaves(results)))
 
 
 def measure(estimator: Estimator, samples: int, repetitions: int) -> dict[str, Any]:
-    """Many estimates from so many samples.
+    """The variance of estimates from so many samples.
 
     Returns:
       ``predicted``, ``measured`` and ``reported``: the variance by the closed form,
@@ -197,7 +197,7 @@ def measure(estimator: Estimator, samples: int, repetitions: int) -> dict[str, A
 
 
 def newton_reductions(problem: Problem, config: Config) -> np.ndarray:
-    """By how much a step from a sampled Hessian lowers the exact quadratic model.
+    """The reductions of the exact quadratic model by steps from a sampled Hessian.
 
     Returns:
       ``[repetitions, samples]``, 1 for the minimum of the model.
@@ -215,7 +215,7 @@ def newton_reductions(problem: Problem, config: Config) -> np.ndarray:
 
 
 def draw(spreads: pd.DataFrame, reductions: np.ndarray) -> plt.Figure:
-    """A panel for each of what is estimated, and one for Newton's step."""
+    """The figure: a panel for each quantity, and one for Newton's step."""
     figure, (*panels, last) = plt.subplots(1, 4, figsize=(16, 4.4))
     for axes, panel in zip(panels, ("trace", "diagonal", "Hessian")):
         mine = spreads[spreads.panel == panel].groupby("estimate", sort=False)
@@ -236,7 +236,7 @@ def draw(spreads: pd.DataFrame, reductions: np.ndarray) -> plt.Figure:
 
 
 def summary(spreads: pd.DataFrame) -> str:
-    """A row an estimate: smallest and largest over the numbers of samples."""
+    """A table of the smallest and largest ratios over the numbers of samples."""
     between = lambda column: f"{column.min():.2f}-{column.max():.2f}"
     return study.table(
         {
@@ -251,7 +251,7 @@ def summary(spreads: pd.DataFrame) -> str:
 
 
 def checks(problem: Problem) -> str:
-    """Products, systems and eigenvalues beside the exact ones."""
+    """A table of products, systems and eigenvalues beside the exact ones."""
     loss, params, h, gradient = problem
     unravel = ravel_pytree(params)[1]
     flat = lambda tree: np.asarray(ravel_pytree(tree)[0])
@@ -266,7 +266,7 @@ def checks(problem: Problem) -> str:
         pairs = curvature.top_eigenvalues(loss, (params,), key, 3, plan=FORWARD)
         return product, pairs
 
-    # As it is, and with the sign of the decay turned, so that it is no minimum.
+    # With the sign of the decay turned the point is not a minimum.
     @jax.jit
     def solve(params, growth):
         turned = lambda p: loss(p) - growth / 2 * jnp.sum(ravel_pytree(p)[0] ** 2)
@@ -294,7 +294,7 @@ def checks(problem: Problem) -> str:
 
 
 def main(config: Config) -> None:
-    """Estimate over and over, check, and write what came out."""
+    """Make the estimates, check them, and write the results."""
     study.at_least(2, config, "samples", "repetitions")
     study.at_least(1, config, "inputs", "hidden")
     jax.config.update("jax_enable_x64", True)

@@ -132,7 +132,7 @@ def load_cifar10(directory: Path, mirrors: tuple[str, ...] = CIFAR_MIRRORS) -> D
 
 
 def make_synthetic(sizes: tuple[int, int] = (4000, 1000), seed: int = 0) -> Dataset:
-    """Images of the shape of CIFAR-10's that can be told apart, from nothing.
+    """Made-up images of ten classes, of the shape of CIFAR-10's.
 
     Each class is a smooth pattern of colours; an image is its pattern, moved by up to
     four pixels, in noise of twice its deviation.
@@ -153,7 +153,7 @@ def make_synthetic(sizes: tuple[int, int] = (4000, 1000), seed: int = 0) -> Data
 
 
 def _grey(pixels: np.ndarray, labels: np.ndarray) -> Split:
-    # In float64, as it has always been: the results that are published depend on it.
+    # The published results depend on float64 here.
     images = (pixels.reshape(-1, 28, 28, 1) / 255 - MEAN) / STD
     return Split(images.astype(np.float32), labels.astype(np.int32))
 
@@ -185,7 +185,7 @@ def _fetched(path: Path, expected: str, mirrors: tuple[str, ...], advice: str) -
 
 
 def _read(path: Path, parse: Callable[[bytes], Any]) -> Any:
-    """What is in a file; whatever is wrong with it is said with its name."""
+    """The parsed content of a file; an error names the file and says what to do."""
     unreadable = OSError, EOFError, ValueError, zlib.error, struct.error, KeyError
     try:
         return parse(path.read_bytes())
@@ -196,7 +196,7 @@ def _read(path: Path, parse: Callable[[bytes], Any]) -> Any:
 
 def _parse_archive(content: bytes) -> list[tuple[np.ndarray, np.ndarray]]:
     """Images and labels of each of the files in it."""
-    # As a whole: gzip has a checksum at its end, which tarfile would not read.
+    # The whole archive is decompressed: tarfile would not read gzip's checksum.
     with tarfile.open(fileobj=io.BytesIO(gzip.decompress(content))) as tar:
         names = [f"{CIFAR_FOLDER}/{name}" for name in CIFAR_FILES]
         return [_parse_cifar(tar.extractfile(name).read()) for name in names]

@@ -37,11 +37,11 @@ from experiments.output import Output, restore
 from experiments.records import Record
 from experiments.training import Standing, Trainer
 
-# Of each model, the batch size and the steps.
+# The batch size and the steps of each model.
 SIZES = {"softmax": (1024, 2000), "cnn": (256, 300), "vgg": (256, 90)}
-# How a run is run, which may change when it goes on; the other options are what it is.
+# Options that may change when a run goes on; the others define the run.
 HOW = {"processes", "coordinator", "process_id", "beside"}
-# These may differ between its processes.
+# Options that may differ between the processes of a run.
 WHERE = {"out", "data_dir", "resume"}
 
 
@@ -147,7 +147,7 @@ def main(config: Config) -> None:
 
 
 def filled(config: Config) -> Config:
-    """With the size of the model where none is given."""
+    """Fills in the batch size and the steps of the model where none are given."""
     batch_size, steps = SIZES[config.model]
     return dataclasses.replace(
         config,
@@ -157,7 +157,7 @@ def filled(config: Config) -> Config:
 
 
 def check(config: Config) -> None:
-    """The options make sense together."""
+    """Ends the program if the options do not fit together."""
     study.at_least(1, config, "batch_size", "steps", "seeds", "k", "processes")
     study.at_least(1, config, "evaluate_every", "checkpoint_every")
     n, number = config.processes, config.process_id
@@ -177,7 +177,7 @@ def check(config: Config) -> None:
 
 
 def joined(config: Config) -> contextlib.AbstractContextManager[None]:
-    """Inside, this is one of the processes that it is said to be."""
+    """A context in which this process is one of those that share the run."""
     if config.coordinator is None or config.process_id is None:
         return contextlib.nullcontext()
     shared = {k: v for k, v in vars(config).items() if k not in HOW | WHERE}
@@ -214,7 +214,7 @@ def read_config(folder: Path) -> Config:
 
 
 def learning_rate(config: Config) -> float | None:
-    """What is asked for, or found by experiment; ``None`` for self-tuning."""
+    """The one asked for or one found by experiment; ``None`` for self-tuning."""
     tunes_itself = config.method in ("fomoh_ap", "fomoh_kd")
     if config.learning_rate is not None or tunes_itself:
         return config.learning_rate
@@ -234,11 +234,11 @@ def make_trainer(config: Config, data: Dataset) -> Trainer:
 def run_all(
     config: Config, trainer: Trainer, folder: Path | None, signals: list[int]
 ) -> list[Record]:
-    """The metrics of every seed; compiled once, logged as they come.
+    """Trains with every seed, and returns the metrics.
 
-    From the last checkpoint on, if the run is resumed, and to the end of the epoch in
-    which a signal comes, to any process. Without a folder nothing is written: another
-    process does that.
+    A resumed run starts at its last checkpoint. It ends with the epoch in which a
+    signal comes to any process. Without a folder nothing is written: another process
+    does that.
     """
     epochs = -(-config.steps // trainer.steps)
     last = trainer.begin(0)
@@ -276,7 +276,7 @@ def run_all(
 def keep(
     config: Config, trainer: Trainer, output: Output, standing: Standing, stop: bool
 ) -> None:
-    """A record, a checkpoint, both or neither, as an epoch has it."""
+    """Writes a record, a checkpoint, both or neither, as is due after an epoch."""
     epoch, epochs = standing.epoch, -(-config.steps // trainer.steps)
     due = lambda every: epoch % max(1, every // trainer.steps) == 0 or epoch == epochs
     if epoch == 1 or due(config.evaluate_every):
@@ -324,7 +324,7 @@ def draw(config: Config, frame: pd.DataFrame) -> plt.Figure:
 
 
 def closing_row(config: Config, frame: pd.DataFrame) -> dict[str, Any]:
-    """The end of every run, as mean ± standard deviation over the seeds."""
+    """The last metrics as mean ± standard deviation over the seeds."""
     last = frame.drop_duplicates("seed", keep="last")
     rate = learning_rate(config)
     row = {
@@ -344,7 +344,7 @@ def closing_row(config: Config, frame: pd.DataFrame) -> dict[str, Any]:
 def train_beside(config: Config, data: Dataset, seconds: float) -> dict[str, Any]:
     """The row of fomoh_kd after as many seconds, rounded up to whole epochs.
 
-    Those of its first epoch, which contain its compilation, do not count.
+    The seconds of its first epoch, which contain its compilation, do not count.
     """
     rival = dataclasses.replace(config, method="fomoh_kd", seeds=1)
     trainer, spent, nonfinite = make_trainer(rival, data), 0.0, 0

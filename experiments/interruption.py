@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def postponed() -> Iterator[list[int]]:
-    """Inside, the first SIGINT or SIGTERM is noted, and a second ends the process."""
+    """A context that notes the first SIGINT or SIGTERM; a second ends the process."""
     came: list[int] = []
 
     def note(number, _):

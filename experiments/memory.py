@@ -47,7 +47,7 @@ class Config:
     batch: int = 4096
     """Points of the two spirals."""
     budget_mb: float = 2.5
-    """What a step's temporaries may take."""
+    """The temporary memory that a step may take."""
     steps: int = 80
     """Iterations of training."""
     seeds: int = 3
@@ -191,7 +191,7 @@ def draw(config: Config, sizes: pd.DataFrame, curves: dict) -> plt.Figure:
 
 
 def main(config: Config) -> None:
-    """Measure, train what fits, and write what came out."""
+    """Measure, train the methods that fit, and write the results."""
     if not config.depths or not set(config.depths) <= {4**i for i in range(1, 9)}:
         raise SystemExit("--depths must be powers of 4, such as 16 64 256.")
     study.at_least(1, config, "steps", "seeds", "width", "batch")
@@ -202,8 +202,8 @@ def main(config: Config) -> None:
         fits = size <= config.budget_mb
         row = {f"MB, {d} layers": f"{x:.2f}" for d, x in sizes.loc[name].items()}
         row[f"fits {config.budget_mb:g} MB"] = "yes" if fits else "no"
-        # Adam is there in a quarter of the steps. What does not fit takes a few steps,
-        # for their time.
+        # Adam needs a quarter of the steps. A method that does not fit takes a few, so
+        # that they can be timed.
         steps = -(-config.steps // 4) if name == FRUGAL else config.steps
         trained = fits or name == FRUGAL
         count = (steps, config.seeds) if trained else (5, 1)

@@ -43,8 +43,8 @@ def exact_gradient(
     """The first link of a chain: the updates are the gradient of ``value_fn``.
 
     Args:
-      gradient: what takes it. Where no reverse pass can go, ``jax.jacfwd`` takes a
-        tangent for each parameter.
+      gradient: the transformation of ``value_fn``. Where no reverse pass can go,
+        ``jax.jacfwd`` takes a tangent for each parameter.
     """
 
     def update(updates, state, params=None, *, value_fn, **_):
@@ -99,7 +99,7 @@ def make_step(loss: Callable, tx: optax.GradientTransformation) -> Callable:
 def minimise(
     loss: Callable, contender: Contender, starts: jax.Array, steps: int
 ) -> Runs:
-    """Every start with every rate in one program; the rate of the best median loss."""
+    """The runs with the rate of the best median loss; all rates are one program."""
 
     def run(rate, start, key):
         tx = contender.make(rate, key)
@@ -145,5 +145,5 @@ def steps_to(losses: np.ndarray, target: float) -> np.ndarray:
 
 
 def _finite(losses: np.ndarray) -> np.ndarray:
-    """What has overflowed is no better than anything."""
+    """Counts a loss that is NaN as infinite, so that it is never the best."""
     return np.where(np.isnan(losses), np.inf, losses)

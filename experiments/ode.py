@@ -105,8 +105,7 @@ def solve(
             slopes.append(field(stage))
         error = h * sum(e * s for e, s in zip(ERROR, slopes))
         scale = tolerance + tolerance * jnp.maximum(jnp.abs(y), jnp.abs(stage))
-        # A step's length is a choice and no part of the solution: nothing is learnt
-        # from its derivative.
+        # The length of a step is no part of the solution and has no derivative.
         norm = lax.stop_gradient(jnp.sqrt(jnp.mean((error / scale) ** 2)))
         return stage, slopes[-1], jnp.maximum(norm, 1e-10)
 
@@ -164,7 +163,7 @@ def make_loss(config: Config) -> Callable[[jax.Array], jax.Array]:
 
 
 def reverse_mode_error(loss: Callable, x: jax.Array) -> str:
-    """What ``jax.grad`` says. Raises if it says nothing."""
+    """The error that ``jax.grad`` raises. Raises if there is none."""
     try:
         jax.grad(loss)(x)
     except ValueError as error:
@@ -173,7 +172,7 @@ def reverse_mode_error(loss: Callable, x: jax.Array) -> str:
 
 
 def make_contenders() -> dict[str, Contender]:
-    """What is compared. The rate 1 on the full hyperplane is Newton's method."""
+    """The methods to compare. The rate 1 on the full hyperplane is Newton's method."""
 
     def kd(k, solver, *fixed):
         return lambda rate, key: fomoh_jax.fomoh_kd(

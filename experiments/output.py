@@ -1,4 +1,4 @@
-"""What a run writes into its folder: metrics, checkpoints and parameters."""
+"""The files that a run writes into its folder: metrics, checkpoints, parameters."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,17 +28,17 @@ class Output:
         self._checkpoints = _checkpoints(folder, cleanup_tmp_directories=True)
 
     def close(self) -> list[Record]:
-        """Nothing is written any more; the records."""
+        """Ends the writing, and returns the records."""
         self._checkpoints.close()
         return self.records
 
     def write(self, record: Record) -> None:
-        """A line of metrics; what a checkpoint does not know goes."""
+        """Adds a line of metrics, and drops lines that followed a last checkpoint."""
         self.records.append(record)
         records.replace(self._folder / "metrics.jsonl", self.records)
 
     def save(self, number: int, standing: Standing) -> None:
-        """A checkpoint, with the metrics so far; numbers only grow."""
+        """Writes a checkpoint with the metrics so far. The numbers must increase."""
         numbers = standing._replace(records=self.records)._asdict()
         arrays = keys_as_data({name: numbers.pop(name) for name in ("params", "state")})
         del numbers["losses"]
@@ -47,14 +47,14 @@ class Output:
         self._checkpoints.save(number, args=items)
 
     def save_params(self, seed: int, params: Any) -> None:
-        """The last parameters of a seed, over what may be there."""
+        """Writes the last parameters of a seed, and replaces any that are there."""
         path = (self._folder / "params" / f"seed{seed}").absolute()
         with ocp.StandardCheckpointer(multiprocessing_options=_alone()) as checkpointer:
             checkpointer.save(path, keys_as_data(params), force=True)
 
 
 def restore(folder: Path, fresh: Standing) -> Standing:
-    """Where the run in a folder stood at its last checkpoint; if it has none, afresh.
+    """The standing at the last checkpoint of a folder, or a fresh one if it has none.
 
     Args:
       folder: of the run.
@@ -71,10 +71,10 @@ def restore(folder: Path, fresh: Standing) -> Standing:
 
 
 def _checkpoints(folder: Path, **options: Any) -> ocp.CheckpointManager:
-    """The last three, each under a number.
+    """The manager of the last three checkpoints, each of which has a number.
 
     Orbax writes each into a folder of another name, and renames it when it is complete.
-    Of several processes, one has the folder to itself.
+    One of several processes has the folder to itself.
     """
     path = (folder / "checkpoints").absolute()
     path.mkdir(exist_ok=True)  # orbax leaves it to the caller, unless all take part
@@ -89,7 +89,7 @@ def _checkpoints(folder: Path, **options: Any) -> ocp.CheckpointManager:
 
 
 def _alone() -> ocp.options.MultiprocessingOptions:
-    """Orbax otherwise waits for all processes to write the same."""
+    """Tells Orbax not to wait for other processes to write the same."""
     number = jax.process_index()
     return ocp.options.MultiprocessingOptions(
         primary_host=number, active_processes={number}

@@ -1,8 +1,8 @@
 """One run in several processes, each with its share of every minibatch.
 
 Each process keeps all of the parameters, of the optimiser's state and of the data. An
-epoch runs over the devices of all of them: it takes a minibatch apart, and puts its
-loss, slopes and curvature together.
+epoch runs over the devices of all of them: each computes its part of the loss, slopes
+and curvature of a minibatch, and these are added up.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ BATCH = "batch"
 
 @contextlib.contextmanager
 def joined(options: str, *where: Any) -> Iterator[None]:
-    """Inside, JAX sees the devices of all processes.
+    """A context in which JAX sees the devices of all processes.
 
     An error inside ends this process at once. JAX would have it wait for the others,
     and they wait for it.

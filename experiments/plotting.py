@@ -35,8 +35,8 @@ def plot_seeds(
 def plot_quartiles(axes: plt.Axes, x: Any, curves: np.ndarray, **style: Any) -> None:
     """Draw the median over the seeds, and a band between the quartiles.
 
-    A median says what a seed does where some seeds converge and others do not, of which
-    a mean of any kind says nothing.
+    Where some seeds converge and others do not, a median tells what a seed does, and a
+    mean of any kind does not.
 
     Args:
       axes: where to draw.
@@ -45,7 +45,7 @@ def plot_quartiles(axes: plt.Axes, x: Any, curves: np.ndarray, **style: Any) -> 
       **style: of the median, as matplotlib takes it.
     """
     low, high = np.quantile(curves, (0.25, 0.75), axis=0, method="nearest")
-    middle = np.median(curves, axis=0)  # as a table would have it
+    middle = np.median(curves, axis=0)  # as in a table
     (line,) = axes.plot(x, middle, lw=1.8, zorder=3, **style)
     band = {"color": line.get_color(), "alpha": 0.07, "lw": 0, "zorder": 2}
     axes.fill_between(x, low, high, **band)
@@ -54,7 +54,7 @@ def plot_quartiles(axes: plt.Axes, x: Any, curves: np.ndarray, **style: Any) -> 
 def dress(
     axes: plt.Axes, log: str = "", legend: dict[str, Any] | None = None, **settings: Any
 ) -> None:
-    """Scales, labels, a grid, and a legend if there is something to name.
+    """Set scales, labels, a grid, and a legend if there is something to name.
 
     Args:
       axes: that have been drawn on.

@@ -54,7 +54,7 @@ def rosenbrock(x: jax.Array) -> jax.Array:
 
 
 def make_contenders(dimension: int, config: Config) -> dict[str, Contender]:
-    """What is compared. Only FGD and Adam need a learning rate."""
+    """The methods to compare, of which only FGD and Adam need a learning rate."""
     kd = lambda k: Contender(
         lambda rate, key: fomoh_jax.fomoh_kd(k, learning_rate=rate, key=key)
     )
@@ -84,14 +84,14 @@ def run_all(dimension: int, config: Config) -> dict[str, Runs]:
 
 
 def draw(results: dict[int, dict[str, Runs]]) -> plt.Figure:
-    """A panel a dimension, a curve a method, on logarithmic axes."""
+    """The figure: a panel for each dimension, with a curve for each method."""
     shape = {"figsize": (4.4 * len(results), 4.8), "sharey": True, "squeeze": False}
     figure, panels = plt.subplots(1, len(results), **shape)
     for axes, (dimension, runs) in zip(panels[0], results.items()):
         styles = _styles(list(runs))
         for name, run in runs.items():
             x = np.arange(1, run.losses.shape[1] + 1)
-            # Zero has no logarithm: what is below the axis ends there.
+            # Zero has no logarithm.
             shown = np.clip(run.losses, 1e-32, 1e30)
             label = name.removeprefix("FoMoH-")
             plotting.plot_quartiles(axes, x, shown, label=label, **styles[name])
@@ -113,7 +113,7 @@ def _styles(names: list[str]) -> dict[str, dict]:
 
 
 def summary(results: dict[int, dict[str, Runs]], config: Config) -> str:
-    """Final loss, and how soon a seed is there."""
+    """A table of final losses and of the steps to the target."""
     contenders = make_contenders(max(config.dimensions), config)
     rows = []
     for dimension, runs in results.items():
@@ -137,7 +137,7 @@ def summary(results: dict[int, dict[str, Runs]], config: Config) -> str:
 
 
 def reliability(config: Config) -> str:
-    """Where the trust region ends from many starts, with K = D = the largest D."""
+    """A table of where the trust region ends from many starts, with the largest D."""
     dimension = max(config.dimensions)
     key, shape = jax.random.key(2), (config.many_seeds, dimension)
     starts = {
@@ -171,7 +171,7 @@ def is_minimum(x: jax.Array) -> jax.Array:
 
 
 def main(config: Config) -> None:
-    """Run every method from every start, and write what came out."""
+    """Run every method from every start, and write the results."""
     study.at_least(2, config, "dimensions")
     study.at_least(1, config, "steps", "seeds", "many_seeds")
     jax.config.update("jax_enable_x64", True)

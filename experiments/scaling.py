@@ -1,4 +1,4 @@
-"""What a data-parallel step sends and how long it takes, predicted and counted.
+"""Predict and count what a data-parallel step sends and how long it takes.
 
     python -m experiments.scaling --gflops 4e5 --memory-gb 3000 --normals 100
 
@@ -58,13 +58,13 @@ class Config:
     examples: int = 64
     """Examples (or tokens) a device and step."""
     bandwidth_gb: float = 1.25
-    """What one device sends in a second, in GB."""
+    """Gigabytes that one device sends in a second."""
     latency_us: float = 50.0
-    """Of one message."""
+    """Latency of one message."""
     gflops: float | None = None
-    """Of one device; measured here by default, as the next two."""
+    """Speed of one device; measured here by default, as are the next two."""
     memory_gb: float | None = None
-    """What a device reads and writes in a second, in GB."""
+    """Gigabytes that a device reads and writes in a second."""
     normals: float | None = None
     """Normal random numbers that a device makes in a second, in 10⁹."""
     out: Path = study.RESULTS
@@ -72,7 +72,7 @@ class Config:
 
 
 class Device(NamedTuple):
-    """What one device does.
+    """The rates of one device.
 
     Attributes:
       flops, memory, normals: operations, bytes and random numbers a second.
@@ -86,9 +86,10 @@ class Device(NamedTuple):
 
 
 def exchanged_numbers(method: str, parameters: float, k: int) -> float:
-    """What is summed over the devices in a step.
+    """How many numbers are summed over the devices in a step.
 
-    Of FoMoH-KD the value, the slopes and each pair once; else a gradient and the loss.
+    FoMoH-KD sums the value, the slopes and each pair once, the others a gradient and
+    the loss.
     """
     return 1 + k + k * (k + 1) / 2 if method == "FoMoH-KD" else parameters + 1
 
@@ -107,7 +108,7 @@ def all_reduce_seconds(numbers: float, devices: int, config: Config) -> float:
 def step_seconds(
     method: str, parameters: float, devices: int, config: Config, device: Device
 ) -> float:
-    """Of a step whose exchange waits for all of its passes."""
+    """The duration of a step whose exchange waits for all of its passes."""
     forward = 2 * parameters * config.examples / device.flops
     random = MADE[method] * config.k * parameters / device.normals
     update = 4 * TOUCHED[method] * parameters / device.memory
@@ -119,14 +120,14 @@ def step_seconds(
 def breaking_even(config: Config, device: Device) -> float:
     """Bytes a second below which FoMoH-KD's step is the shorter, for many devices.
 
-    All else being in proportion to the parameters, they do not matter.
+    The number of parameters does not matter, since all else is proportional to it.
     """
     ours, sgd = (step_seconds(m, 1.0, 1, config, device) for m in METHODS[:2])
     return 2 * 4 / (ours - sgd)
 
 
 def describe_device(config: Config) -> Device:
-    """The rates that are given, and of the others this device's."""
+    """The rates that are given, and those of this device for the others."""
     measured = rates() if None in (config.gflops, config.memory_gb) else {}
     gflops = config.gflops or measured["gemm_gflops"]
     memory = config.memory_gb or measured["copy_gb_per_second"]
@@ -157,7 +158,7 @@ def problem(batch: int) -> tuple[Callable, Any, tuple[jax.Array, jax.Array]]:
 
 
 def optimiser(method: str, k: int) -> optax.GradientTransformation:
-    """As the study has them."""
+    """The optimiser of that name."""
     if method == "FoMoH-KD":
         source = directions.deferred(directions.gaussian(k))
         step = fomoh_jax.scale_by_hyperplane(source, solvers.self_tuning())
@@ -180,7 +181,7 @@ def compiled_step(method: str, k: int, devices: int, batch: int) -> Any:
 
 
 def counted(k: int, batch: int = 1024) -> dict[str, float]:
-    """Of each method a step's operations over those of a forward pass, one device.
+    """The operations of a step over those of a forward pass, by method, on one device.
 
     The compiler's count of random numbers is left out: these have a rate of their own.
     """
@@ -198,7 +199,7 @@ def counted(k: int, batch: int = 1024) -> dict[str, float]:
 
 
 def sent(config: Config) -> str:
-    """What a step exchanges on 1 to 8 devices, counted, beside the prediction."""
+    """A table of the numbers that a step exchanges on 1 to 8 devices."""
     size = sum(map(math.prod, SHAPES))
     rows = []
     for method, devices in itertools.product(METHODS, (1, 2, 4, HOST_DEVICES)):

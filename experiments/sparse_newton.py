@@ -59,7 +59,7 @@ class Config:
 
 
 class State(NamedTuple):
-    """Where a method is.
+    """The state of a method.
 
     Attributes:
       x: the unknowns, ``[D]``.
@@ -109,7 +109,7 @@ class Run(NamedTuple):
 
 
 def compiled(fun: Callable, x: np.ndarray) -> Any:
-    """Its program for arrays like ``x``, so that no compilation is timed."""
+    """Compiles a function for arrays like ``x``, so that no compilation is timed."""
     return jax.jit(fun).lower(x).compile()
 
 
@@ -165,7 +165,7 @@ def newton(
     def step(state: State) -> State:
         h, damping = matrix(state.x), state.memory
         scale = np.max(np.abs(h.diagonal()))
-        # Of the loss, which is larger than the reductions of the last steps.
+        # The rounding of the loss is larger than the reductions of the last steps.
         rounding = 10 * np.finfo(float).eps * np.abs(state.value)
         while np.isfinite(damping):
             p = -solve(h, damping, state.gradient)
@@ -213,7 +213,7 @@ STYLES = {
 
 
 def problems(config: Config) -> dict[str, Problem]:
-    """What is minimised."""
+    """The problems, by name."""
     return {
         "minimal surface": minimal_surface(config.cells),
         "optimal control": optimal_control(config.steps),
@@ -251,7 +251,7 @@ def run_all(config: Config) -> dict[str, dict[str, Run]]:
 
 
 def summary(results: dict[str, dict[str, Run]], config: Config) -> str:
-    """How soon and how near each method came."""
+    """A table of the time that each method took and of where it ended."""
     rows = []
     for name, runs in results.items():
         lowest = min(run.losses.min() for run in runs.values())

@@ -1,4 +1,4 @@
-"""What all studies do: check options, show progress, make tables, write results."""
+"""Functions that all studies use: they check options and write tables."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -45,7 +45,7 @@ def mean_and_deviation(values: Iterable[float], digits: int = 3) -> str:
 
 
 def write(folder: Path, text: str, file: str = "table.md", **figures: Any) -> None:
-    """Writes and prints a study's tables, and writes its figures by their names."""
+    """Writes and prints the tables of a study, and writes its figures."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / file).write_text(text + "\n")
     print(text + "\n")

@@ -137,7 +137,7 @@ def make_losses(model: nn.Module) -> tuple[Callable, Callable]:
 def make_evaluation(model: nn.Module, batch_size: int = 1000) -> Callable:
     """A jitted ``evaluate(params, images, labels) -> (loss, accuracy)``.
 
-    Of a split whose size is a multiple of the batch size, or smaller than it.
+    The size of a split must be a multiple of the batch size, or smaller than it.
     """
 
     @jax.jit
@@ -193,9 +193,9 @@ class Trainer:
         return Standing(seed, 0, params, state)
 
     def train(self, epochs: int, start: Standing) -> Iterator[Standing]:
-        """After each epoch, where the run stands; from a fresh start or a later one.
+        """Yields the standing after each epoch, from a fresh start or a later one.
 
-        A run that goes on is, bit for bit, the run that was never stopped.
+        A run that is continued equals one that was never stopped, bit for bit.
         """
         (_, data_key, _), (_, _, params, state, *_) = _keys(start.seed), start
         images, labels = map(jnp.asarray, self.data.train)
@@ -211,5 +211,5 @@ class Trainer:
 
 
 def _keys(seed: int) -> jax.Array:
-    """Of the parameters, of the order of the data, of the directions."""
+    """The keys of the parameters, of the order of the data and of the directions."""
     return jax.random.split(jax.random.key(seed), 3)

@@ -1,1 +1,1 @@
-"""What the library costs beside nested ``jax.jvp``."""
+"""Benchmarks of the library beside nested ``jax.jvp`` and other ways."""

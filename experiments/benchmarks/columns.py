@@ -1,9 +1,9 @@
-"""The titles of a report's columns, and what they call the contenders."""
+"""The titles of a report's columns, and their names for the contenders."""
 
 from experiments.benchmarks import depth, hessian, networks, sparse
 from experiments.benchmarks.measurement import ADJOINT, OURS
 
-# What titles call contenders that have longer names.
+# Short names of contenders in titles.
 NAMES = {title: name for name, title in depth.TITLES.items()} | {
     **dict.fromkeys(("ours", "forward", "whole"), OURS),
     "adjoint": ADJOINT,

@@ -25,7 +25,7 @@ X = jax.ShapeDtypeStruct((2, 8, 32), jnp.float32)  # sequences, tokens, width
 
 
 def networks(layers: int) -> dict[str, tuple[Callable, Any]]:
-    """For each way to write it, the loss and its parameters."""
+    """The loss and its parameters, for each way to write the network."""
     block, x = Block(X.shape[-1]), jnp.ones(X.shape, X.dtype)
     keys = jax.random.split(jax.random.key(0), layers)
     stacked = jax.vmap(lambda key: block.init(key, x))(keys)
@@ -54,7 +54,7 @@ def lowered(transform: Callable, loss: Callable, params: Any, k: int):
 
 
 def seconds(transform: Callable, loss: Callable, params: Any, k: int) -> float:
-    """To trace, lower and compile, from nothing."""
+    """The time to trace, lower and compile without any cache."""
     jax.clear_caches()
     start = time.perf_counter()
     lowered(transform, loss, params, k).compile()
@@ -68,7 +68,7 @@ class Config:
     k: int = 4
     """Directions."""
     repeats: int = 3
-    """Times each is compiled; medians are printed."""
+    """How often each is compiled; medians are printed."""
 
 
 def main(config: Config) -> None:

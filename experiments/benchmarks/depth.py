@@ -9,7 +9,7 @@ import fomoh_jax
 from experiments.benchmarks import ways, workloads
 from experiments.benchmarks.measurement import OURS, Contender, Contenders, Row
 
-# What a report calls the contenders, since k differs.
+# Names of the contenders in a report, since k differs.
 TITLES = {
     OURS: "ours, k=2",
     "nested jvp": "nested jvp, k=2",

@@ -18,7 +18,7 @@ SIZES = ((512, 64), (512, 512), (1600, 16), (1600, 64))
 
 
 def rows(quick: bool, scale: int) -> Iterator[Row]:
-    """One for each width and batch size."""
+    """A row for each width and batch size."""
     for width, batch in ((32, 8),) if quick else SIZES:
         parameters = LAYERS * (width**2 + width)
         make = functools.partial(contenders, width, scale * batch, quick)
@@ -58,7 +58,7 @@ def contenders(width: int, batch: int, quick: bool) -> dict[str, Contender]:
     steps = {}
     for name, tx in methods.items():
         state = tx.init(params)
-        if name != "SGD":  # as behind a first step, before which a reduction is NaN
+        if name != "SGD":  # as after a first step, before which a reduction is NaN
             state = optax.tree.set(state, value=jnp.zeros(()))
         steps[name] = Contender(make_step(loss, tx), (params, state, x, y), False)
     return {**steps, "forward pass": Contender(loss, data, False)}

@@ -1,4 +1,4 @@
-"""What a measurement was taken on: the machine, its rates, the versions."""
+"""The machine of a measurement, its rates and the versions of the software."""
 
 import datetime
 import functools
@@ -21,7 +21,7 @@ COPY_SIZE = 2**25  # float32 numbers, 134 MB
 
 
 def describe() -> dict[str, Any]:
-    """Everything that a reader of the numbers wants to know of where they come from."""
+    """The conditions of a measurement, as they are written to JSON."""
     return {
         "device": jax.devices()[0].device_kind,
         "cpu": _cpu_model(),
@@ -44,7 +44,7 @@ def slug(device: str) -> str:
 
 
 def rates() -> dict[str, float]:
-    """Of a product of two square matrices, and of a negation in place.
+    """The rates of a product of two square matrices, and of a negation in place.
 
     The negation touches no new page of memory.
     """
@@ -79,7 +79,7 @@ def _cpu_model() -> str:
 
 
 def _commit() -> str | None:
-    """Of this file's repository; ``-dirty`` if anything tracked was changed."""
+    """The commit of this repository; ``-dirty`` if a tracked file was changed."""
     command = ["git", "describe", "--always", "--abbrev=12", "--dirty", "--exclude=*"]
     described = subprocess.run(
         command, cwd=Path(__file__).parent, capture_output=True, text=True

@@ -28,8 +28,8 @@ FEWEST = 5
 def draw_overview(results: Sequence[dict[str, Any]]) -> plt.Figure | None:
     """Our time over that of the fastest other way, for each program of a kind.
 
-    Each table is that of the CPU and of the newest JAX with which the most ways could
-    be timed (asdex cannot be imported beside every one). A ring is the geometric mean.
+    The tables are of the CPU, and of the newest JAX with which the most ways could be
+    timed (asdex cannot be imported beside every one). A ring is the geometric mean.
     """
     shares: dict[str, list[float]] = {}
     for kind, tables in KINDS.items():
@@ -91,7 +91,7 @@ def _newest(results: Sequence[dict[str, Any]], table: str) -> list[Row]:
 
 
 def _place_of_one(axes: plt.Axes) -> float:
-    """Where 1 is along the axis, from 0 to 1."""
+    """The position of 1 along the axis, from 0 to 1."""
     low, high = np.log(axes.get_xlim())
     return -low / (high - low)
 
@@ -119,13 +119,13 @@ def draw(results: Sequence[dict[str, Any]]) -> plt.Figure | None:
 
 
 def _points(rows: list[Row], workload: str, size: str, value: Callable) -> list:
-    """The sizes of a workload, and what there is of a value, one or several."""
+    """The sizes of a workload, and the values there, where there are any."""
     mine = [row for row in rows if row["workload"] == workload and value(row)]
     return list(np.array([[row["sizes"][size], *value(row)] for row in mine]).T)
 
 
 def _draw_hyperplane(axes: plt.Axes, rows: list[Row]) -> None:
-    """A colour for each workload, dashed and hollow where ours goes backwards."""
+    """Draws a colour for each workload, dashed and hollow for the adjoint plan."""
     adjoint = {"ls": "--", "mfc": "white"}
     axes.axhline(1, color="grey", lw=0.8)
     for index, workload in enumerate(dict.fromkeys(row["workload"] for row in rows)):
@@ -157,7 +157,7 @@ def _draw_depth(axes: plt.Axes, rows: list[Row]) -> None:
 
 
 def _logarithmic(axes: plt.Axes, sizes: list[int]) -> None:
-    """Axes with a tick for each size, and a legend beside them."""
+    """Sets logarithmic axes with a tick for each size, and a legend beside them."""
     axes.set(xscale="log", yscale="log")
     sizes = sorted(set(sizes))
     axes.set_xticks(sizes, [str(size) for size in sizes])

@@ -10,14 +10,14 @@ from experiments.benchmarks import workloads
 from experiments.benchmarks.measurement import OURS, Contender, Row
 
 BATCHES = {"MLP relu": 1024, "MLP 5×256": 1024, "CNN": 256, "transformer": 8}
-# As a loop over steps has it: there XLA's CPU backend is slow at what JAX makes of
-# transposed convolutions.
+# The gradient within a loop over steps, where XLA's CPU backend is slow at transposed
+# convolutions.
 IN_A_SCAN = "CNN in a scan"
 OPTIONS = {OURS: {}, "2 blocks": {"blocks": 2}, "4 probes": {"probes": 4}}
 
 
 def rows(quick: bool, scale: int) -> Iterator[Row]:
-    """One for each workload."""
+    """A row for each workload."""
     for name, batch in ({"MLP relu": 64} if quick else BATCHES).items():
         make = functools.partial(workloads.named, name, scale * batch)
         yield Row(name, {"B": scale * batch}, functools.partial(contenders, make))
@@ -29,7 +29,7 @@ def rows(quick: bool, scale: int) -> Iterator[Row]:
 
 
 def contenders(make: workloads.Make, in_a_scan: bool = False) -> dict[str, Contender]:
-    """They are estimates, so that there is nothing to compare."""
+    """The ways to a gradient; ours are estimates, so that none are compared."""
     loss, params, data = make()
 
     def loss_of_one(params, example):

@@ -31,7 +31,7 @@ BATCHES = {"tanh network": 16}
 
 
 def rows(quick: bool, scale: int) -> Iterator[Row]:
-    """At one point in D dimensions, and at B points in the fewest."""
+    """Rows at one point in D dimensions, and at B points in the fewest."""
     for name, dimensions in (QUICK if quick else DIMENSIONS).items():
         for dimension in dimensions:
             make = functools.partial(contenders, name, dimension)
@@ -43,7 +43,7 @@ def rows(quick: bool, scale: int) -> Iterator[Row]:
 
 
 def contenders(name: str, dimension: int, batch: int | None = None) -> Contenders:
-    """All of the same function; ours by the plan that it takes itself, and by two."""
+    """Hessians of the same function; ours by the plan that it chooses, and by two."""
     fun, data = OBJECTIVES[name]
     shape = (dimension,) if batch is None else (batch, dimension)
     args = jax.device_put((workloads.normal(60, *shape), *data(dimension)))

@@ -20,7 +20,7 @@ QUICK = {"MLP tanh": (64, (1, 3)), "CNN": (4, (1,)), "transformer": (1, (2,))}
 
 
 def rows(quick: bool, scale: int) -> Iterator[Row]:
-    """One for each workload and k, with ``scale`` times the batch."""
+    """A row for each workload and k, with ``scale`` times the batch."""
     for name, (batch, ks) in (QUICK if quick else WORKLOADS).items():
         # The rows of a workload share its arrays.
         make = functools.cache(functools.partial(workloads.named, name, scale * batch))
@@ -29,7 +29,7 @@ def rows(quick: bool, scale: int) -> Iterator[Row]:
 
 
 def contenders(make: workloads.Make, k: int) -> dict[str, Contender]:
-    """All on the same directions."""
+    """Ways to the quadratic model, all on the same directions."""
     loss, args = workloads.with_directions(make(), k)
     shared, pair_by_pair = NESTED["nested jvp"]
     functions = {
@@ -45,7 +45,7 @@ def contenders(make: workloads.Make, k: int) -> dict[str, Contender]:
 
 
 def chunked_rows(quick: bool, scale: int) -> Iterator[Row]:
-    """Time and temporary memory against k, bounded by ``plans.forward(chunk_size)``."""
+    """Rows with many directions, in chunks by ``plans.forward(chunk_size)``."""
     batches = {"MLP tanh": 16} if quick else {"MLP tanh": 512, "MLP 5×256": 64}
     for name, batch in batches.items():
         make = functools.partial(workloads.named, name, scale * batch)
@@ -55,7 +55,7 @@ def chunked_rows(quick: bool, scale: int) -> Iterator[Row]:
 
 
 def chunked(make: workloads.Make, k: int, sizes: tuple) -> dict[str, Contender]:
-    """Ours whole and in chunks smaller than k, and nested ``jvp``."""
+    """Our model, whole and in chunks smaller than k, and nested ``jvp``."""
     loss, args = workloads.with_directions(make(), k)
     functions = {OURS: ways.ours(loss)}
     for size in filter(k.__gt__, sizes):

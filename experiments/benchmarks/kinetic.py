@@ -20,7 +20,7 @@ from experiments.benchmarks.ways import folx
 
 FOLX = {"faster folx": ("folx", "folx, sparsity 6")}
 WAVE_FUNCTIONS = {"FermiNet": FermiNet, "PsiFormer": PsiFormer, "solid": Solid}
-# Of each, the numbers of electrons and of positions.
+# The numbers of electrons and of positions of each row.
 SIZES = {
     ("FermiNet", "float32"): ((8, 64), (10, 8), (20, 8), (30, 8)),
     ("FermiNet", "float64"): ((10, 8),),
@@ -30,15 +30,15 @@ SIZES = {
     ("solid", "float64"): ((12, 8),),
 }
 # Determinants of random networks are nearly singular. In float32 kinetic energies of 20
-# electrons are up to 9e-4 (ours) and 7e-3 (folx) of the largest away from float64. For
-# those of a PsiFormer of 30 it takes float64.
+# electrons are up to 9e-4 (ours) and 7e-3 (folx) of the largest away from float64. A
+# PsiFormer of 30 needs float64.
 TOLERANCES = {"float32": 2e-2, "float64": 1e-8}
 QUICK = {("FermiNet", "float32"): [(4, 2)], ("solid", "float64"): [(4, 2)]}
 SMALL = {"width": 8, "layers": 1, "determinants": 2}
 
 
 def rows(quick: bool, scale: int) -> Iterator[Row]:
-    """One for each wave function, precision, number of electrons and of positions."""
+    """A row for each wave function, precision, number of electrons and of positions."""
     for (name, dtype), sizes in (QUICK if quick else SIZES).items():
         model = WAVE_FUNCTIONS[name](**(SMALL if quick else {}))
         for n, batch in sizes:
@@ -94,7 +94,7 @@ def by_loop(fun: Callable, x: jax.Array) -> Any:
 
 
 def by_parts(way: Callable) -> Callable:
-    """For ways that take real functions alone: the real part, then the imaginary."""
+    """A way that takes real functions alone, applied to real and imaginary parts."""
 
     def derivatives(fun, x):
         if not jnp.iscomplexobj(jax.eval_shape(fun, x)):

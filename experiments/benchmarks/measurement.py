@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 OURS = "fomoh_jax"
-# The same numbers by one backward pass; its rivals are timed against it too.
+# Ours by one reverse pass; its rivals are timed against it, too.
 ADJOINT = "fomoh_jax, adjoint"
 
 
@@ -130,7 +130,7 @@ def _measure(row: Row, limits: Limits) -> dict[str, Any]:
 
 def compile_and_count(contender: Contender) -> tuple[Callable, dict[str, Any]]:
     """The compiled program, and its compile seconds, FLOPs and temporary bytes."""
-    jax.clear_caches()  # what another contender has traced must not come for free
+    jax.clear_caches()  # nothing that another contender has traced is reused
     start = time.perf_counter()
     compiled = jax.jit(contender.function).lower(*contender.args).compile()
     seconds = time.perf_counter() - start
@@ -144,10 +144,10 @@ def compile_and_count(contender: Contender) -> tuple[Callable, dict[str, Any]]:
 def time_interleaved(running: Mapping[str, Callable], limits: Limits) -> Samples:
     """Seconds of one call of each, ``[rounds]``.
 
-    In every round each runs once, in an order that is drawn anew, so that whatever else
-    the machine does falls on all alike and the ratios within a round can be trusted. An
-    order that rotates has each follow the same other, whose garbage it finds in the
-    caches: with a large one before it a program of 1 ms seemed 1.4 times as slow.
+    In every round each runs once, in a new random order, so that other work of the
+    machine affects all alike and the ratios within a round can be trusted. In an order
+    that rotates each follows the same other, whose data it finds in the caches: after a
+    large one, a program of 1 ms seemed 1.4 times as slow.
     """
     calls = {name: calls_per_sample(call) for name, call in running.items()}
     samples: dict[str, list[float]] = {name: [] for name in running}
@@ -173,17 +173,17 @@ def sample(call: Callable, calls: int) -> float:
 
 
 def calls_per_sample(call: Callable) -> int:
-    """Enough for 10 ms, below which the clock and the dispatch are what is measured."""
+    """Calls that take 10 ms: in less, the clock and the dispatch would be measured."""
     sample(call, 1)
     return min(1000, math.ceil(1e-2 / sample(call, 1)))
 
 
 def check(row: str, name: str, result: Any, expected: Any, tolerance: float) -> None:
-    """Numbers are finite, and, if others are expected, these.
+    """Checks that numbers are finite and, if others are expected, equal to these.
 
     Each array is compared relative to its largest element.
     """
-    # In numpy, complex128: an operation of jax would be compiled for every shape.
+    # numpy compares in complex128, since jax would compile for every shape.
     inexact = lambda x: jnp.issubdtype(x.dtype, jnp.inexact)
     arrays, others = (
         [np.asarray(x, np.complex128) for x in filter(inexact, jax.tree.leaves(tree))]
@@ -231,7 +231,7 @@ def quartiles(values: np.ndarray) -> dict[str, float]:
 
 
 def rounded(value: float) -> float:
-    """Four digits: more than a clock is worth."""
+    """Rounds to four digits, which is more than a clock is worth."""
     return float(f"{value:.4g}")
 
 

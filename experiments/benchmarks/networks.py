@@ -45,7 +45,7 @@ QUICK = {"GRU": (2, (2,))}
 
 
 def rows(quick: bool, scale: int) -> Iterator[Row]:
-    """One for each network and k."""
+    """A row for each network and k."""
     for name, (batch, ks) in (QUICK if quick else SIZES).items():
         make = functools.cache(functools.partial(MAKERS[name], scale * batch))
         for k in ks:
@@ -53,7 +53,7 @@ def rows(quick: bool, scale: int) -> Iterator[Row]:
 
 
 def contenders(make: workloads.Make, k: int) -> Contenders:
-    """All on the same directions."""
+    """Ways to the quadratic model, all on the same directions."""
     loss, args = workloads.with_directions(make(), k)
     functions = {
         OURS: ways.ours(loss),

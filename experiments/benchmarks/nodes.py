@@ -36,7 +36,7 @@ class NodeNetwork(nn.Module):
 
 
 def rows(quick: bool, scale: int) -> Iterator[Row]:
-    """One for each number ``N`` of nodes, at ``B`` points."""
+    """A row for each number ``N`` of nodes, at ``B`` points."""
     for n, batch in QUICK if quick else SIZES:
         shape = {"N": n, "B": scale * batch}
         model = NodeNetwork(8, 2) if quick else NodeNetwork()

@@ -18,7 +18,7 @@ JITTER = 1e-2  # of variance beside the fitted noise, so that float32 is enough
 
 
 class Objective(NamedTuple):
-    """A function of a vector, and what else it takes.
+    """A function of a vector, and its other arguments.
 
     Attributes:
       fun: ``fun(x, *data)``, a scalar.
@@ -35,17 +35,17 @@ def logistic_loss(x: jax.Array, inputs: jax.Array, labels: jax.Array) -> jax.Arr
 
 
 def log_sum_exp(x: jax.Array, matrix: jax.Array, offset: jax.Array) -> jax.Array:
-    """Of an affine map, as in geometric programs."""
+    """The logarithm of a sum of exponentials of an affine map."""
     return logsumexp(matrix @ x + offset)
 
 
 def network(activation: Callable) -> Callable:
-    """Of dense layers, as a function of its inputs."""
+    """A network of dense layers as a function of its inputs."""
     return lambda x, layers: workloads.apply_dense(layers, x, activation)[0]
 
 
 def marginal_likelihood(x: jax.Array, places: jax.Array, y: jax.Array) -> jax.Array:
-    """Negative and logarithmic, of a Gaussian process with an RBF kernel.
+    """The negative log marginal likelihood of a Gaussian process with an RBF kernel.
 
     ``x`` has the logarithms of amplitude, noise and one length for each input
     (Rasmussen and Williams, 2006, eq. 5.1 and 5.8).

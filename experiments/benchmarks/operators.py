@@ -19,7 +19,7 @@ def rows(quick: bool, scale: int) -> Iterator[Row]:
 
 
 def laplacians(dimension: int, width: int, batch: int) -> dict[str, Contender]:
-    """Of a network of three hidden layers, at every point of a batch."""
+    """Laplacians of a network of three hidden layers at every point of a batch."""
     layers = workloads.dense_layers((dimension, width, width, width, 1))
     args = jax.device_put((workloads.normal(60, batch, dimension), layers))
     along = lambda trace: jax.vmap(

@@ -21,7 +21,7 @@ Places = dict[tuple[str, ...], list[Row]]
 
 
 def at(row: Row, name: str, *path: str) -> Any:
-    """What a row says of a contender, or ``None`` where it says nothing."""
+    """The entry of a row for a contender, or ``None`` where there is none."""
     found = row["contenders"].get(name)
     for key in path:
         found = None if found is None else found.get(key)
@@ -55,8 +55,8 @@ def times(row: Row, name: str, to: str = OURS) -> str | None:
 
 
 def cell(row: Row, title: str) -> str | None:
-    """What a row says under a title, such as "A ms", "A, MB", "A, compile s", "A ÷ B"
-    or, of a count, "FLOPs, A ÷ B"."""
+    """The cell of a row under a title, such as "A ms", "A, MB", "A, compile s",
+    "A ÷ B" or, for a count, "FLOPs, A ÷ B"."""
     full = lambda name: NAMES.get(name, name.replace("chunks of", f"{OURS}, chunks of"))
     if title.endswith(" ms"):
         return milliseconds(row, full(title.removesuffix(" ms")))
@@ -90,12 +90,12 @@ def by_place(results: Iterable[Row], table: str) -> Places:
 
 
 def _ratio(value: float) -> str:
-    """Two decimals, or one significant digit of a small ratio."""
+    """A ratio with two decimals, or one significant digit if it is small."""
     return f"{value:.2f}" if value >= 0.1 else f"{value:.1g}"
 
 
 def _digits(factor: float, value: float | None) -> str | None:
-    """Three significant digits, and no exponent."""
+    """A value with three significant digits and no exponent."""
     if value is None:
         return None
     value = factor * value
@@ -143,8 +143,8 @@ def width(rows: list[Row]) -> list[list[str]]:
 
 
 def comparison(results: Sequence[dict[str, Any]]) -> str:
-    """Nested ÷ ours in time for each workload and k, a column for each place where it
-    was measured, under what tells that place from the others."""
+    """A table of nested ÷ ours in time, with a column for each place where it was
+    measured, named by what tells that place from the others."""
     timed = [result for result in results if result["config"]["repeats"]]
     places = by_place(timed, "hyperplane")
     if not places:

@@ -19,7 +19,7 @@ WIDTH, POINTS = 64, 256
 
 
 def rows(quick: bool, scale: int) -> Iterator[Row]:
-    """The residuals alone, and the gradient of their mean square, for each D."""
+    """Rows of residuals and of the gradient of their mean square, for each D."""
     width, points = (8, 4) if quick else (WIDTH, scale * POINTS)
     for dimension in (3,) if quick else DIMENSIONS:
         for name, of in QUANTITIES.items():
@@ -28,7 +28,7 @@ def rows(quick: bool, scale: int) -> Iterator[Row]:
 
 
 def contenders(of: Callable, dimension: int, width: int, points: int) -> Contenders:
-    """By every way to the Laplacian of a tanh network of three hidden layers."""
+    """Every way to the Laplacian of a tanh network of three hidden layers."""
     layers = workloads.dense_layers((dimension, width, width, width, 1))
     x, source = workloads.normal(60, points, dimension), workloads.normal(61, points)
     args = jax.device_put((layers, x, source))
@@ -36,7 +36,7 @@ def contenders(of: Callable, dimension: int, width: int, points: int) -> Contend
 
 
 def residuals(trace: Callable) -> Callable:
-    """``[B]``, by one of ``ways.TRACES``."""
+    """The residuals ``[B]``, by one of ``ways.TRACES``."""
 
     def at_point(layers, x, source):
         u = lambda x: workloads.apply_dense(layers, x, jnp.tanh)[0]

@@ -17,7 +17,7 @@ NORMALISATIONS = {
 
 
 class ResNet(nn.Module):
-    """Of three stages, each a block of two convolutions with its shortcut."""
+    """Three stages, each a block of two convolutions with its shortcut."""
 
     normalise: Callable[[], nn.Module]
     widths: tuple[int, ...] = (16, 32, 64)

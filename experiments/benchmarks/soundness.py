@@ -1,10 +1,10 @@
-"""What each remedy for XLA's wrong sums costs (``fomoh_jax/_xla.py``).
+"""Measure what each remedy for XLA's wrong sums costs (``fomoh_jax/_xla.py``).
 
     python -m experiments.benchmarks.soundness
 
-Each program is compiled under each remedy. What it makes of a program takes turns with
-what there is without any, one call each, and times are compared within a round. Where a
-remedy leaves the compiled program as it is, nothing is timed.
+Each program is compiled under each remedy and without any. The compiled programs take
+turns, one call each, and times are compared within a round. Where a remedy leaves the
+compiled program as it is, nothing is timed.
 """
 
 import dataclasses
@@ -41,7 +41,7 @@ from fomoh_jax.hyperdual import Operation, linear
 NOTHING, BARRIER = "nothing", "barrier"
 TYPES = _xla.FLAG.removeprefix("--")
 KIND = "LIBRARY_FUSION_TYPE_INDIVIDUAL"
-# As the compiler takes them, which knows no "-reduce": it leaves these.
+# Options of the compiler. It has no "-reduce", so that the types to keep are listed.
 REMEDIES = {
     NOTHING: {},
     "-reduce": {TYPES: f"{KIND}_DOT,{KIND}_CONVOLUTION"},
@@ -62,7 +62,7 @@ class Config:
 
 
 def main(config: Config) -> None:
-    # Before XLA reads it: the flag that fomoh_jax has set would hold for all.
+    # This precedes XLA's start: the flag that fomoh_jax has set would hold for all.
     os.environ |= {"XLA_FLAGS": "", _xla.OPT_OUT: "0"}
     jax.config.update("jax_enable_compilation_cache", False)
     jaxlib = f"jaxlib {_xla.VERSION}"
@@ -104,7 +104,7 @@ def measure(name: str, program: Program, rounds: int) -> dict[str, str]:
 def compiled(remedy: str, function: Callable, args: tuple) -> Any:
     """The program under a remedy."""
     jax.clear_caches()
-    # A rule of the user's, which ends with this program: the others have the library's.
+    # The user's rule ends with this program; the others have the library's.
     with mock.patch.dict(registry._OF_USERS):
         if remedy == BARRIER:
             fomoh_jax.register_rule(lax.reduce_sum_p)(sum_behind_barrier)
@@ -113,7 +113,7 @@ def compiled(remedy: str, function: Callable, args: tuple) -> Any:
 
 
 def fingerprint(program: Any) -> str:
-    """What is computed, whatever the lines that it comes from."""
+    """The text of a program without the places in the source that it comes from."""
     return re.sub(r", metadata={.*?}", "", program.as_text())
 
 
@@ -130,10 +130,10 @@ def sum_behind_barrier(form, op, args):
 
 
 def rows() -> dict[str, Callable[[], Program]]:
-    """What makes the function of each row and its arguments, by name.
+    """Functions that make the program of each row, by the row's name.
 
-    Ours on programs of the suite, and plain JAX on the same: the flag holds for all
-    that a process compiles.
+    They are ours on programs of the suite and plain JAX on the same, since the flag
+    holds for everything that a process compiles.
     """
     contender = lambda name, make, *args: lambda: make(*args)[name][:2]
     table: dict[str, Callable[[], Program]] = {}
@@ -165,7 +165,7 @@ def gradient(make: workloads.Make) -> Program:
 
 
 def kinetic(trace: Callable) -> Program:
-    """Of a batch of 16 positions of 8 electrons."""
+    """Laplacians of a wave function at 16 positions of 8 electrons."""
     positions = jnp.asarray(workloads.normal(0, 16, 24))
     return jax.vmap(lambda x: trace(wave_function, x, None)), (positions,)
 

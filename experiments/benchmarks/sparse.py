@@ -25,7 +25,7 @@ def rosenbrock_chain(dimension: int) -> Problem:
     return Problem(rosenbrock, np.ones(dimension))
 
 
-# Of each, how to make it, and the sizes of a row.
+# How to make each problem, and the sizes of its rows.
 PROBLEMS = {
     "Rosenbrock": (rosenbrock_chain, [(500,), (5000,)]),
     "minimal surface": (sparse_problems.minimal_surface, [(50,)]),
@@ -50,7 +50,7 @@ def rows(quick: bool, scale: int) -> Iterator[Row]:
 
 
 def contenders(problem: Problem) -> Contenders:
-    """Of the same function; what is dense has the same numbers in another shape."""
+    """All compute the same Hessian; two return it as a dense array."""
     noise = np.random.default_rng(0).normal(size=problem.start.shape)
     args = (jax.device_put(jnp.float32(problem.start + SPREAD * noise)),)
     _compile_asdex()
@@ -63,7 +63,7 @@ def contenders(problem: Problem) -> Contenders:
 
 
 def by_asdex(fun: Callable) -> Callable[[jax.Array], BCOO]:
-    """By products with the Hessian, one for each colour of its pattern.
+    """Hessians by products with vectors, one for each colour of the pattern.
 
     The pattern is found and coloured while tracing, as ours is: once, ahead of all
     calls, and counted in the compile time.
@@ -79,13 +79,13 @@ def by_asdex(fun: Callable) -> Callable[[jax.Array], BCOO]:
 
 
 def _import_asdex() -> ModuleType:
-    # 0.5.2 cannot be imported beside jax 0.12: a report should say so, and why.
+    # asdex 0.5.2 cannot be imported beside jax 0.12; a report should say why.
     import asdex
 
     return asdex
 
 
 def _compile_asdex() -> None:
-    """Numba compiles asdex's colouring when it first runs, for whatever function."""
+    """Has Numba compile the colouring, which it does when asdex first runs."""
     with contextlib.suppress(ImportError):
         _import_asdex().hessian_coloring(rosenbrock, jnp.ones(3))

@@ -24,7 +24,7 @@ TERMS = {
 
 
 def rows(quick: bool, scale: int) -> Iterator[Row]:
-    """Both equations, the residuals alone and with their gradient, for each D.
+    """Rows for both equations, the residuals alone and with their gradient, for each D.
 
     A quick row draws all the coordinates, so that contenders agree.
     """
@@ -39,7 +39,7 @@ def rows(quick: bool, scale: int) -> Iterator[Row]:
 def contenders(
     term: Callable, of: Callable, dimension: int, n: int, width: int, points: int
 ) -> Contenders:
-    """The estimate of the Laplacian by ours, and by jet as the paper has it."""
+    """Estimates of the Laplacian by ours, and by jet as in the paper."""
     layers = workloads.dense_layers((dimension, *[width] * 4, 1))
     x = workloads.normal(60, points, dimension)
     x /= 2 * jnp.linalg.norm(x, axis=1, keepdims=True)
@@ -52,7 +52,7 @@ def contenders(
 
 
 def residuals(estimate: Callable, term: Callable, n: int) -> Callable:
-    """``[B]``, all at the same coordinates, drawn anew for each key."""
+    """The residuals ``[B]``, all at the coordinates that a key draws."""
 
     def at_point(layers, x, source, key):
         def u(x):
@@ -64,7 +64,7 @@ def residuals(estimate: Callable, term: Callable, n: int) -> Callable:
 
 
 def ours(u: Callable, x: jax.Array, key: jax.Array, n: int) -> jax.Array:
-    """One pass along all the coordinates, which knows the others to be zero."""
+    """The estimate from one pass along all the coordinates."""
     return sampled_trace(u, coordinates=n)(key, x).value
 
 

@@ -15,7 +15,7 @@ BATCHES = {"softmax regression": 2048, "MLP tanh": 2048, "CNN": 256}
 
 
 def rows(quick: bool, scale: int) -> Iterator[Row]:
-    """One for each workload and k; the rivals are the same for every k."""
+    """A row for each workload and k; the rivals are the same for every k."""
     batches = {"softmax regression": 64} if quick else BATCHES
     for name, batch in batches.items():
         make = functools.partial(workloads.named, name, scale * batch)
@@ -33,7 +33,7 @@ def contenders(make: workloads.Make, k: int) -> dict[str, Contender]:
         "Adam": optax.chain(exact_gradient(), optax.adam(1e-3)),
     }
     states = {name: tx.init(params) for name, tx in methods.items()}
-    # As behind a first step: before it there is no reduction to report but NaN.
+    # The state is as after a first step, before which the reduction is NaN.
     states[OURS] = optax.tree.set(states[OURS], value=jnp.zeros(()))
     return {
         name: Contender(make_step(loss, tx), (params, states[name], *data), False)

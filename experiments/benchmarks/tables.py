@@ -50,12 +50,12 @@ RESULTS = Path(__file__).parent / "results"
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """How to measure."""
+    """Options of a measurement."""
 
     quick: bool = False
     """Few rows and small sizes: about a minute for all the tables."""
     scale: int = 1
-    """Times the batch of every loss: a large device is not busy with the sizes here."""
+    """Factor of every batch: a large device is not busy with the sizes here."""
     rows: str = ""
     """Only the rows whose name (as "CNN k=2 ") holds this. The name ends in a space, so
     that "k=1 " leaves out k = 10."""
@@ -102,13 +102,13 @@ def _run_one(table: str, config: Config, described: dict[str, Any]) -> None:
         for row in (bar := tqdm(rows, unit="row")):
             bar.set_postfix_str(f"{table}: {row.name}")
             result["rows"].append(measure(config.kept(row), limits))
-            # After each row, so that an interruption costs one row.
+            # Written after each row, so that an interruption costs one row.
             path.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
     print(f"{table}: {path}")
 
 
 def _file_name(table: str, config: Config, described: dict[str, Any]) -> str:
-    """A part, a quick run, or counts alone must not overwrite the whole."""
+    """A name by the options, so that a partial table does not overwrite a whole one."""
     parts = (
         *(table, environment.slug(described["device"]), f"jax{described['jax']}"),
         "quick" if config.quick else "",

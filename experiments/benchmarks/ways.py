@@ -1,13 +1,13 @@
-"""Ways to second derivatives: ours, and what else there is.
+"""Ways to second derivatives: ours and others.
 
-The first are to the quadratic model of a loss. Each turns ``loss(params, *data)`` into
+The first compute the quadratic model of a loss. Each turns ``loss(params, *data)`` into
 ``model(params, directions, *data)``, which returns the value, the k slopes and the k×k
 curvature.
 
-Those of ``TRACES`` are to ``Σ_ij C_ij ∂²u/∂x_i∂x_j`` at a point. Each is
+Those of ``TRACES`` compute ``Σ_ij C_ij ∂²u/∂x_i∂x_j`` at a point. Each is
 ``trace(fun, x, weights)``: the trace of the Hessian of a scalar function of a point
-``[D]``, or of ``weights @ Hessian``. What differentiates along one direction at a time
-takes the columns of a Cholesky factor of positive definite weights.
+``[D]``, or of ``weights @ Hessian``. Ways that differentiate along one direction at
+a time take the columns of a Cholesky factor of positive definite weights.
 """
 
 from collections.abc import Callable
@@ -28,7 +28,7 @@ except ImportError:  # the extra "benchmarks" has it
 
 
 def ours(loss: Callable, plan: plans.Plan | None = None) -> Callable:
-    """By a plan, or by the forward pass that carries all pairs of directions."""
+    """Our model by a plan, by default the forward pass with all pairs of directions."""
     plan = plans.forward() if plan is None else plan
 
     def model(params, directions, *data):
@@ -118,24 +118,24 @@ FACTORED = f"{OURS}, Cholesky"
 
 
 def laplacian(fun: Callable, x: jax.Array, weights: jax.Array | None) -> jax.Array:
-    """One pass that carries the sum."""
+    """The trace by one pass that carries the sum."""
     return fomoh_jax.laplacian(fun, weights=weights)(x)
 
 
 def whole_hessian(fun: Callable, x: jax.Array, weights: jax.Array | None) -> jax.Array:
-    """The trace of what ``jax.hessian`` gives."""
+    """The trace of the whole Hessian by ``jax.hessian``."""
     hessian = jax.hessian(fun)(x)
     return jnp.trace(hessian) if weights is None else jnp.sum(weights * hessian)
 
 
 def curvature_by_jvp(fun: Callable, x: jax.Array, v: jax.Array) -> jax.Array:
-    """``jvp`` of ``jvp`` along a direction."""
+    """The curvature along a direction by ``jvp`` of ``jvp``."""
     slope = lambda x: jax.jvp(fun, (x,), (v,))[1]
     return jax.jvp(slope, (x,), (v,))[1]
 
 
 def curvature_by_jet(fun: Callable, x: jax.Array, v: jax.Array) -> jax.Array:
-    """``jax.experimental.jet`` along a direction."""
+    """The curvature along a direction by ``jax.experimental.jet``."""
     return along_line(fun, (x,), (v,))[2]
 
 
@@ -148,14 +148,14 @@ def forward_laplacian(fun: Callable) -> Callable:
 
 
 def along_every(curvature: Callable) -> Callable:
-    """The sum of what it is along each direction."""
+    """A trace as the sum of the curvatures along each direction."""
     return lambda fun, x, weights: jnp.sum(
         jax.vmap(lambda v: curvature(fun, x, v))(_directions(x, weights))
     )
 
 
 def in_coordinates(transform: Callable) -> Callable:
-    """It knows no weights: around the point, in coordinates where they are one."""
+    """A trace by a way without weights, in coordinates where they are the identity."""
 
     def trace(fun, x, weights):
         if weights is None:

@@ -14,7 +14,7 @@ from experiments.models import MODELS, Block, cross_entropy
 
 
 class Workload(NamedTuple):
-    """A function of parameters and data, and what to call it with.
+    """A function of parameters and data, and its arguments.
 
     Attributes:
       loss: ``loss(params, *data)``, a scalar.
@@ -46,12 +46,12 @@ def named(name: str, batch: int) -> Workload:
 
 
 def normal(seed: int, *shape: int) -> np.ndarray:
-    """Standard normal numbers, of numpy, which has nothing to compile."""
+    """Standard normal numbers by numpy, which has nothing to compile."""
     return np.random.default_rng(seed).standard_normal(shape, np.float32)
 
 
 def cast(tree: Any, dtype: jnp.dtype) -> Any:
-    """On the device, with every floating-point leaf in ``dtype``."""
+    """A tree on the device, with every floating-point leaf in ``dtype``."""
     inexact = lambda x: jnp.issubdtype(x.dtype, jnp.inexact)
     convert = lambda x: jnp.asarray(x, dtype if inexact(x) else x.dtype)
     return jax.tree.map(convert, tree)

@@ -8,16 +8,17 @@ import fomoh_jax
 from experiments.methods.frozen import with_frozen
 from experiments.training import Method
 
-# Picked by hand from a few: for softmax regression by the test loss after 2,000 steps
-# of batch 1024 on the 5,000 digits; for the CNN they train it in a few hundred steps of
-# batch 256, and fomoh's is that of the reference implementation at batch 2048.
+# These were picked by hand from a few: for softmax regression by the test loss after
+# 2,000 steps of batch 1024 on the 5,000 digits; for the CNN they train it in a few
+# hundred steps of batch 256, and fomoh's is that of the reference implementation at
+# batch 2048.
 LEARNING_RATES = {
     "softmax": {"fgd": 1e-3, "fomoh": 0.5, "fomoh_bp": 0.1, "sgd": 0.01, "adam": 3e-4},
     "cnn": {"fgd": 3e-4, "fomoh": 0.544, "fomoh_bp": 0.5, "sgd": 0.1, "adam": 1e-3},
     "vgg": {"fgd": 3e-4, "fomoh": 0.5, "fomoh_bp": 0.5, "sgd": 0.1, "adam": 1e-3},
 }
 FORWARD, BACKWARD = ("fgd", "fomoh", "fomoh_kd"), ("fomoh_bp", "sgd", "adam")
-# By perturbed activations.
+# Methods by perturbed activations.
 PER_EXAMPLE = ("fomoh_ap", "tail", "ap_sgd", "ap_adam")
 
 

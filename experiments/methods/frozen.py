@@ -13,7 +13,7 @@ import fomoh_jax
 def estimated(
     loss_of_one: Callable, params: Any, example: Any, blocks: int | None
 ) -> Any:
-    """A tree of Booleans like the parameters: whose gradient is not exact."""
+    """A tree of Booleans like the parameters: true if a gradient is estimated."""
     found = fomoh_jax.blocks_of(loss_of_one, params, example, blocks=blocks)
     names = {name for b in found if b.perturbs != "nothing" for name in b.parameters}
     return jax.tree_util.tree_map_with_path(

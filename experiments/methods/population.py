@@ -52,8 +52,8 @@ def eggroll(
             at = lambda step: loss(optax.tree.add_scale(params, step, along))
             return at(scale) - at(-scale)
 
-        # One after the other: in memory there is one member. (Written out, so that the
-        # compiler counts the operations of all.)
+        # They follow one another, so that one member is in memory, and are written out,
+        # so that the compiler counts the operations of all.
         share = lambda i: jax.tree.map(lambda x: x[i], shares)
         differences = jnp.stack([difference(keys[i], share(i)) for i in range(pairs)])
         rms = jnp.sqrt(jnp.mean(differences**2))

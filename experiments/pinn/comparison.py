@@ -1,4 +1,4 @@
-"""What the residual loss and its gradient cost, by every way to the operator."""
+"""Times of the residual loss and its gradient, by every way to the operator."""
 
 import functools
 from typing import Any
@@ -37,7 +37,7 @@ def compare(config: Config) -> list[dict[str, Any]]:
 def contenders(
     equation: Equation, quantity: str, dimension: int, config: Config
 ) -> dict[str, Contender]:
-    """All the ways, ours first, on a network that is not trained."""
+    """Every way, ours first, on a network that is not trained."""
     start, inside = jax.random.split(jax.random.key(0))
     params = problem.initialise(start, (dimension, *config.hidden, 1))
     x = problem.points(inside, config.points, dimension)

@@ -18,7 +18,7 @@ Runs = Mapping[str, Sequence[Run]]  # by equation
 
 
 def draw(runs: Runs) -> plt.Figure:
-    """A line for each equation: solution, network, error, and how it was learned."""
+    """The figure: a line of solution, network, error and training an equation."""
     size = 16, 3.9 * len(runs)
     figure, grid = plt.subplots(len(runs), 4, figsize=size, squeeze=False)
     for (name, seeds), (*fields, last) in zip(runs.items(), grid):
@@ -56,7 +56,7 @@ def _draw_fields(run: Run, title: str, axes: Sequence[plt.Axes]) -> None:
 
 
 def training_table(runs: Runs) -> str:
-    """A row a seed."""
+    """A table with a row for each seed."""
     rows = []
     for name, seeds in runs.items():
         for seed, run in enumerate(seeds):
@@ -72,7 +72,7 @@ def training_table(runs: Runs) -> str:
 
 
 def summary(config: Config, runs: Runs, records: Sequence[Row]) -> str:
-    """All the tables, with a sentence on each."""
+    """All the tables, with a sentence about each."""
     table = lambda cells: study.table(
         {"": row["workload"], **row["sizes"], **cells(row)} for row in records
     )

@@ -27,7 +27,7 @@ class Config:
     """Poisson's equation and an anisotropic one in the disc, by a tanh network."""
 
     equations: tuple[Literal[*EQUATIONS], ...] = tuple(EQUATIONS)
-    """What to solve and to compare."""
+    """The equations to solve and to compare."""
     hidden: tuple[int, ...] = (32, 32, 32)
     """Widths of the network's hidden layers."""
     points: int = 1024
@@ -41,7 +41,7 @@ class Config:
     seeds: int = 3
     """Random initialisations; 0 for the comparison alone."""
     dimensions: tuple[int, ...] = (2, 10, 50)
-    """Of the balls in which the ways to the operator are compared."""
+    """Dimensions of the balls in which the ways to the operator are compared."""
     repeats: int = 15
     """Rounds of the comparison in which each way is timed once; 0 to count alone."""
     seconds_per_row: float = 15.0

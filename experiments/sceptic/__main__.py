@@ -1,4 +1,4 @@
-"""Every way to train without backpropagation, side by side, and those with it.
+"""Compare every way to train without backpropagation, and some with it.
 
     python -m experiments.sceptic --problems mlp language --minutes 10
     taskset -c 0 python -m experiments.sceptic --part 1/2   # and on another core, 2/2
@@ -41,14 +41,14 @@ PROBLEMS: dict[str, Callable[[], Problem]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Which runs."""
+    """Options: which runs are made."""
 
     problems: tuple[Literal[*PROBLEMS], ...] = tuple(PROBLEMS)
     methods: tuple[Literal[*CONTENDERS], ...] = tuple(CONTENDERS)
     passes: int | None = None
     """How long a run is, in the times of a forward pass; by default the problem's."""
     seeds: int = 3
-    """For the best learning rate, the one that was searched with included."""
+    """Seeds of the best learning rate, with the one that was searched with."""
     minutes: float = float("inf")
     """No run is begun after these."""
     part: str = "1/1"

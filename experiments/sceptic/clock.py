@@ -1,8 +1,8 @@
-"""Time in forward passes: those of the machine as it is at the moment.
+"""A clock that counts time in forward passes, timed on the machine as it is then.
 
-A shared machine is slower by a third an hour later, and two runs that are to have the
-same time must not have more or fewer steps by that. So each stretch of a run is
-followed by some forward passes of the same problem, and its time is counted in them.
+A shared machine may be slower by a third an hour later, and that must not decide how
+many steps a run has. So each stretch of a run is followed by some forward passes of the
+same problem, and its time is counted in them.
 """
 
 import time
@@ -26,7 +26,7 @@ class Clock:
 
     Attributes:
       passes: so far.
-      seconds: so far, as they were.
+      seconds: so far.
     """
 
     def __init__(self, problem: Problem, params: Any):
@@ -40,14 +40,14 @@ class Clock:
         self.restart()
 
     def restart(self) -> None:
-        """From zero, with fresh timings of forward passes."""
+        """Starts again from zero, with fresh timings of forward passes."""
         self.passes = self.seconds = 0.0
         self._recent.clear()
         for _ in range(REMEMBERED):
             self._recent.append(self._time_forward())
 
     def timed(self, function: Callable, *args: Any) -> Any:
-        """What the function returns, once it is there."""
+        """The result of a function, whose time is counted until it is there."""
         start = time.perf_counter()
         result = jax.block_until_ready(function(*args))
         seconds = time.perf_counter() - start

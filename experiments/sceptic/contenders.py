@@ -1,4 +1,4 @@
-"""The methods, and what each of them is tried with."""
+"""The methods and their learning rates."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -39,7 +39,7 @@ class Contender(NamedTuple):
 
 
 def suits(contender: Contender, problem: Problem) -> bool:
-    """Whether the method can do it at all."""
+    """Whether the method can be used on the problem."""
     if contender.tangents:
         return not problem.is_reversible
     if contender.rematerialised and problem.rematerialised is None:
@@ -82,7 +82,7 @@ def without_rate(make: Callable[[], Transformation]) -> Callable:
 
 
 sgd, adam = optax.scale_by_learning_rate, optax.adam
-K = 8  # directions of what takes several
+K = 8  # directions of the methods that take several
 
 CONTENDERS = {
     "SGD": Contender(chained(mean_gradient(), sgd), 0.03, True),

@@ -15,13 +15,13 @@ from experiments.training import make_evaluation, make_losses
 
 BATCH = {"softmax": 256, "mlp": 256, "cnn": 128}
 PASSES = {"softmax": 40_000, "mlp": 20_000, "cnn": 1500}
-# Other learning rates than those that the methods have.
+# Learning rates that differ from those of the methods.
 RATES = {
     "softmax": {"SGD": 0.01, "Adam": 3e-4, f"multi-tangent({K})": 10.0},
     "mlp": {"Adam": 1e-4, "estimate, 2 blocks, Adam": 3e-4},
     "cnn": {"SGD": 0.1, "EGGROLL": 1e-2},
 }
-# What tail only trains.
+# Layers that "tail only" trains.
 TAIL = {"softmax": (), "mlp": ("Dense_1",), "cnn": ("Dense_0", "Dense_1")}
 
 

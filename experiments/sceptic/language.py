@@ -26,7 +26,7 @@ from experiments.sceptic.transformer import LanguageModel
 
 LENGTH, BATCH = 64, 32
 SPSA = "FGD", "MeZO", "LOZO"
-# Other learning rates than those that the methods have: of all parameters, of adapters.
+# Learning rates that differ from those of the methods, for all parameters and adapters.
 RATES = {
     **dict.fromkeys(SPSA, 1e-4),
     "HiZOO": 1e-3,
@@ -48,7 +48,7 @@ RATES_OF_ADAPTERS = {
 EVALUATED = 256  # sequences of each split
 PRETRAINING = 5_000  # steps
 CHECKPOINT = Path(__file__).with_name("language.msgpack")
-# Of the manual in Python 3.12.1, to which the committed results belong.
+# The committed results are of the manual in Python 3.12.1.
 MANUAL_SHA256 = "9d0f3b01eb87a80fcbbc5072b9fc3ab9f5cb7b265b5377772d8f6883385d2a72"
 
 
@@ -84,7 +84,7 @@ def checksum(manual: dict[str, np.ndarray]) -> str:
 
 
 def make(rank: int = 0) -> Problem:
-    """All parameters, or adapters of that rank alone."""
+    """The problem of tuning all parameters, or adapters of that rank alone."""
     manual = read_manual()
     if checksum(manual) != MANUAL_SHA256:
         print("The manual of this Python is another one than that of the results.")
@@ -109,7 +109,7 @@ def make(rank: int = 0) -> Problem:
 def model_and_loss(
     state: Any, rank: int = 0, remat: bool = False
 ) -> tuple[Any, Callable]:
-    """What is trained of the model, and the loss of one text by it.
+    """The trained parameters of the model, and the loss of one text.
 
     Args:
       state: all parameters of the model without adapters, as nested dictionaries.
@@ -153,7 +153,7 @@ def sampler(data: np.ndarray) -> Callable[[jax.Array], jax.Array]:
 
 
 def _sequences(data: np.ndarray) -> jax.Array:
-    """Equally spaced, ``[n, length + 1]``."""
+    """Equally spaced sequences, ``[n, length + 1]``."""
     starts = np.linspace(0, len(data) - LENGTH - 1, EVALUATED).astype(int)
     return jnp.asarray(data[starts[:, None] + np.arange(LENGTH + 1)], jnp.int32)
 

@@ -64,7 +64,7 @@ def loss_of_one(params, example) -> jax.Array:
 
 
 def observe(key: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
-    """So many starts ``[n, 2]`` and observations ``[n, m, 2]``."""
+    """Starts ``[n, 2]`` and noisy observations ``[n, m, 2]``."""
     of_starts, of_noise = jax.random.split(key)
     centre = jnp.log(jnp.array([10.0, 3.0]))
     starts = centre + 0.4 * jax.random.normal(of_starts, (count, 2))
@@ -73,7 +73,7 @@ def observe(key: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
 
 
 def make() -> Problem:
-    """With 512 trajectories to train, and 128 each to validate and test."""
+    """The problem, with 512 trajectories to train, 128 to validate and 128 to test."""
     keys = jax.random.split(jax.random.key(7), 3)
     made = jax.jit(observe, static_argnums=1)
     starts, observed = made(keys[0], TRAIN)

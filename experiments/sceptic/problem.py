@@ -1,4 +1,4 @@
-"""What is trained: parameters, a loss, minibatches, and how well it does."""
+"""The protocol of a problem: parameters, a loss, minibatches and an evaluation."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -51,7 +51,7 @@ class Problem(NamedTuple):
         return len(fomoh_jax.blocks_of(self.loss_of_one, self.init(0), example))
 
     def tail(self, params: Any) -> Any:
-        """A tree of Booleans like the parameters: what tail only leaves alone."""
+        """A tree of Booleans like the parameters: true if "tail only" freezes it."""
         assert self.in_tail is not None
         return jax.tree_util.tree_map_with_path(
             lambda path, _: not self.in_tail(jax.tree_util.keystr(path)), params

@@ -203,7 +203,7 @@ def _pareto(methods: dict) -> plt.Figure:
 
 
 def _with_plain_numbers(axis: Axis) -> None:
-    """1.2 instead of 1.2 × 10⁰; of less than a power of ten, minor ticks have some."""
+    """Writes 1.2 instead of 1.2 × 10⁰, also at minor ticks within a power of ten."""
     axis.set_major_formatter(StrMethodFormatter("{x:g}"))
     if axis.get_view_interval()[1] < 10 * axis.get_view_interval()[0]:
         axis.set_minor_formatter(StrMethodFormatter("{x:g}"))

@@ -15,14 +15,14 @@ from experiments.sceptic.clock import Clock, make_forward
 from experiments.sceptic.contenders import CONTENDERS, Contender, rates_of
 from experiments.sceptic.problem import Problem
 
-# Losses are looked at when so many times the time of the last look has passed, but at
-# least so many times a run.
+# The loss is evaluated when the time has grown by this ratio since the last evaluation,
+# but at this number of points of a run at least.
 RATIO, POINTS = 1.5, 16
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What the result of a run depends on."""
+    """The configuration of a run: all that its result depends on."""
 
     problem: str
     method: str
@@ -182,8 +182,8 @@ def run_all(
 ) -> None:
     """The runs of a method that are not kept yet, until the time is over.
 
-    Every learning rate with seed 0, one more if the best is the first or the last of
-    them, and the best with the other seeds, too.
+    They are every learning rate with seed 0, one more if the best is the first or the
+    last of them, and the best with the other seeds.
     """
     trials: Trials | None = None
 
@@ -216,7 +216,7 @@ def run_all(
 def best(records: list[Record], target: float | None = None) -> Record:
     """The one with the least validation loss at its end; any, if all diverged.
 
-    Of several that have reached the target, the fastest.
+    If several have reached the target, the fastest of them.
     """
 
     def badness(record):

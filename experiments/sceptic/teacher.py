@@ -23,13 +23,13 @@ SIZES = tuple((n, 16) for n in (64, 256, 1024, 4096)) + tuple(
 
 
 def eigenvalues(inputs: int, rank: int) -> np.ndarray:
-    """Of the inputs' covariance: their sum is 1."""
+    """The eigenvalues of the inputs' covariance, whose sum is 1."""
     decaying = np.exp(-np.arange(inputs) / rank)
     return decaying / decaying.sum()
 
 
 def make(inputs: int, rank: int) -> Problem:
-    """With a fixed pool of inputs, and the exact loss to evaluate."""
+    """The problem, with a fixed pool of inputs and the exact loss to evaluate."""
     generator = np.random.default_rng(0)
     values = eigenvalues(inputs, rank)
     basis, _ = np.linalg.qr(generator.standard_normal((inputs, inputs)))

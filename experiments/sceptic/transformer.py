@@ -70,6 +70,6 @@ class LanguageModel(nnx.Module):
 
 
 def rematerialised(block: Block, x: jax.Array) -> jax.Array:
-    """What the block makes of ``x``, and a reverse pass makes again."""
+    """The output of a block, which a reverse pass computes again."""
     graph, state = nnx.split(block)
     return jax.checkpoint(lambda state, x: nnx.merge(graph, state)(x))(state, x)

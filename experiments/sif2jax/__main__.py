@@ -24,22 +24,22 @@ from experiments import records, study
 from experiments.benchmarks.measurement import first_line
 from experiments.sif2jax import report
 
-# Losses are kept at every step at first, and then at each that is so much later.
+# Losses are kept at each of the first steps, then at steps that grow by the ratio.
 DENSE, RATIO = 20, 1.1
-# So many steps are one program.
+# Steps that are compiled as one program.
 STRETCH = 50
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Which runs."""
+    """Options: which runs are made."""
 
     problems: tuple[str, ...] = ()
-    """By their names; by default all that are small enough."""
+    """Names of problems; by default all that are small enough."""
     methods: tuple[str, ...] = ()
-    """By their names; by default all."""
+    """Names of methods; by default all."""
     variables: int = 100
-    """The most that a problem has."""
+    """Largest number of variables of a problem."""
     steps: int = 2000
     seconds: float = 60.0
     """A run that takes longer ends with fewer steps."""
@@ -58,7 +58,7 @@ def main(args: list[str] | None = None) -> None:
     if config.report:
         return report.main(file)
     jax.config.update("jax_enable_x64", True)
-    # Both are needed to run, and not to report.
+    # These imports are needed to run and not to report.
     from sif2jax import unconstrained_minimisation_problems as problems
 
     from experiments.sif2jax.methods import METHODS
@@ -133,7 +133,7 @@ def measure(
 
 
 def places_to_keep(steps: int) -> list[int]:
-    """All at first, then geometrically, and the last."""
+    """Steps to keep: all at first, then a geometric sequence, and the last."""
     places = list(range(min(DENSE, steps) + 1))
     while places[-1] < steps:
         places.append(min(steps, max(places[-1] + 1, int(RATIO * places[-1]))))
@@ -141,7 +141,7 @@ def places_to_keep(steps: int) -> list[int]:
 
 
 def key(record: dict[str, Any]) -> tuple:
-    """What a run is known by."""
+    """What identifies a run."""
     return record["problem"], record["method"], record["steps"]
 
 

@@ -53,8 +53,8 @@ def of_optax(
 def of_optimistix(solver: Any) -> Method:
     """A minimiser of optimistix, which may end by itself; here it does not.
 
-    What optimistix calls a step evaluates the loss once, and may be refused. Here a
-    step is ``EVALUATIONS`` of those, which take about as long as a step of ours.
+    A step of optimistix evaluates the loss once, and may be refused. Here a step is
+    ``EVALUATIONS`` of those, which take about as long as a step of ours.
     """
     tags = frozenset()
 

@@ -1,4 +1,4 @@
-"""Who solves what, and how fast: tables, and Moré and Wild's performance profiles."""
+"""Tables of the problems solved, and Moré and Wild's performance profiles."""
 
 from collections.abc import Iterator
 from pathlib import Path

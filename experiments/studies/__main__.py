@@ -28,7 +28,7 @@ app = tyro.extras.SubcommandApp()
 
 
 def do(runs: list[Run], results: Path) -> None:
-    """Those that are not kept yet, and the report of all."""
+    """Do the runs that are not kept yet, and report on all."""
     run_all(runs, results / "runs.jsonl", load("small"))
     report.main(results)
 

@@ -1,4 +1,4 @@
-"""How close estimates are to the gradient, along a run of the deep MLP."""
+"""Cosines between estimates and the gradient, along a run of the deep MLP."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,12 +17,12 @@ from experiments.models import MODELS
 from experiments.training import make_losses
 
 BATCH, STEPS, EVERY = 1024, 600, 50
-# Blocks with one probe, and probes with all blocks.
+# Numbers of blocks and of probes.
 SETTINGS = [(2, 1), (3, 1), (5, 1), (5, 4), (5, 16)]
 
 
 def run_all(file: Path, steps: int) -> None:
-    """A line for each step that is looked at and each setting, of a run so long."""
+    """Writes the cosines of a run with so many steps, unless they are in the file."""
     last = max((record["step"] for record in records.read(file)), default=-1)
     if last != steps // EVERY * EVERY:
         records.replace(file, _records(steps))
@@ -46,7 +46,7 @@ def _records(steps: int) -> Iterator[dict[str, Any]]:
 
     @jax.jit
     def cosines(params, key):
-        """With the gradient of the same batch."""
+        """Cosines of the estimates with the gradient of the same batch."""
         batch = sampled(key)
         exact = jax.grad(mean)(params, *batch)
         return jnp.stack(

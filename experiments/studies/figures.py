@@ -69,7 +69,7 @@ def methods(results: pd.DataFrame, title: str) -> plt.Figure:
         for label, rate, group, _ in listed:
             backwards = group.method.iloc[0] in BACKWARD
             line = ":" if rate is None else "--" if backwards else "-"
-            # What tunes itself is a reference in both panels.
+            # A method that tunes itself is a reference in both panels.
             if rate is None or (group.schedule == schedule).all():
                 color = COLORS[label.removesuffix(", self-tuned")]
                 _curves(panel, group, label=label, color=color, ls=line)
@@ -80,7 +80,7 @@ def methods(results: pd.DataFrame, title: str) -> plt.Figure:
 
 
 def _curves(axes: plt.Axes, group: pd.DataFrame, **style) -> None:
-    """The seeds of a configuration; one that diverged ends where it was stopped."""
+    """Draws the seeds of a configuration; a diverged one ends where it was stopped."""
     losses = pd.DataFrame(group.curve.tolist(), dtype=float).to_numpy()
     steps = (np.arange(losses.shape[1]) + 0.5) * group.steps_per_bin.iloc[0]
     steps = np.minimum(steps, group.steps.iloc[0])
@@ -88,7 +88,7 @@ def _curves(axes: plt.Axes, group: pd.DataFrame, **style) -> None:
 
 
 def _loss_axes(axes: np.ndarray, results: pd.DataFrame) -> None:
-    """From the least loss to a little above the first, whatever diverges."""
+    """Limits the axes to losses between the least and a little above the first."""
     bottom = 0.85 * results.curve.explode().astype(float).min()
     top = 2 * results.first_loss.median()
     for panel in axes.flat:
@@ -99,7 +99,7 @@ def _loss_axes(axes: np.ndarray, results: pd.DataFrame) -> None:
 
 
 def _plain_logarithm(axes: plt.Axes) -> None:
-    """Ticks at 1, 2 and 5 without exponents: a loss spans a decade or two."""
+    """Sets ticks at 1, 2 and 5 without exponents: a loss spans a decade or two."""
     axes.yaxis.set_major_locator(plt.LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_formatter(plt.NullFormatter())
@@ -107,7 +107,7 @@ def _plain_logarithm(axes: plt.Axes) -> None:
 
 
 def _legend(axes: np.ndarray, labels: list[str], title: str | None) -> None:
-    """One for all the panels, beside the last of the first row."""
+    """Draws one legend for all the panels, beside the last of the first row."""
     named = [zip(*panel.get_legend_handles_labels()) for panel in axes.flat]
     found = {label: handle for panel in named for handle, label in panel}
     handles = [found[label] for label in labels]

@@ -14,7 +14,7 @@ RATES = {
     "sgd": (0.03, 0.1, 0.3),
     "fgd": (1e-4, 3e-4, 1e-3),
 }
-# The name in experiments.methods, directions or None, and blocks.
+# The name in experiments.methods, the number of directions, and of blocks.
 CONTENDERS = {
     "fomoh_ap()": ("fomoh_ap", 1, 2),
     "fomoh_ap(blocks=None)": ("fomoh_ap", 1, None),
@@ -68,7 +68,7 @@ PROBLEMS = {
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """By perturbed activations, with a learning rate and without, and other ways."""
+    """Training by perturbed activations, and by other ways to compare."""
 
     problems: tuple[Literal[*PROBLEMS], ...] = tuple(PROBLEMS)
     cosines: bool = True
@@ -76,7 +76,7 @@ class Config:
     seeds: int | None = None
     """Number of seeds, from 0 on; by default the problem's."""
     steps: int | None = None
-    """By default the problem's."""
+    """Number of steps; by default the problem's."""
 
 
 def grid(config: Config) -> list[Run]:
@@ -89,7 +89,7 @@ def grid(config: Config) -> list[Run]:
 
 
 def chosen(config: Config, kept: pd.DataFrame) -> list[Run]:
-    """Everybody, at the learning rate that is best on the validation digits."""
+    """Every method, at the learning rate that is best on the validation digits."""
     return [
         dataclasses.replace(kind, learning_rate=best_rate(kept, kind), seed=seed)
         for kind in _kinds(config)

@@ -35,11 +35,11 @@ class Config:
 
     problem: Literal["softmax", "cnn"] = "softmax"
     methods: tuple[Literal[*METHODS], ...] = tuple(METHODS)
-    """As the paper calls them."""
+    """Methods by the paper's names."""
     schedules: tuple[Literal["constant", "step"], ...] = ("constant", "step")
     """A constant learning rate, or a tenth of it from two thirds of the steps on."""
     self_tuned: tuple[Literal[*PLANES], ...] = PLANES
-    """Those that also run without a learning rate."""
+    """Methods that also run without a learning rate."""
     learning_rates: tuple[float, ...] | None = None
     """The grid, for the methods named; by default the method's own."""
     tuning_seeds: int = 1

@@ -1,4 +1,4 @@
-"""Do the runs that have not been done yet."""
+"""Runs that have not been done yet are done and kept."""
 
 import dataclasses
 import itertools
@@ -104,18 +104,18 @@ def execute(run: Run, trainer: Trainer) -> Record:
 
 
 def after_start(losses: np.ndarray) -> np.ndarray:
-    """Without the first ten, in which a random start settles."""
+    """The losses without the first ten, in which a random start settles."""
     return losses[10:] if len(losses) > 10 else losses[-1:]
 
 
 def has_diverged(losses: np.ndarray) -> bool:
-    """A loss is not finite, or ten times the first after the tenth step."""
+    """Whether a loss is not finite, or ten times the first after the tenth step."""
     finite = np.isfinite(losses).all()
     return bool(not finite or after_start(losses).max() > 10 * losses[0])
 
 
 def thin(losses: np.ndarray, steps_per_bin: int) -> list[float | None]:
-    """The mean of each so many steps; the last bin may hold fewer."""
+    """The means of bins of so many steps; the last bin may hold fewer."""
     starts = np.arange(0, len(losses), steps_per_bin)
     sizes = np.diff(np.append(starts, len(losses)))
     return [number_or_none(x) for x in np.add.reduceat(losses, starts) / sizes]

@@ -38,7 +38,7 @@ class Run:
 
 
 class Size(NamedTuple):
-    """How large the studies of a problem are, unless they are told otherwise."""
+    """The default size of the studies of a problem."""
 
     batch_size: int
     steps: int
@@ -52,7 +52,7 @@ SIZES = {
     "cnn": Size(256, 400, (2, 5), 2),
 }
 
-# As the paper calls them: the name in experiments.methods, and k.
+# The paper's names of the methods: the name in experiments.methods, and k.
 METHODS = {
     "FGD": ("fgd", 1),
     "FoMoH": ("fomoh", 1),

@@ -38,8 +38,8 @@ def of_kind(results: pd.DataFrame, kind: Run) -> pd.DataFrame:
 def best_rate(results: pd.DataFrame) -> float | None:
     """The learning rate of the least mean train loss; None if there is none.
 
-    Over the seeds that all the learning rates have, so that one which got more of them
-    is neither better nor worse off. The test images have no say.
+    The mean is over the seeds that all the learning rates have, so that more seeds of
+    one neither help nor harm it. The test images have no influence.
     """
     fixed = results.dropna(subset="learning_rate")
     if fixed.empty:
@@ -50,7 +50,7 @@ def best_rate(results: pd.DataFrame) -> float | None:
 
 
 def rate_name(rate: float | None, tried: pd.DataFrame) -> str:
-    """And whether a better one may lie outside those that were tried."""
+    """A learning rate, marked if a better one may lie outside those that were tried."""
     if rate is None:
         return study.NONE
     rates = tried.learning_rate
@@ -78,7 +78,7 @@ def fixed_or_self_tuned(results: pd.DataFrame) -> str:
     for k, mine in results.groupby("k"):
         rate, groups = best_rate(mine), by_rate(mine)
         fixed, tuned = groups[rate], groups.get(None, mine[:0])
-        # Of the mean train losses, over the seeds that both have.
+        # The ratio of the mean train losses, over the seeds that both have.
         both = fixed.merge(tuned, on="seed")
         ratio = both.final_y.mean() / both.final_x.mean()
         seeds = sorted({len(group) for group in (fixed, tuned) if len(group)})

@@ -26,7 +26,7 @@ class Config:
     """Ground states of two electrons by variational Monte Carlo, float64."""
 
     systems: tuple[Literal[*SYSTEMS], ...] = tuple(SYSTEMS)
-    """Whose ground state to look for."""
+    """The systems whose ground states are computed."""
     hidden: tuple[int, ...] = (32, 32)
     """Widths of the network's hidden layers."""
     walkers: int = 1024
@@ -36,7 +36,7 @@ class Config:
     steps: int = 1000
     """Iterations of Adam."""
     learning_rate: float = 2e-2
-    """At the start; it decays to a hundredth along a cosine."""
+    """Learning rate at the start; it decays to a hundredth along a cosine."""
     samples: int = 200
     """Evaluations of each walker's energy when the weights are final."""
     seeds: int = 3
@@ -117,7 +117,7 @@ def make_run(system: System, config: Config) -> Callable[[int], Run]:
 
 
 def clipped(energies: jax.Array) -> jax.Array:
-    """Near the median: a walker near a singularity must not decide a step."""
+    """Clips energies, so that no walker near a singularity decides a step."""
     median = jnp.median(energies)
     bound = CLIP * jnp.mean(jnp.abs(energies - median))
     return jnp.clip(energies, median - bound, median + bound)

@@ -52,7 +52,7 @@ def draw(runs: Runs) -> plt.Figure:
         reference = f"reference, {system.reference}"
         style = {"color": "black", "lw": 1, "ls": "--", "zorder": 4}
         left.axhline(system.reference, label=reference, **style)
-        # The first steps are far away; what matters is where it ends.
+        # The first steps are far away; the end matters.
         spread = np.abs(energies - system.reference)[:, len(steps) // 50 :].max()
         limits = system.reference - spread, system.reference + 2 * spread
         labels = {"xlabel": "iteration", "ylabel": "energy [hartree]"}
@@ -66,7 +66,7 @@ def draw(runs: Runs) -> plt.Figure:
 
 
 def energies_table(runs: Runs) -> str:
-    """A row a seed."""
+    """A table with a row for each seed."""
     rows = []
     for name, seeds in runs.items():
         system = SYSTEMS[name]

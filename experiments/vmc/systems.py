@@ -68,7 +68,7 @@ def distances(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def potential_energy(system: System, x: jax.Array) -> jax.Array:
-    """Of a configuration."""
+    """The potential energy of a configuration."""
     radii, distance = distances(x)
     return jnp.sum(system.potential(radii)) + 1 / distance
 

@@ -36,7 +36,7 @@ def by_determinant(orbitals: jax.Array, determinants: int) -> jax.Array:
 def log_of_sum(*matrices: jax.Array) -> jax.Array:
     r"""``log Σ_k Π_s det A_ks`` of stacks ``[K, n, n]``, complex if they are.
 
-    Of real ones it is that of the modulus.
+    For real matrices it is the logarithm of the modulus.
     """
     signs, logs = zip(*map(jnp.linalg.slogdet, matrices))
     sign, log = math.prod(signs), sum(logs)

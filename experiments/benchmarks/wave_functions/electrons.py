@@ -1,4 +1,4 @@
-"""Where electrons and nuclei are, and how far from each other.
+"""Positions of electrons and nuclei, and distances between them.
 
 The first half of the electrons has spin up, the other half spin down.
 """

@@ -51,7 +51,7 @@ class Jastrow(nn.Module):
 
 
 def _features(differences: jax.Array, distances: jax.Array) -> jax.Array:
-    """Of each electron: its rescaled place beside each nucleus, and its spin."""
+    """The rescaled place of each electron beside each nucleus, and its spin."""
     n = len(distances)
     rescaled = differences * (jnp.log1p(distances) / distances)[..., None]
     spins = jnp.repeat(jnp.array([1.0, -1.0], distances.dtype), n // 2)[:, None]
