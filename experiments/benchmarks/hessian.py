@@ -7,13 +7,7 @@ import jax
 
 import fomoh_jax
 from experiments.benchmarks import workloads
-from experiments.benchmarks.measurement import (
-    ADJOINT,
-    OURS,
-    Contender,
-    Contenders,
-    Row,
-)
+from experiments.benchmarks.measurement import ADJOINT, OURS, Contender, Contenders, Row
 from experiments.benchmarks.objectives import OBJECTIVES
 from fomoh_jax import plans
 

@@ -6,13 +6,7 @@ from collections.abc import Callable, Iterator
 import jax
 
 from experiments.benchmarks import ways, workloads
-from experiments.benchmarks.measurement import (
-    ADJOINT,
-    OURS,
-    Contender,
-    Contenders,
-    Row,
-)
+from experiments.benchmarks.measurement import ADJOINT, OURS, Contender, Contenders, Row
 from experiments.benchmarks.recurrent import recurrent_network
 from experiments.benchmarks.resnet import residual_network
 from fomoh_jax import plans

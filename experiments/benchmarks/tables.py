@@ -91,7 +91,7 @@ def _run_one(table: str, config: Config, described: dict[str, Any]) -> None:
     wanted = lambda row: config.rows.lower() in f"{row.name} ".lower()
     rows = list(filter(wanted, TABLES[table](config.quick, config.scale)))
     if not rows:
-        print(f"{table}: no row's name holds {config.rows!r}")
+        print(f"{table}: no row for --rows {config.rows!r} --scale {config.scale}")
         return
     options = dataclasses.asdict(config) | {"precision": "float32"}
     del options["out"]  # where the file lies is no condition of the measurement

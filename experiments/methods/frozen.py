@@ -36,6 +36,7 @@ def with_frozen(
         return structure.unflatten(whole)
 
     def update(updates, state, params=None, *, value_fn, batch):
+        del updates
         part = lambda parts, example: value_fn(merged(params, parts), example)
         step, state = inner.update(
             None, state, moving(params), value_fn=part, batch=batch

@@ -1,6 +1,7 @@
 """Times of the residual loss and its gradient, by every way to the operator."""
 
 import functools
+import itertools
 from typing import Any
 
 import jax
@@ -23,14 +24,12 @@ def compare(config: Config) -> list[dict[str, Any]]:
     """
     limits = Limits(config.repeats, config.seconds_per_row, tolerance=1e-10)
     rows = {}
-    for equation in map(EQUATIONS.get, config.equations):
-        for quantity in QUANTITIES:
-            for dimension in config.dimensions:
-                make = functools.partial(
-                    contenders, equation, quantity, dimension, config
-                )
-                row = Row(f"{equation.title}, {quantity}", {"D": dimension}, make)
-                rows[row.name] = row
+    equations = map(EQUATIONS.get, config.equations)
+    for each in itertools.product(equations, QUANTITIES, config.dimensions):
+        equation, quantity, dimension = each
+        make = functools.partial(contenders, *each, config)
+        row = Row(f"{equation.title}, {quantity}", {"D": dimension}, make)
+        rows[row.name] = row
     return [measure(row, limits) for _, row in study.progress(rows, "row")]
 
 

@@ -2,7 +2,8 @@
 
 It is trained on the modules of Python's standard library and tuned to the reference
 manual of the language, as ``pydoc`` has it: ``pydoc_data/topics.py``, prose with
-examples. Both come with Python, the checkpoint with this repository.
+examples. Both come with Python, the checkpoint, which ``pretrain()`` made, with this
+repository.
 """
 
 import functools
@@ -19,6 +20,7 @@ import numpy as np
 import optax
 from flax import nnx
 
+from experiments.methods import mean_loss
 from experiments.minimisation import take_step
 from experiments.sceptic.contenders import K
 from experiments.sceptic.problem import Problem
@@ -91,7 +93,7 @@ def make(rank: int = 0) -> Problem:
     params, loss_of_one = model_and_loss(pretrained(), rank)
     _, rematerialised = model_and_loss(pretrained(), rank, remat=True)
     held_out = {name: _sequences(manual[name]) for name in ("validation", "test")}
-    evaluate = jax.jit(functools.partial(mean_loss, loss_of_one))
+    evaluate = jax.jit(lambda params, texts: mean_loss(loss_of_one, texts)(params))
     adapters = f", adapters of rank {rank}" if rank else ""
     return Problem(
         f"language model{adapters}",
@@ -136,11 +138,6 @@ def model_and_loss(
     return nnx.to_pure_dict(trained), loss_of_one
 
 
-def mean_loss(loss_of_one: Callable, params: Any, texts: jax.Array) -> jax.Array:
-    """Of texts ``[n, length + 1]``."""
-    return jnp.mean(jax.vmap(loss_of_one, (None, 0))(params, texts))
-
-
 def sampler(data: np.ndarray) -> Callable[[jax.Array], jax.Array]:
     """Batches of sequences that start anywhere."""
     data = jnp.asarray(data)
@@ -176,11 +173,9 @@ def pretrain(steps: int = PRETRAINING, file: Path = CHECKPOINT) -> None:
     @jax.jit
     def train(params):
         def step(carry, key):
-            params, state = carry
-            loss, gradient = jax.value_and_grad(mean_loss, 1)(
-                loss_of_one, params, sample(key)
-            )
-            return take_step(tx, params, state, gradient), loss
+            mean = mean_loss(loss_of_one, sample(key))
+            loss, gradient = jax.value_and_grad(mean)(carry[0])
+            return take_step(tx, *carry, gradient), loss
 
         keys = jax.random.split(jax.random.key(1), steps)
         return jax.lax.scan(step, (params, tx.init(params)), keys)

@@ -10,6 +10,7 @@ them.
 import jax
 import jax.numpy as jnp
 
+from experiments.methods import mean_loss
 from experiments.ode import TRUTH, lotka_volterra, solve
 from experiments.sceptic.contenders import K
 from experiments.sceptic.problem import Problem
@@ -86,8 +87,7 @@ def make() -> Problem:
         chosen = jax.random.randint(key, (BATCH,), 0, TRAIN)
         return starts[chosen], observed[chosen]
 
-    mean = lambda params, data: jnp.mean(jax.vmap(loss_of_one, (None, 0))(params, data))
-    evaluate = jax.jit(mean)
+    evaluate = jax.jit(lambda params, data: mean_loss(loss_of_one, data)(params))
     return Problem(
         "ODE through a while_loop",
         init=init,

@@ -120,19 +120,18 @@ def _row(
     seeds, grid = found
     one = seeds[0]
     rate = one["run"]["rate"]
-    rates = sorted(r["run"]["rate"] for r in grid) if rate is not None else []
+    rates = [r["run"]["rate"] for r in grid]
+    edge = " (edge)" if rate and rate in (min(rates), max(rates)) else ""
     lost = sum(final(r) >= r["curve"][0][2] for r in grid)
     equal = [at_operations(r, SHARE * passes) for r in seeds]
-    number = lambda x: f"{x:.3f}" if np.isfinite(x) else study.NONE
+    number = lambda x, form: f"{x:{form}}" if np.isfinite(x) else None
     of = lambda split, key: study.mean_and_deviation(
         [np.nan if (x := r[split].get(key)) is None else x for r in seeds]
     )
     row = {
         "method": method,
-        "learning rate": study.NONE
-        if rate is None
-        else f"{rate:.2g}{' (edge)' if rate in (rates[0], rates[-1]) else ''}",
-        "failed": f"{lost} of {len(grid)}" if lost else study.NONE,
+        "learning rate": rate and f"{rate:.2g}{edge}",
+        "failed": f"{lost} of {len(grid)}" if lost else None,
         "steps": f"{np.mean([r['steps'] for r in seeds]):,.0f}",
         "validation loss": of("validation", "loss"),
         "test loss": of("test", "loss"),
@@ -142,10 +141,8 @@ def _row(
     if one.get("stops_early"):
         row["best after"] = f"{np.mean([_time_of_least(r) for r in seeds]):,.0f}"
     return row | {
-        "at equal operations": number(np.mean(equal)),
-        "operations a step": f"{one['flops']:.3g}"
-        if np.isfinite(one["flops"])
-        else study.NONE,
+        "at equal operations": number(np.mean(equal), ".3f"),
+        "operations a step": number(one["flops"], ".3g"),
         "temporaries, MB": f"{one['temporary_bytes'] / 1e6:.3g}",
         "compile, s": f"{one['compile_seconds']:.0f}",
         "seeds": len(seeds),
@@ -225,7 +222,7 @@ def _teacher(found: dict[str, list[Record]], folder: Path) -> Iterator[str]:
         f"two looks at the loss, its logarithm is interpolated. There are "
         f"{teacher.OUTPUTS} parameters for each input.\n"
     )
-    shown = lambda x: study.NONE if np.isnan(x) else f"{x:,.0f}"
+    shown = lambda x: None if np.isnan(x) else f"{x:,.0f}"
     sizes = sorted(frame.columns, key=lambda size: (size[1] != 16, size))
     rows = [
         {"method": method}

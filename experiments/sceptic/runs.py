@@ -104,9 +104,8 @@ class Trials:
         tx = self.contender.make(rate, problem, params)
 
         def step(i, carry):
-            params, state = carry
             batch = problem.sample(jax.random.fold_in(key, i))
-            return take_step(tx, params, state, value_fn=of_method, batch=batch)
+            return take_step(tx, *carry, value_fn=of_method, batch=batch)
 
         if problem.in_loop:
             return jax.lax.fori_loop(0, count, step, (params, state))

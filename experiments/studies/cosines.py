@@ -6,7 +6,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 import fomoh_jax
@@ -35,6 +34,10 @@ def _records(steps: int) -> Iterator[dict[str, Any]]:
     params = model.init(jax.random.key(0), images[:1])
     tx = fomoh_jax.fomoh_ap()
     state = tx.init(params)
+    estimates = [
+        fomoh_jax.forward_value_and_grad(loss_of_one, blocks=blocks, probes=probes)
+        for blocks, probes in SETTINGS
+    ]
 
     def sampled(key):
         chosen = jax.random.choice(key, len(labels), (BATCH,), replace=False)
@@ -49,28 +52,14 @@ def _records(steps: int) -> Iterator[dict[str, Any]]:
         """Cosines of the estimates with the gradient of the same batch."""
         batch = sampled(key)
         exact = jax.grad(mean)(params, *batch)
-        return jnp.stack(
-            [_cosine(_estimate(s, params, batch, key), exact) for s in SETTINGS]
-        )
-
-    def _estimate(setting, params, batch, key):
-        blocks, probes = setting
-        estimate = fomoh_jax.forward_value_and_grad(
-            loss_of_one, blocks=blocks, probes=probes
-        )
-        return estimate(params, batch, key)[1]
+        return [_cosine(f(params, batch, key)[1], exact) for f in estimates]
 
     for number in range(steps + 1):
         key = jax.random.key(number)
         if number % EVERY == 0 or number == 5:
-            values = np.asarray(cosines(params, key))
-            for (blocks, probes), value in zip(SETTINGS, values):
-                yield {
-                    "step": number,
-                    "blocks": blocks,
-                    "probes": probes,
-                    "cosine": round(float(value), 4),
-                }
+            for setting, value in zip(SETTINGS, cosines(params, key)):
+                place = dict(zip(("step", "blocks", "probes"), (number, *setting)))
+                yield place | {"cosine": round(float(value), 4)}
         params, state = step(params, state, key)
 
 

@@ -6,6 +6,7 @@ from typing import Literal, NamedTuple
 import pandas as pd
 
 from experiments.studies.runs import Run
+from experiments.studies.tables import of_kind
 
 RATES = {
     "ap_adam": (3e-4, 1e-3, 3e-3),
@@ -104,15 +105,18 @@ def best_rate(kept: pd.DataFrame, kind: Run) -> float | None:
     """
     if kind.method not in RATES:
         return None
-    same = ["problem", "method", "k", "batch_size", "steps"]
-    tried = kept[(kept.data == "validation") & ~kept.diverged.astype(bool)]
-    for name in same:
-        tried = tried[tried[name] == getattr(kind, name)]
+    tried = validated(kept, kind)
+    tried = tried[~tried.diverged.astype(bool)]
     if tried.empty:
         raise SystemExit(f"Every learning rate has diverged: {kind}.")
     tried = tried.astype({"test_accuracy": float, "test_loss": float})
     best = tried.sort_values(["test_accuracy", "test_loss"], ascending=[False, True])
     return float(best.learning_rate.iloc[0])
+
+
+def validated(kept: pd.DataFrame, kind: Run) -> pd.DataFrame:
+    """The results of every learning rate of a run on the validation digits."""
+    return of_kind(kept, dataclasses.replace(kind, data="validation"))
 
 
 def label_of(run: Run) -> str:
@@ -123,18 +127,12 @@ def label_of(run: Run) -> str:
 
 def _kinds(config: Config) -> list[Run]:
     kinds = []
-    for name in config.problems:
-        problem = PROBLEMS[name]
-        for contender in problem.contenders:
-            method, k, blocks = CONTENDERS[contender]
-            kinds.append(
-                Run(
-                    *(problem.model, method, k, None, problem.batch_size),
-                    *(config.steps or problem.steps, 0),
-                    blocks=blocks,
-                    data=problem.data,
-                )
-            )
+    for problem in map(PROBLEMS.get, config.problems):
+        steps = config.steps or problem.steps
+        for method, k, blocks in map(CONTENDERS.get, problem.contenders):
+            sizes = problem.batch_size, steps, 0
+            options = {"blocks": blocks, "data": problem.data}
+            kinds.append(Run(problem.model, method, k, None, *sizes, **options))
     return kinds
 
 

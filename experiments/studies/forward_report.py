@@ -42,8 +42,7 @@ def _problems(final: pd.DataFrame, kept: pd.DataFrame, folder: Path) -> Iterator
     for name, problem in forward.PROBLEMS.items():
         mine = final[(final.problem == problem.model) & (final.data == problem.data)]
         for steps, group in mine.groupby("steps"):
-            taken = group.run.map(lambda run: run.steps).iloc[0]
-            title = f"{problem.title}, batch {problem.batch_size:,}, {taken:,} steps"
+            title = f"{problem.title}, batch {problem.batch_size:,}, {steps:,} steps"
             yield f"## {title}\n"
             yield _table(group, kept) + "\n"
             figure = f"{name}-{steps}.png"
@@ -61,15 +60,13 @@ def _contenders(group: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
 def _table(group: pd.DataFrame, kept: pd.DataFrame) -> str:
     rows = []
     for label, mine in _contenders(group):
-        run, tried = mine.run.iloc[0], kept[kept.data == "validation"]
-        for field in ("problem", "method", "steps", "batch_size"):
-            tried = tried[
-                tried.run.map(lambda r, f=field: getattr(r, f)) == getattr(run, field)
-            ]
+        run = mine.run.iloc[0]
         rows.append(
             {
                 "method": label,
-                "learning rate": rate_name(run.learning_rate, tried),
+                "learning rate": rate_name(
+                    run.learning_rate, forward.validated(kept, run)
+                ),
                 "train loss": show(mine, "train_loss"),
                 "test loss": show(mine, "test_loss"),
                 "test accuracy": show(mine, "test_accuracy"),

@@ -1,6 +1,6 @@
 """Files of records that processes add to, and that may be killed while they do."""
 
-import multiprocessing
+from concurrent.futures import ThreadPoolExecutor
 
 from experiments import records
 
@@ -28,17 +28,9 @@ def test_the_last_record_of_a_run_counts(tmp_path):
     assert records.read(file) == [*found.values()] and [*tmp_path.iterdir()] == [file]
 
 
-def _append_many(file, writer):
-    for number in range(100):
-        records.append(file, {"writer": writer, "number": number})
-
-
-def test_processes_that_share_a_file_lose_no_record(tmp_path):
-    file, context = tmp_path / "runs.jsonl", multiprocessing.get_context("spawn")
-    writers = [context.Process(target=_append_many, args=(file, i)) for i in (0, 1)]
-    for writer in writers:
-        writer.start()
-    for writer in writers:
-        writer.join()
-    found = records.by_run(file, lambda record: (record["writer"], record["number"]))
-    assert len(found) == len(records.read(file)) == 200
+def test_several_that_add_to_a_file_lose_no_record(tmp_path):
+    """Threads, here: a lock is that of an open file, and not of a process."""
+    file = tmp_path / "runs.jsonl"
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda n: records.append(file, {"n": n}), range(400)))
+    assert sorted(record["n"] for record in records.read(file)) == [*range(400)]

@@ -376,5 +376,11 @@ def test_every_way_gives_the_quadratic_model():
 
 def test_a_name_that_no_row_has_is_said(tmp_path, capsys):
     main(["step", "--quick", "--rows", "nonsense", "--out", str(tmp_path)])
-    assert "no row's name holds 'nonsense'" in capsys.readouterr().out
+    assert "no row for --rows 'nonsense'" in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_table_without_a_batch_is_not_measured_as_a_scaled_one(tmp_path, capsys):
+    main(["sparse", "--quick", "--scale", "2", "--out", str(tmp_path)])
+    assert "no row for --rows '' --scale 2" in capsys.readouterr().out
     assert not list(tmp_path.iterdir())
