@@ -66,11 +66,7 @@ def newton() -> optax.GradientTransformationExtraArgs:
 
 
 def take_step(
-    tx: optax.GradientTransformation,
-    params: Any,
-    state: Any,
-    updates: Any = None,
-    **given: Any,
+    tx: optax.GradientTransformation, params: Any, state: Any, updates=None, **given
 ) -> tuple[Any, Any]:
     """The parameters and the state after one step of an optimiser.
 

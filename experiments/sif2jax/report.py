@@ -27,7 +27,8 @@ models are of `plans.forward()`, and above 25 variables of `plans.adjoint()`.
 
 def main(file: Path) -> None:
     """Write README.md and the figure beside the runs."""
-    records = read(file)
+    if not (records := read(file)):
+        raise SystemExit(f"There are no runs in {file} yet.")
     costs = {tolerance: costs_to(records, tolerance) for tolerance in TOLERANCES}
     done = [record for record in records if "losses" in record]
     parts = [
