@@ -21,8 +21,8 @@ from fomoh_jax._activations import (  # noqa: E402
     cut,
     forward_value_and_grad,
 )
-from fomoh_jax._activity_plane import EffortState, fomoh_ap  # noqa: E402
 from fomoh_jax._aliases import fgd, fomoh, fomoh_bp, fomoh_kd  # noqa: E402
+from fomoh_jax._fomoh_ap import EffortState, fomoh_ap  # noqa: E402
 from fomoh_jax._hyperdual import (  # noqa: E402
     Deferred,
     DirectionalCurvature,

@@ -15,7 +15,7 @@ from fomoh_jax._hyperdual import (
 )
 from fomoh_jax._hyperdual.mesh_axes import in_shard_map, varies_along, varying_alike
 from fomoh_jax._hyperdual.plans.plan import Plan
-from fomoh_jax._hyperplane import combination, gram, slopes
+from fomoh_jax._span import combination, gram, slopes
 from fomoh_jax.solvers import Outcome, Solver, SolverState
 
 

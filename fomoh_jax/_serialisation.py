@@ -6,7 +6,7 @@ a type that has a name. These are part of what is written, and stay as they are.
 
 from jax import export
 
-from fomoh_jax._activity_plane import EffortState
+from fomoh_jax._fomoh_ap import EffortState
 from fomoh_jax._hyperdual import DirectionalCurvature, QuadraticModel
 from fomoh_jax._operators import ValueGradientHessian, ValueGradientLaplacian
 from fomoh_jax._transforms import (

@@ -16,7 +16,6 @@ from fomoh_jax._activations.partition import Blocks
 from fomoh_jax._hyperdual import QuadraticModel, directional_derivatives
 from fomoh_jax._hyperdual.arguments import check_size
 from fomoh_jax._hyperdual.plans.auto import chosen
-from fomoh_jax._hyperplane import combination
 from fomoh_jax._hyperplane_step import (
     Hyperplane,
     ScaleByHyperplaneState,
@@ -26,6 +25,7 @@ from fomoh_jax._hyperplane_step import (
 )
 from fomoh_jax._keys import key_source, split
 from fomoh_jax._refusals import check_kind
+from fomoh_jax._span import combination
 from fomoh_jax._value_fn import (
     batch_loss,
     loss_of_one,

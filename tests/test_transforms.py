@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import fomoh_jax
-from fomoh_jax import _hyperplane, directions, plans, solvers
+from fomoh_jax import directions, plans, solvers
 from fomoh_jax._hyperdual.channels import is_channel
 from tests.programs import mlp, rosenbrock
 from tests.reference import assert_close, normal, slow
@@ -181,7 +181,7 @@ def test_the_gram_matrix_is_that_of_the_dense_directions():
         leaves = jax.tree.leaves(samples[1])
         flat = jnp.concatenate([v.reshape(len(v), -1) for v in leaves], 1)
         for sample in samples:
-            gram = jax.jit(_hyperplane.gram, static_argnums=1)(sample, jnp.float64)
+            gram = jax.jit(_span.gram, static_argnums=1)(sample, jnp.float64)
             assert_close(gram, flat @ flat.T)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr
 from jaxtyping import Array, PyTree, Shaped
 
-from fomoh_jax._hyperdual import local_ways, rules  # noqa: F401  (fill the tables)
+from fomoh_jax._hyperdual import local_ways, rules  # noqa: F401  (fill the slot_tables)
 from fomoh_jax._hyperdual.channels import Channel
 from fomoh_jax._hyperdual.form import Form
 from fomoh_jax._hyperdual.inlining import inlined

@@ -36,8 +36,7 @@ from fomoh_jax._hyperdual.parts import (
     summed_by_place,
     term_by_term,
 )
-from fomoh_jax._hyperdual.sums import total
-from fomoh_jax._hyperdual.tables import (
+from fomoh_jax._hyperdual.slot_tables import (
     Table,
     agree,
     compact,
@@ -45,6 +44,7 @@ from fomoh_jax._hyperdual.tables import (
     same_along,
     union,
 )
+from fomoh_jax._hyperdual.sums import total
 from fomoh_jax._hyperdual.trees import register_tree
 from fomoh_jax._types import Leaf
 

@@ -15,7 +15,7 @@ from fomoh_jax._hyperdual.descriptions import Alone
 from fomoh_jax._hyperdual.linear_operations import way
 from fomoh_jax._hyperdual.local import Local
 from fomoh_jax._hyperdual.parts import Part
-from fomoh_jax._hyperdual.tables import is_ascending, rows_of, same_along
+from fomoh_jax._hyperdual.slot_tables import is_ascending, rows_of, same_along
 from fomoh_jax._hyperdual.vectorise import vectorise
 from fomoh_jax._types import Leaf
 

@@ -11,7 +11,7 @@ from jax import lax
 from jaxtyping import Array
 
 from fomoh_jax._hyperdual.descriptions import Linear, Numbered
-from fomoh_jax._hyperdual.tables import (
+from fomoh_jax._hyperdual.slot_tables import (
     blocks_of,
     compact,
     meeting,

@@ -29,7 +29,7 @@ from fomoh_jax.curvature._estimates import (
     rademacher,
     stacked,
 )
-from fomoh_jax.curvature._traces import trace_estimate, traces_of_probes
+from fomoh_jax.curvature._trace_estimates import trace_estimate, traces_of_probes
 
 
 def hutchinson_trace(

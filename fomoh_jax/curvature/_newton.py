@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
-from fomoh_jax._metric import rounding
+from fomoh_jax._gram_metric import rounding
 from fomoh_jax.curvature._coordinates import all_varied, read_like_hessian
 from fomoh_jax.curvature._estimates import Estimate
 from fomoh_jax.curvature._products import gradient

@@ -15,7 +15,7 @@ from fomoh_jax._varied import Varied
 from fomoh_jax._weights import check_not_both, read_factor, read_weights
 from fomoh_jax.curvature._coordinates import check_not_empty
 from fomoh_jax.curvature._estimates import Estimate, check_sizes
-from fomoh_jax.curvature._traces import trace_estimate
+from fomoh_jax.curvature._trace_estimates import trace_estimate
 
 
 def sampled_trace(

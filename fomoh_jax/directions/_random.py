@@ -9,7 +9,7 @@ import optax
 
 from fomoh_jax._hyperdual import Deferred, LowRank
 from fomoh_jax._hyperdual.arguments import check_size
-from fomoh_jax._hyperplane import gram, mixed, sharded_like
+from fomoh_jax._span import gram, mixed, sharded_like
 from fomoh_jax.directions._source import Directions, check_base
 
 

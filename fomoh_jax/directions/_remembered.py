@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Inexact, Int, PyTree
 
+from fomoh_jax._gram_metric import whitening
 from fomoh_jax._hyperdual.arguments import check_size
-from fomoh_jax._hyperplane import gram, mixed
-from fomoh_jax._metric import whitening
+from fomoh_jax._span import gram, mixed
 from fomoh_jax.directions._source import Directions
 
 

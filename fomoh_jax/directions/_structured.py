@@ -11,7 +11,7 @@ from jax.tree_util import KeyPath
 from jaxtyping import PyTree
 
 from fomoh_jax._hyperdual.channels import LeafDirections, Stack, as_channel, is_channel
-from fomoh_jax._hyperplane import sharded_like
+from fomoh_jax._span import sharded_like
 from fomoh_jax.directions._random import gaussian
 from fomoh_jax.directions._source import Directions, check_base
 

@@ -13,8 +13,8 @@ from jax.sharding import PartitionSpec as P
 
 import fomoh_jax
 from fomoh_jax import directions, solvers
-from fomoh_jax._activations.table import kinds_of_leaves
-from fomoh_jax._activity_plane import (
+from fomoh_jax._activations.block_table import kinds_of_leaves
+from fomoh_jax._fomoh_ap import (
     EffortState,
     normalised_average,
     parts_of,

@@ -10,7 +10,7 @@ import pytest
 
 import fomoh_jax
 from fomoh_jax import LowRank, directions, plans, solvers
-from fomoh_jax._hyperplane import combination, gram
+from fomoh_jax._span import combination, gram
 from tests.reference import assert_close, normal, partly_slow
 
 KEY = jax.random.key(0)

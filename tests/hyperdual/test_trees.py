@@ -19,7 +19,7 @@ from fomoh_jax._hyperdual.one_hot import OneHot
 from fomoh_jax._hyperdual.pair_forms import Cross, Diagonal, FirstOrder, Pairs
 from fomoh_jax._hyperdual.part_forms import Block, Offsets, Rows
 from fomoh_jax._hyperdual.plans.adjoint import Sources
-from fomoh_jax._hyperdual.tables import Table
+from fomoh_jax._hyperdual.slot_tables import Table
 from fomoh_jax._hyperdual.trace_forms import DiagonalTrace, Trace, WeightedTrace
 from tests.reference import normal
 

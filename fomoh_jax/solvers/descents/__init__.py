@@ -18,8 +18,8 @@ Example:
 
 from fomoh_jax.solvers.descents._levenberg import damped
 from fomoh_jax.solvers.descents._newton_step import newton
-from fomoh_jax.solvers.descents._reach import ReachState
 from fomoh_jax.solvers.descents._saddle_free import saddle_free
 from fomoh_jax.solvers.descents._trust import TrustState, trust
+from fomoh_jax.solvers.descents._without_curvature import ReachState
 
 __all__ = ["ReachState", "TrustState", "damped", "newton", "saddle_free", "trust"]

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from fomoh_jax._metric import in_metric
+from fomoh_jax._gram_metric import in_metric
 from fomoh_jax.solvers._solver import Descent, Step
 
 

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 
-from fomoh_jax._metric import length, rounding, unit_scale
+from fomoh_jax._gram_metric import length, rounding, unit_scale
 from fomoh_jax.solvers._solver import Descent, Step
 
 

@@ -2,9 +2,9 @@
 
 import jax.numpy as jnp
 
-from fomoh_jax._metric import in_metric, rounding
+from fomoh_jax._gram_metric import in_metric, rounding
 from fomoh_jax.solvers._solver import Descent, Step
-from fomoh_jax.solvers.descents._reach import flat_step, no_reach
+from fomoh_jax.solvers.descents._without_curvature import flat_step, no_reach
 
 
 def saddle_free() -> Descent:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from fomoh_jax import _metric
+from fomoh_jax import _gram_metric
 from fomoh_jax.solvers._solver import Descent, Step
 
 # Halvings of the interval of the multiplier: enough for float64.
@@ -75,17 +75,17 @@ def trust(radius: float = 1.0, *, scaled: bool = False) -> Descent:
         metric = gram
         if scaled:
             _check_number(state, len(gram))
-            lengths = _metric.unit_scale(gram)
+            lengths = _gram_metric.unit_scale(gram)
             here = lengths * jnp.abs(jnp.diagonal(model.curvature)) * lengths
             state = TrustState(jnp.maximum(_KEPT * state.curvature, here))
             scale = _relative_scale(state.curvature)
             metric = scale[:, None] * gram * scale[None]
-        eigenvalues, basis = _metric.in_metric(model.curvature, metric)
+        eigenvalues, basis = _gram_metric.in_metric(model.curvature, metric)
         step = _step_within(radius * size, basis.T @ model.slope, eigenvalues)
         # A column of the basis that is zero is no direction: nothing moves along it.
         step = jnp.where(jnp.any(basis != 0, axis=0), step, 0)
         coefficients, used = basis @ step, jnp.linalg.norm(step)
-        length = _metric.length(coefficients, gram) if scaled else used
+        length = _gram_metric.length(coefficients, gram) if scaled else used
         return Step(coefficients, length, used / radius), state
 
     if not scaled:
@@ -105,7 +105,7 @@ def _check_number(state: TrustState, k: int) -> None:
 
 def _relative_scale(curvature: Float[Array, " k"]) -> Float[Array, " k"]:
     """The roots of curvatures over their geometric mean; 1 where there are none."""
-    counts = curvature > _metric.rounding(curvature)
+    counts = curvature > _gram_metric.rounding(curvature)
     logarithms = jnp.log(jnp.where(counts, curvature, 1))
     number = jnp.maximum(jnp.sum(counts, dtype=curvature.dtype), 1)
     mean = jnp.sum(logarithms) / number
@@ -120,7 +120,7 @@ def _step_within(
     """The minimum of ``-z·slope + ½ Σ λ z²`` over ``|z| <= radius``."""
     tiny = jnp.finfo(slope.dtype).tiny
     lowest = eigenvalues[0]
-    flat = _metric.rounding(jnp.abs(eigenvalues))[0]
+    flat = _gram_metric.rounding(jnp.abs(eigenvalues))[0]
 
     # What is four radii long is outside, and as good as what is infinitely long.
     least = jnp.minimum(jnp.abs(slope) / (4 * radius), jnp.finfo(slope.dtype).max)

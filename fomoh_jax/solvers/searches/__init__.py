@@ -15,7 +15,7 @@ Example:
   0.25
 """
 
-from fomoh_jax.solvers.searches._constant import constant
+from fomoh_jax.solvers.searches._constant_size import constant
 from fomoh_jax.solvers.searches._gain_ratio import GainRatioState, gain_ratio
 from fomoh_jax.solvers.searches._self_tuning import SelfTuningState, self_tuning
 

@@ -16,9 +16,9 @@ import optax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from fomoh_jax import directions, plans, solvers
+from fomoh_jax._activations.block_table import kinds_of_leaves
 from fomoh_jax._activations.estimate import read_batch
 from fomoh_jax._activations.partition import Blocks
-from fomoh_jax._activations.table import kinds_of_leaves
 from fomoh_jax._hyperdual import QuadraticModel
 from fomoh_jax._hyperdual.mesh_axes import in_shard_map, varying_alike
 from fomoh_jax._transforms import (
