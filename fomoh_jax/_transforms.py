@@ -338,27 +338,9 @@ def scale_by_hyperplane(
     solver = newton() if solver is None else solver
     check_kind("directions", directions, Directions, "directions.gaussian(8)")
     check_kind("solver", solver, Solver, "solvers.newton()")
-    if curvature not in ("hessian", "gauss_newton"):
-        raise ValueError(
-            f'curvature must be "hessian" or "gauss_newton"; got {curvature!r}.'
-        )
-    if per_example and curvature == "gauss_newton":
-        raise ValueError(
-            'curvature="gauss_newton" takes the outputs of all examples at once; leave '
-            "per_example out."
-        )
-    parts = check_size("parts", parts)
-    if parts > 1 and not per_example:
-        raise ValueError(
-            "parts are of a batch of examples: set per_example=True and let value_fn "
-            f"be the loss of one of them, or leave parts out; got {parts}."
-        )
     every = check_size("every", every)
-    if every > 1 and directions.is_random:
-        raise ValueError(
-            "every must be 1 for random directions, along which the coefficients of "
-            f"other steps mean nothing; got {every}."
-        )
+    parts = check_size("parts", parts)
+    _check_options(directions, curvature, per_example, parts, every)
     way = plans.forward() if plan == "auto" else chosen(plan)
     first_key = key_source(key) if directions.is_random else lambda params: None
 
@@ -416,6 +398,31 @@ def scale_by_hyperplane(
         )
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _check_options(
+    directions: Directions, curvature: str, per_example: bool, parts: int, every: int
+) -> None:
+    """Refuse options of :func:`scale_by_hyperplane` that exclude each other."""
+    if curvature not in ("hessian", "gauss_newton"):
+        raise ValueError(
+            f'curvature must be "hessian" or "gauss_newton"; got {curvature!r}.'
+        )
+    if per_example and curvature == "gauss_newton":
+        raise ValueError(
+            'curvature="gauss_newton" takes the outputs of all examples at once; leave '
+            "per_example out."
+        )
+    if parts > 1 and not per_example:
+        raise ValueError(
+            "parts are of a batch of examples: set per_example=True and let value_fn "
+            f"be the loss of one of them, or leave parts out; got {parts}."
+        )
+    if every > 1 and directions.is_random:
+        raise ValueError(
+            "every must be 1 for random directions, along which the coefficients of "
+            f"other steps mean nothing; got {every}."
+        )
 
 
 def _check_gradient(gradient: PyTree, params: PyTree) -> None:
