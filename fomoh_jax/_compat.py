@@ -112,7 +112,7 @@ class ScanLayout(NamedTuple):
 
 
 def scan_layout(params: dict[str, Any], num_in: int, num_out: int) -> ScanLayout:
-    """Which operands and results of a scan are constants, carry and slices.
+    """The constants, carry and slices among the operands and results of a scan.
 
     Up to jax 0.11 they follow each other and are counted in ``num_consts`` and
     ``num_carry``; later they may interleave, and two trees tell them apart.

@@ -31,17 +31,17 @@ from fomoh_jax._transforms import (
 from fomoh_jax._value_fn import loss_of_one, solve_dtype
 from fomoh_jax.directions._structured import grouped
 
-# From that worth on, the estimated blocks are taken at every step.
+# The least worth at which the estimated blocks are taken at every step.
 _WORTHWHILE = 0.05
-# They are tried again at least once in so many times.
+# The estimated blocks are tried again at least once in this many times.
 _RARELY = 16
 # The worth is an average over so many models, or over all while they are fewer.
 _MEMORY = 3
 
 # The model holds six numbers for each of a forward pass. So it is computed in parts of
-# the batch, the first of these numbers of them that divides it.
+# the batch; their number is the first of these that divides it.
 _PARTS = 4, 3, 2, 1
-# Fewer examples are not taken apart.
+# Batches of fewer examples are not taken apart.
 _MANY = 16
 
 # The number of the direction along which each leaf moves; ``None`` if it stays.
@@ -199,13 +199,13 @@ def fomoh_ap(
 
 
 class _Links(NamedTuple):
-    """The links that a step goes through, by what they depend on.
+    """The links of a step, by what they depend on.
 
     Attributes:
-      estimate: of the gradient, by the number of blocks.
-      direction: what makes a direction of the estimate.
-      plane: how far to go, by the groups of the leaves, and by the number of parts of
-        the batch in which the model is computed.
+      estimate: estimates the gradient, by the number of blocks.
+      direction: makes a direction of the estimate.
+      plane: chooses how far to go, by the groups of the leaves, and by the number of
+        parts of the batch in which the model is computed.
     """
 
     estimate: Callable[[Blocks], optax.GradientTransformationExtraArgs]
@@ -214,7 +214,7 @@ class _Links(NamedTuple):
 
 
 class _States(NamedTuple):
-    """Those of the links."""
+    """The states of the links."""
 
     estimate: ScaleByActivityGradientState
     direction: PyTree
@@ -223,7 +223,7 @@ class _States(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class _Step:
-    """What all steps of an update have in common, whichever leaves they move."""
+    """The inputs that all steps of an update share, whichever leaves they move."""
 
     links: _Links
     updates: PyTree
@@ -285,7 +285,7 @@ class _Step:
 
 
 def parts_of(batch: PyTree) -> int:
-    """In how many parts the model of a batch is computed."""
+    """The number of parts in which the model of a batch is computed."""
     batch, examples = read_batch(batch)
     specs = (jax.typeof(x).sharding.spec for x in jax.tree.leaves(batch))
     if examples < _MANY or any(axis is not None for spec in specs for axis in spec):
@@ -314,13 +314,13 @@ def _where_moved(
 
 
 class EffortState(NamedTuple):
-    """How often :func:`fomoh_ap` moves the blocks whose gradient it estimates.
+    """State that decides when :func:`fomoh_ap` moves blocks of estimated gradient.
 
     Attributes:
       worth: how much more the model falls with the estimated blocks than along the
         exact block alone, as a fraction of the latter; a running average, at most 1,
         and 1 before the first model.
-      models: how many models ``worth`` is an average of, int32; at most 3.
+      models: the number of models that ``worth`` is an average of, int32; at most 3.
       due: grows at each model by the share of models at which the estimated blocks are
         moved. They are moved when it reaches 1, and it then falls by 1.
     """
@@ -336,7 +336,7 @@ def reconsidered(
     model: QuadraticModel,
     ended: Bool[Array, ""],
 ) -> EffortState:
-    """After a step; what is next is decided after the last step with a model."""
+    """The state after a step; it changes after the last step with a model."""
     slope, curvature = model.slope, jnp.abs(model.curvature)
     positive = lambda x: jnp.where(x > 0, x, 1)
     across = model.curvature[0, 1] / positive(curvature[0, 0])
@@ -375,7 +375,7 @@ def normalised_average() -> optax.GradientTransformation:
     )
 
     def update(updates, state, params=None):
-        # As always, also where JAX is told to promote nothing that it is not asked to.
+        # Promotes as usual, also where JAX is told to promote nothing implicitly.
         with jax.numpy_dtype_promotion("standard"):
             along, state = inner.update(_widened(updates), state, _widened(params))
         narrowed = jax.tree.map(lambda x, u: x.astype(u.dtype), along, updates)

@@ -95,7 +95,7 @@ class Hyperplane:
     def fall(
         self, value: Float[Array, ""], coefficients: Float[Array, " k"]
     ) -> Float[Array, ""]:
-        """By how much the loss falls from its value here on a step ``-Vκ``."""
+        """The fall of the loss from its value here on a step ``-Vκ``."""
         ahead = jax.tree.map(jnp.subtract, self.params, self.along(coefficients))
         if self.outputs is not None:
             ahead = self.outputs(ahead)
@@ -142,7 +142,7 @@ def _last_outcome(
     value: Float[Array, ""],
     every: int,
 ) -> Outcome:
-    """How the last step with a model came out, or all since, by the loss here."""
+    """The outcome of the last step with a model, or of all since, by the loss here."""
     before, predicted = state.model.value, state.predicted_reduction
     if solver.search.looks_ahead:
         return Outcome(before, predicted, state.actual_reduction)
@@ -187,7 +187,7 @@ def either(
 def _varying_after(
     kinds: Sequence[Kind], state: ScaleByHyperplaneState
 ) -> frozenset[str]:
-    """Along which axes of a mesh the state varies after one of several kinds."""
+    """The axes of a mesh along which the state varies after a step of any kind."""
     before, axes = None, varies_along(state)
     while axes != before:
         before = axes

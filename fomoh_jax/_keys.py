@@ -31,7 +31,7 @@ class _OwnKey:
     """
 
     clock: ClassVar[Iterator[int]] = itertools.count()
-    # Of the parameters that were last initialised on, a leaf and when each link was.
+    # A leaf of each of the last parameters, and when links were initialised on them.
     recent: ClassVar[deque[tuple[Callable[[], object], list[int]]]] = deque(maxlen=8)
 
     def __init__(self):
@@ -45,7 +45,7 @@ class _OwnKey:
         return jax.random.fold_in(first, self.number) if self.number else first
 
     def _others(self, leaf: object) -> int:
-        """How many links were initialised on these parameters since this was made."""
+        """The number of links initialised on these parameters since this was made."""
         times = next((times for known, times in self.recent if known() is leaf), None)
         if times is None:
             times = []

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 else:
     from jax.tree_util import PyTreeDef  # noqa: F401
 
-    # What an equation knows of a value: its shape and dtype, or that it is a token.
+    # The type of a value in an equation: its shape and dtype, or that of a token.
     Aval = AbstractValue | jax.ShapeDtypeStruct
     # A leaf of a number. JAX makes numbers of whatever a function of their leaves
     # returns: types, specifications.

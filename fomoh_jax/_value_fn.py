@@ -35,7 +35,7 @@ def check_call(
     return value_fn
 
 
-# What optax's own transformations take by these names, in the same call of a chain.
+# Arguments that optax's own transformations take in the same call of a chain.
 _OF_OTHER_LINKS = {"value", "grad"}
 
 
@@ -192,9 +192,9 @@ def outputs_of(
 def _keywords(
     value_fn: Callable, extra_args: dict[str, Any], first: int = 1
 ) -> dict[str, Any]:
-    """Those of a chain's extra arguments that ``value_fn`` has a parameter for.
+    """The extra arguments of a chain that ``value_fn`` has a parameter for.
 
-    Behind the ``first`` ones, which are positional.
+    Its ``first`` parameters are positional, and do not count.
     """
     own = signature(value_fn)
     if own is None:  # some builtins do not say
@@ -209,7 +209,7 @@ def _keywords(
 
 
 def solve_dtype(params: PyTree) -> DTypeLike:
-    """At least float32, and the precision of the parameters if that is higher."""
+    """The dtype of the parameters, or float32 if they have less precision."""
     dtype = jnp.dtype(jnp.float32)
     for path, leaf in jax.tree_util.tree_leaves_with_path(
         params, is_leaf=lambda x: isinstance(x, optax.MaskedNode)
@@ -229,7 +229,7 @@ def solve_dtype(params: PyTree) -> DTypeLike:
                 f"{name} has dtype {jnp.result_type(leaf)}. Hand integers and complex "
                 "numbers to value_fn by keyword instead."
             )
-        # As always, also where JAX is told to promote nothing that it is not asked to.
+        # Promotes as usual, also where JAX is told to promote nothing implicitly.
         with jax.numpy_dtype_promotion("standard"):
             dtype = jnp.promote_types(dtype, jnp.result_type(leaf))
     return dtype

@@ -146,7 +146,7 @@ def _compare_sum() -> bool:
         spread = lax.broadcast_in_dim(a, shape, (0, 1))
         return lax.reduce_sum(spread * lax.broadcast_in_dim(b, shape, (1,)), (1,))
 
-    # What is not thread-local: a NaN is an answer here and not an error.
+    # Settings of the whole process do not count: a NaN is an answer here, no error.
     with (
         jax.disable_jit(False),
         jax.debug_nans(False),

@@ -1,4 +1,4 @@
-"""What the blocks of a model are, as a table that one can print."""
+"""A printable table of the blocks of a model."""
 
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -121,7 +121,7 @@ def blocks_of(
 def kinds_of_leaves(
     loss_of_one: Callable, params: PyTree, batch: PyTree, blocks: Blocks, has_aux: bool
 ) -> tuple[list[str], Blocks]:
-    """How the gradient of each leaf of the parameters is found, and in how many blocks.
+    """The kind of gradient of each leaf of the parameters, and the number of blocks.
 
     Returns:
       ``"exact"``, ``"estimated"`` or ``"unused"`` for each leaf; and ``blocks``, or the

@@ -1,4 +1,4 @@
-"""Where a program may be cut.
+"""The variables at which a program may be cut.
 
 Of the variables through which derivatives flow, those on the *line* lead to the result.
 At each step back it goes to the variable that the others are computed from, as a
@@ -22,13 +22,13 @@ from fomoh_jax._activations.program import is_mark
 # A branch of a residual block has up to four products with parameters, or some more if
 # it is gated or a mixture; an encoder beside a decoder has more.
 _LONGEST_BRANCH = 8
-# As many products as lie before what a loop carries, or what an example begins with:
-# more than any branch has.
+# The number of products that count as lying before a variable that a loop carries, or
+# that an example begins with: more than any branch has.
 _MANY = 1000
 
 
 def candidates(graph: Graph, ends: bool) -> list[Var]:
-    """Where a program may be cut, in its order.
+    """The variables at which a program may be cut, in its order.
 
     ``ends``: the program ends in the loss, and is not cut where nothing is learned
     behind. A loop goes on.
@@ -56,8 +56,10 @@ def candidates(graph: Graph, ends: bool) -> list[Var]:
 
 
 def _main(graph: Graph, nodes: list[Var], products: Mapping[Var | None, int]) -> Var:
-    """That of several variables which the others are computed from, as a residual
-    stream is; or the one behind most of the products."""
+    """The variable that the others are computed from, as a residual stream is.
+
+    If there is none, the one behind most of the products.
+    """
     first = min(nodes, key=lambda v: graph.maker.get(v, -1))
     if graph.behind(first).issuperset(nodes):
         return first
@@ -65,7 +67,7 @@ def _main(graph: Graph, nodes: list[Var], products: Mapping[Var | None, int]) ->
 
 
 def _products_before(graph: Graph) -> dict[Var | None, int]:
-    """How many products with parameters each variable post-dominates."""
+    """The number of products with parameters that each variable post-dominates."""
     products: dict[Var | None, int] = defaultdict(int)
     for i in {use.equation for use in graph.uses} | graph.opened:
         if graph.matters(i) and graph.is_product(i):
@@ -103,7 +105,7 @@ def _smallest_of_groups(
 
 
 def marked(graph: Graph, ends: bool) -> list[Var]:
-    """Where the user has marked the program, if derivatives flow there."""
+    """The variables that the user has marked, if derivatives flow there."""
     del ends
     marks = (eqn.outvars[0] for eqn in graph.jaxpr.eqns if is_mark(eqn))
     return [v for v in marks if v in graph.tree]

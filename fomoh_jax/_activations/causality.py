@@ -1,4 +1,4 @@
-"""Which perturbations reach only the losses of their own position and of later ones.
+"""Perturbations that reach only the losses of their own position and of later ones.
 
 The loss of a sequence is a sum over positions. If the program between a cut and it is
 causal, what a perturbation at position t does to the losses before t is zero: it need
@@ -36,23 +36,24 @@ _CALLS = {
     *("jit", "closed_call", "core_call", "xla_metadata_call", "custom_vjp_call"),
     *CHECKPOINTS,
 }
-# Of scalars: the loss of all positions is the sum of what they make of each one's.
+# Operations that are linear in a scalar: applied to the loss of each position, their
+# results add up to what they make of the whole loss.
 _LINEAR = {"neg", "add", "add_any", "sub", "mul", "div", "convert_element_type"}
 
-# Where something is perturbed: a variable, or an operand of an equation.
+# The place of a perturbation: a variable, or an operand of an equation.
 Place = Var | tuple[int, int]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class LossByPosition:
-    """How a loss is a sum over positions.
+    """A loss as a sum over positions.
 
     Attributes:
       loss: the variable.
       sums: the axis of positions of each equation, by number, that sums over them.
       linear: the numbers of the equations of what is summed that lead to the loss.
       rest: scalars that are no sum over positions.
-      length: how many positions there are, and one more.
+      length: the number of positions, and one more.
     """
 
     loss: Var
@@ -64,7 +65,7 @@ class LossByPosition:
     def __call__(self, jaxpr: Jaxpr, values: Values) -> Float[Array, " length"]:
         """Numbers whose derivatives are those of the loss of each position.
 
-        What is not a sum over positions is the last.
+        The last one is for all that is not a sum over positions.
         """
         parts: Values = {}
         for v in self.rest:
@@ -122,13 +123,13 @@ def _with_axes(partition: Partition, found: Mapping[int, int | None]) -> Partiti
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Perturbed:
-    """What a block perturbs, and where in the program that is.
+    """The places that a block perturbs, and where in the program they are.
 
     Attributes:
-      block: it.
+      block: the block.
       places: the cut, or where its parameters are read.
       path: the numbers of the scan equations that it is inside of.
-      lengths: how many positions there would be, by axis or loop.
+      lengths: the number of positions that there would be, by axis or loop.
     """
 
     block: Block
@@ -140,7 +141,7 @@ class _Perturbed:
 def _places(
     partition: Partition, path: tuple[int, ...] = (), loops: tuple[int, ...] = ()
 ) -> Iterator[_Perturbed]:
-    """What is perturbed, in the order of the program."""
+    """The perturbed places of each block, in the order of the program."""
     eqns = partition.jaxpr.eqns
     lengths = {-1 - i: n for i, n in enumerate(loops)}
     found: list[tuple[int, Iterator[_Perturbed] | list[_Perturbed]]] = []
@@ -175,7 +176,7 @@ class _Loss:
         self.sums: dict[int, int | None] = {}
         self._linear: set[int] = set()
         self._rest: list[Var] = []
-        # What is perturbed at a scalar is not in the sums that it is made of.
+        # A perturbation of a scalar is not in the sums that the scalar is made of.
         self._perturbed = {block.cut for block in partition.blocks}
         for block in partition.blocks:
             for use in block.uses if block.perturbs == "parameters" else ():
@@ -229,7 +230,7 @@ class _Loss:
         return True
 
     def by_position(self, length: int) -> LossByPosition:
-        """With so many positions at least."""
+        """The loss as a sum over positions, at least ``length`` of them."""
         (loss,), eqns = self.graph.results, self.graph.jaxpr.eqns
         known = {i: axis for i, axis in self.sums.items() if axis is not None}
         others = [eqns[i].outvars[0] for i in self.sums if i not in known]
@@ -252,7 +253,7 @@ def _is_linear(eqn: JaxprEqn, operands: Sequence[Var]) -> bool:
 
 
 def _only(reach: Reach) -> int | None:
-    """The axis of positions of what has that reach."""
+    """The axis of positions of a value with that reach, or None if it has none."""
     axes = reach or ()
     axis = next(iter(axes), -1)
     return axis if len(axes) == 1 and axis >= 0 else None
@@ -297,7 +298,7 @@ class _Reading:
                 return
 
     def _reached(self, place: _Perturbed, axis: int, loss: _Loss) -> dict[int, Reach]:
-        """What the sums of a loss depend on, of what is perturbed in one place."""
+        """The reach of the terms of each sum of a loss, if one place is perturbed."""
         self._sources = dict.fromkeys(place.places, axis)
         self._holding = set()
         partition = self.partition
@@ -457,7 +458,7 @@ class _Reading:
 
 
 def _without_loop(x: Value, loop: int) -> Value:
-    """What a loop leaves, or carries to earlier positions."""
+    """A value that a loop leaves, or carries to earlier positions."""
     if x.reach is not None and loop in x.reach:
         return dataclasses.replace(x, reach=None)
     return x
@@ -470,7 +471,7 @@ def _value_of(env: Mapping[Var, Value], atom: Atom) -> Value:
 
 
 def _of_constant(x: Leaf) -> Value:
-    """What is known of a constant; nothing if it is being traced, or no number."""
+    """The :class:`Value` of a constant; its shape alone if it cannot be read."""
     read = isinstance(x, np.ndarray) or (
         isinstance(x, jax.Array)
         and not isinstance(x, Tracer)

@@ -1,4 +1,4 @@
-"""Which of the candidates are taken: the least memory, and then the least noise.
+"""The choice of cuts among candidates: the least memory, and then the least noise.
 
     minimise  (max over blocks of the bytes of their activations,  Σ size(cut))
 
@@ -14,7 +14,7 @@ from fomoh_jax._activations.graph import Graph, size_of
 
 
 def best_cuts(graph: Graph, candidates: Sequence[Var], cuts: int) -> set[Var]:
-    """At most so many cuts, by the rule of this module."""
+    """At most ``cuts`` of the candidates, by the rule of this module."""
     memory = graph.memory_by(set(candidates).__contains__)
     groups = [memory[v] for v in (*candidates, None)]
     sums = [0]

@@ -76,5 +76,5 @@ def _in_order(eqn: JaxprEqn, inputs: Array, kernel: Array) -> Array:
 
 
 def _features_last(last: int) -> Sequence[int]:
-    """Where a specification finds examples, features and the axes of space."""
+    """The axes of examples, features and space, in this order, if features are last."""
     return (0, last, *range(1, last))

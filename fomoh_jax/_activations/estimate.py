@@ -32,7 +32,7 @@ from fomoh_jax._types import Leaf, PyTreeDef
 from fomoh_jax._xla import warn_if_unsound
 
 _MUTABLE = {"new_ref", "ref", "get", "swap", "addupdate", "freeze"}
-# From the spread of so many groups, or a few more, the noise is estimated.
+# The number of groups, or a few more, whose spread gives the noise.
 _GROUPS = 8
 
 
@@ -299,7 +299,7 @@ def _slopes(
     slope: Shaped[Array, "examples probes ..."],
     weight: float,
 ) -> Slopes:
-    """What the second pass is told of the first."""
+    """The results of the first pass that the second one needs."""
     if program.partition.is_exact:
         return Slopes(keys, slope, weight)
     slope = slope / keys.shape[1]
@@ -372,7 +372,7 @@ def of_one(x: Array) -> jax.ShapeDtypeStruct:
 
 
 def _groups(examples: int) -> int:
-    """Eight equal groups, or what is next to it: each holds a gradient of its own."""
+    """The number of equal groups, about eight; each of them holds a gradient."""
     if examples == 1:
         raise ValueError(
             "return_noise needs at least 2 examples, from whose spread the noise "
@@ -383,7 +383,7 @@ def _groups(examples: int) -> int:
     return min(few, key=lambda n: (n < _GROUPS, abs(n - _GROUPS)), default=examples)
 
 
-# What may come.
+# Checks of the arguments.
 
 
 def check_blocks(blocks: object) -> None:

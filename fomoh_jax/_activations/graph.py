@@ -1,4 +1,4 @@
-"""Where the derivatives of a program flow: uses of parameters, and post-dominators.
+"""The flow of derivatives in a program: uses of parameters, and post-dominators.
 
 A *use* is an equation that combines a parameter with something of the example. Its
 derivative reaches the result along paths of variables. A variable that lies on all of
@@ -104,13 +104,13 @@ class Graph:
         )
 
     def parameter(self, use: Use) -> Var:
-        """What is read at a use."""
+        """The variable that a use reads."""
         v = self.jaxpr.eqns[use.equation].invars[use.operand]
         assert is_variable(v)
         return v
 
     def parameters(self, uses: Sequence[Use]) -> list[Var]:
-        """What is read at several uses, each once."""
+        """The variables that several uses read, each once."""
         return list(dict.fromkeys(map(self.parameter, uses)))
 
     @functools.cached_property
@@ -120,7 +120,7 @@ class Graph:
 
     @functools.cached_property
     def dependent(self) -> frozenset[Var]:
-        """Those of them that depend on parameters that are read here."""
+        """The active variables that depend on parameters which this program reads."""
         return self._reached_from(())
 
     def _reached_from(self, variables: Sequence[Var]) -> frozenset[Var]:
@@ -203,9 +203,9 @@ class Graph:
         return equation in self.opened or name not in _ELEMENTWISE
 
     def bytes_of(self, equation: int) -> int:
-        """What a reverse pass over an equation may keep, of one example.
+        """The bytes that a reverse pass over an equation may keep of one example.
 
-        What is inside ``jax.checkpoint`` counts too: it is there again while that is
+        Values inside ``jax.checkpoint`` count, too: they are there again while it is
         differentiated.
         """
         eqn = self.jaxpr.eqns[equation]
@@ -216,7 +216,7 @@ class Graph:
         return outputs + inside * eqn.params.get("length", 1)
 
     def memory_by(self, chosen: Callable[[Var], bool]) -> dict[Var | None, int]:
-        """What a reverse pass keeps before each of some variables, and after the last.
+        """The memory of a reverse pass before each chosen variable, and after the last.
 
         Bytes for one example, by the first of the chosen variables on the way to the
         result; by ``None`` where there is none.
@@ -283,13 +283,13 @@ def type_of(atom: Atom) -> Aval:
 
 
 def size_of(atom: Atom) -> int:
-    """How many real numbers a variable is."""
+    """The number of real numbers that a variable holds."""
     complex_ = jnp.issubdtype(type_of(atom).dtype, jnp.complexfloating)
     return math.prod(type_of(atom).shape) * (2 if complex_ else 1)
 
 
 def size_in_bytes(atom: Atom) -> int:
-    """How much memory a variable takes; a token takes none."""
+    """The memory that a variable takes; a token takes none."""
     held = hasattr(atom.aval, "dtype")
     size = math.prod(type_of(atom).shape) if held else 0
     return size * type_of(atom).dtype.itemsize if held else 0

@@ -25,7 +25,7 @@ from fomoh_jax._hyperdual.environment import is_variable
 
 # JAX differentiates no loop of unknown length backwards.
 _IRREVERSIBLE = {"while"}
-# What is inside of these is not differentiated.
+# Programs inside of these are not differentiated: they have a rule of their own.
 _OWN_REVERSE_RULE = {"custom_vjp_call", "custom_linear_solve"}
 
 Blocks = int | Literal["marked"] | None
@@ -82,7 +82,7 @@ class Partition:
         return not self.scans and all(b.perturbs == "nothing" for b in self.blocks)
 
     def count(self) -> int:
-        """How many blocks there are; those in a loop count once an iteration."""
+        """The number of blocks; those in a loop count once an iteration."""
         return len(self.blocks) + self._inside(lambda inner: inner.count())
 
     def noise(self) -> int:
@@ -287,9 +287,9 @@ def _carried(body: Jaxpr, layout) -> set[Var]:
 def _fixed_point(
     body: ClosedJaxpr, shared: Sequence[bool], learned: Sequence[bool], layout
 ) -> list[bool]:
-    """Which inputs of the body of a scan are the same for every example.
+    """Whether each input of the body of a scan is the same for every example.
 
-    What a parameter adds to along the way is not: its derivative flows.
+    A carry that a parameter adds to along the way is not: its derivative flows.
     """
     shared = list(shared)
     while True:

@@ -1,4 +1,4 @@
-"""What a perturbation reaches: rules that follow positions through equations.
+"""The reach of perturbations: rules that follow positions through equations.
 
 A value has *reach* ``{a, b}`` if its element with indices i along axis a and j along b
 has a derivative by what is perturbed at position t only where t <= max(i, j). So it
@@ -33,12 +33,12 @@ NO_PAIRS: Pairs = frozenset()
 
 # An ordinary number is no larger, and a masked one no higher.
 LARGEST, LOWEST = 1e5, -5e8
-# Elements; larger masks, of 5,793 tokens and more, are not looked at.
+# The most elements of a mask that is looked at: those of 5,792 tokens.
 _KNOWN = 2**25
 
 
 def joined(*reaches: Reach) -> Reach:
-    """What several values reach together."""
+    """The reach of several values together."""
     found: frozenset[int] = NOWHERE
     for reach in reaches:
         if reach is None:
@@ -57,7 +57,7 @@ def confined(reach: Reach, pairs: Pairs) -> Reach:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Value:
-    """What is known of a variable.
+    """The known facts about a variable.
 
     Attributes:
       shape: its shape.
@@ -78,14 +78,14 @@ class Value:
     low: Pairs = NO_PAIRS
 
     def expanded(self, shape: Sequence[int]) -> "Value":
-        """As an operand of an elementwise equation with a result of this shape."""
+        """The value broadcast to the shape of an elementwise equation's result."""
         shape = tuple(shape)
         if self.shape == shape:
             return self
         if self.known is not None:
             return constant(np.broadcast_to(self.known, shape))
         same = {a: a for a, n in enumerate(self.shape) if n == shape[a]}
-        # What is repeated has index 0, and so positions up to 0 alone.
+        # An axis that is repeated has index 0, and so positions up to 0 alone.
         return dataclasses.replace(
             self, shape=shape, zero=moved(self.zero, same), low=moved(self.low, same)
         )
@@ -198,7 +198,7 @@ def _rule(*names: str) -> Callable[[Rule], Rule]:
 
 
 def apply_rule(eqn: JaxprEqn, operands: Sequence[Value]) -> list[Value]:
-    """What is known of the results of an equation that calls no program."""
+    """The :class:`Value` of each result of an equation that calls no program."""
     rule = _RULES.get(eqn.primitive.name)
     shapes = [getattr(v.aval, "shape", ()) for v in eqn.outvars]
     if rule is None:
@@ -208,7 +208,7 @@ def apply_rule(eqn: JaxprEqn, operands: Sequence[Value]) -> list[Value]:
     return [dataclasses.replace(found, shape=shape) for shape in shapes]
 
 
-# Those that keep the size of ordinary numbers, and those that may not.
+# Primitives that keep ordinary numbers ordinary, and those that may not.
 _ORDINARY = {
     *("add", "add_any", "sub", "mul", "div", "neg", "abs", "sign", "max", "min"),
     *("exp", "exp2", "expm1", "tanh", "logistic", "erf", "erfc", "sin", "cos", "sqrt"),
@@ -375,7 +375,7 @@ def _squeeze(eqn: JaxprEqn, operands: Sequence[Value]) -> Value:
 
 
 def _without(ndim: int, gone: Iterable[int]) -> dict[int, int]:
-    """How axes are numbered without some."""
+    """The new number of each axis that is left when some are gone."""
     gone = set(gone)
     return {a: i for i, a in enumerate(a for a in range(ndim) if a not in gone)}
 
@@ -384,7 +384,7 @@ def _without(ndim: int, gone: Iterable[int]) -> dict[int, int]:
 def _slice(eqn: JaxprEqn, operands: Sequence[Value]) -> Value:
     x, starts = operands[0], eqn.params["start_indices"]
     strides = eqn.params["strides"] or [1] * len(starts)
-    # From the first on, so that each keeps its index.
+    # Axes that are cut from 0 on with stride 1: each element keeps its index.
     kept = {a: a for a, at in enumerate(zip(starts, strides)) if at == (0, 1)}
     cut = tuple(map(slice, starts, eqn.params["limit_indices"], strides))
     shape = type_of(eqn.outvars[0]).shape

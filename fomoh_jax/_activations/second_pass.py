@@ -29,15 +29,15 @@ from fomoh_jax._types import Leaf
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Slopes:
-    """What the first pass found, and the keys of its perturbations.
+    """The slopes that the first pass found, and the keys of its perturbations.
 
     Attributes:
       keys: of each probe of each example.
       slope: the derivative of each example's loss along each of them, divided by their
         number.
       weight: one over the number of examples.
-      later: of the part of the loss that is at each position or at later ones, if the
-        loss is a sum over positions.
+      later: the slope of the part of the loss that is at each position or at later
+        ones, if the loss is a sum over positions.
       now: the same at the iteration that runs, of each loop around.
     """
 
@@ -48,12 +48,12 @@ class Slopes:
     now: tuple[Float[Array, "examples probes"], ...] = ()
 
     def of_block(self, index: int | Array) -> "Slopes":
-        """Those of a block, or of a loop."""
+        """The slopes, with the keys of a block or of a loop."""
         fold = lambda key: of_block(key, index)
         return dataclasses.replace(self, keys=jax.vmap(jax.vmap(fold))(self.keys))
 
     def at(self, time: Array) -> "Slopes":
-        """Those of an iteration of a loop."""
+        """The slopes at an iteration of a loop."""
         own = self.of_block(time)
         if self.later is None:
             return own
@@ -97,7 +97,7 @@ class Slopes:
 
 
 class Derivatives(NamedTuple):
-    """What the second pass gives.
+    """The results of the second pass.
 
     Attributes:
       results: of the program, with the examples in front of those that differ.
@@ -182,7 +182,7 @@ class _SecondPass:
 
     def by_inputs(self) -> list[Leaf | None]:
         """The derivative by each input."""
-        # What the loss does not know of any example is differentiated as it is.
+        # A loss that depends on no example is differentiated as it is.
         for v in self.graph.results if self.partition.ends else ():
             if v in self.graph.learned:
                 self.add({v: jnp.ones_like(self.values[v])})

@@ -191,7 +191,7 @@ def read_directions(
 def _read_leaf(
     path: str, primal: ArrayLike, leaf: Channel | ArrayLike
 ) -> tuple[int, Channel]:
-    """How many directions a leaf has, and what they are."""
+    """The number of directions of a leaf, and the directions."""
     if isinstance(leaf, Stack):
         return _read_stack(path, primal, leaf)
     shape = _array_type(leaf).shape
@@ -318,7 +318,7 @@ def _pair(
 
 
 class _Held:
-    """As many leaves, held fixed, as a ``None`` stands for."""
+    """The leaves that a ``None`` stands for, all of them held fixed."""
 
     def __init__(self, count: int):
         self.count = count

@@ -50,7 +50,7 @@ class Channel(abc.ABC):
     is_stored: ClassVar[bool] = True
     is_closed_under_sums: ClassVar[bool] = False
     axis: int = 0
-    # So that a NumPy array leaves a product with a channel to the channel.
+    # Makes NumPy arrays leave a product with a channel to the channel.
     __array_ufunc__ = None
 
     @abc.abstractmethod
@@ -206,8 +206,8 @@ class Channel(abc.ABC):
         """A zero of the type of this channel's coefficients."""
         return self.stored().zero()
 
-    # What sources of directions and hyperplanes do to directions of one leaf, each of
-    # which is a coefficient.
+    # Operations of sources of directions and of hyperplanes on the directions of one
+    # leaf, each of which is a coefficient.
 
     def followed_by(self, other: "Channel") -> "Channel":
         """These directions, and behind them those of another channel."""
@@ -220,7 +220,7 @@ class Channel(abc.ABC):
         return Stack(jnp.concatenate([a.array, b.array]), 0, present, a.k + b.k)
 
     def held_fixed(self) -> "Stack":
-        """As many directions, none of which moves the leaf."""
+        """The same number of directions, none of which moves the leaf."""
         stack = self.stacked()
         return stack.in_group(None, stack.k)
 
@@ -243,7 +243,7 @@ class Channel(abc.ABC):
         """``Σ_i coefficients_i v_i``, accumulated in a dtype."""
         return self.stacked().combined(coefficients, dtype)
 
-    # Python asks them about any operand, and takes NotImplemented for no.
+    # Python calls these with any operand, and takes NotImplemented for no.
 
     def __add__(self, other: object) -> "Channel":
         if not isinstance(other, Channel):
@@ -258,7 +258,7 @@ class Channel(abc.ABC):
         return dataclasses.replace(a, array=a.array + b.array)
 
     def __radd__(self, other: object) -> "Channel":
-        # What Python's sum begins with.
+        # Python's sum begins with 0.
         return self if isinstance(other, int) and other == 0 else NotImplemented
 
     def __sub__(self, other: object) -> "Channel":
@@ -359,7 +359,7 @@ class Zero(Channel):
     def terms(self, n: int) -> tuple[Array, np.ndarray]:
         return self.whole(0).array, np.arange(0)
 
-    # As operands of a function that is mapped over the coefficients: the same for all.
+    # A function that is mapped over the coefficients takes one operand for all.
     mapped_axis = None
 
     def operand(self, places: Indices | None = None) -> Array:
@@ -436,7 +436,7 @@ class Stack(Channel):
 
     @property
     def length(self) -> int:
-        """How many arrays are stored."""
+        """The number of arrays that are stored."""
         return self.array.shape[self.axis]
 
     @property
@@ -445,12 +445,12 @@ class Stack(Channel):
 
     @property
     def k(self) -> int:
-        """How many coefficients there are, zero or not."""
+        """The number of coefficients, zero or not."""
         return self.length if self.size is None else self.size
 
     @property
     def indices(self) -> tuple[int, ...]:
-        """Which coefficient each of the arrays is."""
+        """The index of the coefficient that each of the arrays is."""
         return tuple(range(self.length)) if self.present is None else self.present
 
     def dense(self) -> Inexact[Array, "{self.k} *s"]:

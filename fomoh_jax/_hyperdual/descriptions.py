@@ -127,5 +127,5 @@ class Numbered(Protocol):
     def q(self) -> int: ...
 
     def number(self, i: np.ndarray, j: np.ndarray) -> np.ndarray:
-        """Which one belongs to the directions ``i <= j``."""
+        """The number of the coefficient of the directions ``i <= j``."""
         ...

@@ -80,7 +80,7 @@ class Form(abc.ABC):
     @property
     @abc.abstractmethod
     def q(self) -> int:
-        """How many second-order coefficients a number carries."""
+        """The number of second-order coefficients."""
 
     def scale_seconds(self, coefficient: ArrayLike, channel: Channel) -> Channel:
         """``coefficient * x``, elementwise, of second-order coefficients."""

@@ -35,14 +35,14 @@ from fomoh_jax._types import Leaf, Program
 def hessian_by_entries(
     jaxpr: ClosedJaxpr, args: Sequence[HyperDual]
 ) -> tuple[list[HyperDual], list[Leaf]] | None:
-    """What ``Plan.hessians`` returns, of a program whose first output is one number.
+    """Returns ``Plan.hessians`` of a program whose first output is one number.
 
-    None if it would be no less work than the gradient along every coordinate.
+    Returns None if that would be no less work than the gradient along every coordinate.
     """
     primals = [arg.primal for arg in args]
     size = sum(map(jnp.size, primals))
     form = AllLocal(size)
-    # Of more slots there are more pairs than coordinates of a gradient.
+    # With more slots there are more pairs than a gradient has coordinates.
     most = math.isqrt(8 * size)
 
     def program(*primals: Leaf) -> tuple[list[Leaf], Array, Array]:

@@ -66,7 +66,7 @@ class FirstDerivative(Form):
 def hessian_by_gradient(
     jaxpr: ClosedJaxpr, args: Sequence[HyperDual]
 ) -> tuple[list[HyperDual], list[Leaf]]:
-    """What ``Plan.hessians`` returns, of a program whose first output is one number."""
+    """Returns ``Plan.hessians`` of a program whose first output is one number."""
     primals = tuple(arg.primal for arg in args)
     basis = [arg.tangents.moved(0).operand() for arg in args]
 

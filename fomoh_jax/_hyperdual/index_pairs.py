@@ -18,7 +18,7 @@ from fomoh_jax._hyperdual.form import Bilinear, Form
 from fomoh_jax._hyperdual.polarisation import polarised
 from fomoh_jax._hyperdual.vectorise import vectorise
 
-# Which coefficients are not zero, and where their two tangents are stored.
+# The nonzero coefficients, and the places where their two tangents are stored.
 Places = tuple[tuple[int, ...] | None, Indices, Indices]
 
 
@@ -68,7 +68,7 @@ class IndexPairs(Form):
         return self._stack(array, 0, present).moved(axis)
 
     def _stack(self, array: Array, axis: int, present: tuple[int, ...] | None) -> Stack:
-        """Those coefficients that are present, as a stack of all."""
+        """The stack of all coefficients, given the array of those that are present."""
         return Stack(array, axis, present, None if present is None else self.q)
 
     def _quadratic(
@@ -144,7 +144,7 @@ class IndexPairs(Form):
         return self._stack(stack.operand(i * columns + j), axis, present)
 
     def _places(self, a: Stack, b: Stack) -> Places:
-        """Which coefficients are not zero, and where their two tangents are stored."""
+        """The nonzero coefficients, and the places of the two tangents of each."""
         i, j = self.pairs
         if a.present is None and b.present is None:
             return None, i, j

@@ -22,7 +22,7 @@ from fomoh_jax._types import Leaf, Program
 _CALLS = (primitives.jit_p, primitives.closed_call_p)
 
 
-# What is known so far of an evaluation: the results of operations that were applied.
+# The results so far of an evaluation, by the ``id`` of the operation applied.
 Memo = dict[int, list[Leaf]]
 
 # A program of more operations than these is compiled as one; each by itself is compiled
@@ -97,6 +97,6 @@ def _applied(op: Operation, operands: list[_Value], effects: bool) -> list[_Valu
 
 
 def _as_operand(value: _Value) -> Leaf:
-    """What something that varies reads: an index or a predicate as a constant."""
+    """The operand of a varying operation; a known index or predicate as a constant."""
     is_index = value.compute is not None and not is_inexact(value.traced)
     return value.evaluated() if is_index else value.traced

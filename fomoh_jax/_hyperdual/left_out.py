@@ -18,7 +18,7 @@ from fomoh_jax._compat import called_jaxpr, open_jaxpr, programs_in
 from fomoh_jax._hyperdual.number import is_inexact
 from fomoh_jax._types import Leaf, Program
 
-# A cotangent of some of their elements is zero, whatever the others are.
+# Operations that give some elements a cotangent of zero, whatever the others get.
 _LEAVE_OUT = {
     *("select_n", "max", "min", "clamp", "sort", "top_k", "approx_top_k", "reduce_max"),
     *("reduce_min", "reduce_window_max", "reduce_window_min", "select_and_gather_add"),
@@ -53,7 +53,9 @@ def leaves_out(jaxpr: ClosedJaxpr) -> bool:
 
 
 def _follow(jaxpr: Program, given: Collection[int]) -> Collection[int] | None:
-    """Which results are finite with their derivatives, or None if others are left out.
+    """The numbers of the results that are finite with their derivatives.
+
+    None if the program leaves out elements of values that are not.
 
     Args:
       jaxpr: the program.
@@ -90,7 +92,7 @@ def _used(program: Jaxpr) -> set[int]:
 
 
 def _results(eqn: JaxprEqn, finite: Sequence[bool]) -> Collection[int] | None:
-    """As :func:`_follow`, of one equation and its operands."""
+    """Like :func:`_follow`, for one equation and its operands."""
     name, every = eqn.primitive.name, range(len(eqn.outvars))
     places = lambda flags: [i for i, flag in enumerate(flags) if flag]
     if name == "jit":

@@ -48,7 +48,7 @@ from fomoh_jax._hyperdual.sums import total
 from fomoh_jax._hyperdual.trees import register_tree
 from fomoh_jax._types import Leaf
 
-# Up to so many slots, products of slots that belong to the same direction cost less
+# Up to this many slots, products of slots that belong to the same direction cost less
 # than to add these up first.
 _FEW = 8
 
@@ -113,7 +113,7 @@ class Local(Channel):
 
     @property
     def slots(self) -> int:
-        """How many slots each element has."""
+        """The number of slots of each element."""
         return sum(len(table.numbers) for table in self.tables)
 
     def made_of(self, parts: Iterable[Part]) -> Channel:
@@ -197,7 +197,7 @@ class Local(Channel):
             side = x.gathered(summed_axes(function)) if function.goes else None
             if side is None:
                 return None
-            # What a slot of a result is made of belongs to the same.
+            # All that a slot of a result is made of belongs to the same coefficient.
             sides.append([(array, placed(table, function)) for array, table in side])
         left, right = sides
         found = meetings(product.pairwise, left, right, self.n // 2)

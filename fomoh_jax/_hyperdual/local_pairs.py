@@ -16,7 +16,7 @@ from fomoh_jax._hyperdual.parts import NotLocalError
 @register_static
 @dataclasses.dataclass(frozen=True)
 class LocalPairs(Pairs):
-    """As :class:`Pairs`; what is local stays so in products.
+    """Like :class:`Pairs`, but products of local channels stay local.
 
     The diagonal is numbered from 0 on, and then the pairs ``i < j`` by rows.
     """
@@ -28,7 +28,7 @@ class LocalPairs(Pairs):
         return self.k * (self.k + 1) // 2
 
     def number(self, i: np.ndarray, j: np.ndarray) -> np.ndarray:
-        """Which coefficient belongs to the directions ``i <= j``."""
+        """The number of the coefficient of the directions ``i <= j``."""
         i, j = np.asarray(i, np.int64), np.asarray(j, np.int64)
         before = i * (2 * self.k - i - 1) // 2  # in the rows above
         return np.where(i == j, i, self.k + before + j - i - 1)
@@ -77,9 +77,9 @@ class LocalPairs(Pairs):
 @register_static
 @dataclasses.dataclass(frozen=True)
 class AllLocal(LocalPairs):
-    """As :class:`LocalPairs`, of products of what is local alone.
+    """Like :class:`LocalPairs`, for products of local channels alone.
 
-    Any other raises :class:`NotLocalError`.
+    Any other product raises :class:`NotLocalError`.
     """
 
     def _product(self, a: Stack, b: Stack) -> Channel:

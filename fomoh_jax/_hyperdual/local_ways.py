@@ -54,7 +54,7 @@ def _moved(x: Local, function: Alone) -> list[Channel] | None:
     if not function.is_known:
         return None
     size = math.prod(x.shape)
-    # Those of the other operands are numbered 0: they are none.
+    # Elements of the other operands get the number 0, which stands for none.
     places = _of_integers(function, np.arange(1, size + 1).reshape(x.shape))
     results: list[list[Part]] = [[] for _ in places]
     for array, table in x.parts:
@@ -89,7 +89,7 @@ def _sliced(params: dict[str, Any], x: np.ndarray) -> np.ndarray:
     ]
 
 
-# Those that are the most frequent, for which nothing need be compiled.
+# The most frequent operations, written in NumPy so that nothing need be compiled.
 _IN_NUMPY: dict[str, Callable[..., np.ndarray]] = {
     "broadcast_in_dim": _broadcast,
     "concatenate": lambda params, *xs: np.concatenate(xs, params["dimension"]),
@@ -180,7 +180,7 @@ def _targets(
 
 
 def _ranks(values: np.ndarray) -> np.ndarray:
-    """How many equal values come before each."""
+    """The number of equal values that come before each."""
     order = np.argsort(values, kind="stable")
     ascending = values[order]
     ranks = np.empty_like(order)
@@ -196,7 +196,7 @@ def _ordered(x: Local, function: Alone) -> list[Channel]:
 
 @way(Local, "select_n")
 def _chosen(x: Local, function: Alone) -> list[Channel] | None:
-    """By a predicate that is known elements are moved, by any other one scaled."""
+    """A predicate that is known moves elements; any other one scales them."""
     if function.is_known:
         return _moved(x, function)
     return _elementwise(x, function)

@@ -18,7 +18,7 @@ from fomoh_jax._types import Aval, Program
 
 T = TypeVar("T")
 
-# They name an axis, and exchange nothing over it.
+# Operations that name an axis, and exchange nothing over it.
 _STAY_ON_THE_DEVICE = {"axis_index", "pbroadcast", "pcast", "preduced", "pvary"}
 
 
@@ -37,7 +37,7 @@ def varying_alike(tree: T, axes: Collection[str] = ()) -> T:
     every = varies_along(tree).union(axes)
 
     def cast(x: Array) -> Array:
-        # What a reference holds can only be cast before it is made.
+        # The array in a reference can only be cast before the reference is made.
         held = isinstance(jax.typeof(x), AbstractRef)
         missing = () if held else every - varies_along(x)
         return lax.pcast(x, tuple(sorted(missing)), to="varying") if missing else x

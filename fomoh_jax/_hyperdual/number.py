@@ -75,7 +75,7 @@ Pattern = list[tuple[int | None, ...]]
 
 
 def pattern_of(numbers: Sequence[HyperDual]) -> Pattern:
-    """Which channels the numbers have, and along which axes."""
+    """The stacking axes of the channels of several numbers."""
     axis = lambda channel: None if channel.is_zero else channel.axis
     return [tuple(map(axis, number.channels)) for number in numbers]
 

@@ -81,7 +81,7 @@ class Pairs(IndexPairs):
         return self._cross_by_table(*(stack.moved(axis) for stack in stacks))
 
     def _bilinear(self, product: Bilinear, a: Stack, b: Stack, axis: int) -> Channel:
-        # Of two directions it would be three products for four.
+        # With two directions, polarisation takes three products instead of four.
         if product.polarise and self.k > 2 and a.present == b.present:
             return super()._bilinear(product, a, b, axis)
         stacks = a, b

@@ -57,7 +57,7 @@ class Rows(IndexPairs):
         return self._by_tables(product, ahead, behind, axis)
 
     def _reached(self, stack: Stack) -> Stack:
-        """Those of a stack that are a ``j`` of any pair."""
+        """The directions of a stack that are the ``j`` of some pair."""
         return self._first(min(self.rows + self.k // 2, self.k), stack)
 
     def _first(self, n: int, stack: Stack) -> Stack:

@@ -116,7 +116,7 @@ def placed(table: np.ndarray, function: Linear) -> np.ndarray:
 
 
 def count_apart(parts: Sequence[Part], gone: Sequence[int]) -> int:
-    """How many slots there would be if each term of a sum over axes were one."""
+    """The number of slots if each term of a sum over axes were one."""
     tables = [table for _, table in parts]
     return sum(int(slots_apart(t, _varying(t, gone)).sum()) for t in tables)
 
@@ -142,7 +142,7 @@ def term_by_term(function: Linear, part: Part, gone: Sequence[int]) -> Part:
     flat = out.reshape(count, *function.shape)
     (rows,) = np.nonzero(held.reshape(-1))
     numbers = placed(moved, function)[rows]
-    # In the order of the coefficients, if they have one: then they need not be moved.
+    # Slots in the order of their coefficients, if they have one, need not be moved.
     first = numbers.reshape(len(numbers), -1).max(1)
     order = np.argsort(first, kind="stable")
     return rows_at(flat, rows[order]), numbers[order]

@@ -92,7 +92,7 @@ def apply_rule(
     """The results of an operation on numbers."""
     args = varying_as_traced(op.inputs, args)
     function = find_rule(op.primitive)
-    # What is kept in a mutable array may begin to vary after it was made.
+    # The contents of a mutable array may begin to vary after it was made.
     mutable = any(isinstance(out, AbstractRef) for out in op.outputs)
     constant = all(arg.is_constant for arg in args)
     if constant and not mutable and function not in _OF_CONSTANTS:

@@ -1,7 +1,7 @@
 """Tables, known while tracing: to which coefficient a slot of an element belongs.
 
-Of ``m`` slots of an array of shape ``s`` it is integers ``[m, *s]``: the numbers of
-coefficients, and -1 where a slot belongs to none.
+The table of ``m`` slots of an array of shape ``s`` holds integers ``[m, *s]``: the
+numbers of coefficients, and -1 where a slot belongs to none.
 """
 
 import dataclasses
@@ -85,7 +85,7 @@ def is_ascending(table: np.ndarray) -> bool:
 
 
 def meeting(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Which slots of two tables belong to the same, of any element.
+    """The slots of two tables that belong to the same coefficient, for any element.
 
     Returns:
       Slots of the first, those of the second that they meet, and for which elements
@@ -97,7 +97,7 @@ def meeting(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.nd
 
 
 def places_along(table: np.ndarray, axis: int) -> np.ndarray:
-    """Which numbers occur where along an axis, as rows of pairs, once each."""
+    """The pairs of a number and a place where it occurs along an axis, each once."""
     moved = np.moveaxis(table, axis, -1)
     pairs = np.broadcast_to(np.arange(moved.shape[-1]), moved.shape)
     held = moved >= 0

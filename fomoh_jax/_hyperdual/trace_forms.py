@@ -90,7 +90,7 @@ class WeightedTrace(_Sum):
         return len(self.weights)
 
     def weighted(self, x: Stack) -> Stack:
-        # What this stands for is a sum of products, and as exact as one.
+        # The result stands for a sum of products, and is to be as exact as one.
         mixed = jnp.tensordot(
             self.weights.astype(x.array.dtype),
             x.array,

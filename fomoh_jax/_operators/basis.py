@@ -1,4 +1,4 @@
-"""What the operators share: a function along the standard basis of its arguments."""
+"""Functions along the standard basis of their arguments, for all operators."""
 
 from collections.abc import Callable, Sequence
 
@@ -42,9 +42,9 @@ def along_directions(
     *,
     inline: bool = False,
 ) -> tuple[PyTree[HyperDual], PyTree[Array]]:
-    """As :func:`along_basis`, along other directions: a channel for each leaf.
+    """Like :func:`along_basis`, along other directions: a channel for each leaf.
 
-    With ``inline`` indices are known, as local channels need it.
+    With ``inline``, indices are known, as local channels need them.
     """
     out, aux = evaluate(fun, form, varied.args, channels, has_aux, inline=inline)
     check_outputs(name, primals_of(out))

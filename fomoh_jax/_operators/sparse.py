@@ -21,14 +21,14 @@ from fomoh_jax._hyperdual.local_pairs import LocalPairs, added_up
 from fomoh_jax._operators.basis import check_outputs
 from fomoh_jax._varied import Varied
 
-# What an index of JAX counts to.
+# The largest number that an index of JAX can be.
 _MOST = np.iinfo(np.int32).max
 
 
 @register_static
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Pattern:
-    """Which entries of a matrix of so many rows and columns are stored.
+    """The entries of a square matrix that are stored.
 
     A static node of a tree, so that a function that is traced can return it.
     """
@@ -128,7 +128,7 @@ def sparse_hessian(
 def hessian_sparsity(
     fun: Callable, argnums: int | Sequence[int] = 0
 ) -> Callable[..., BCOO]:
-    r"""Which entries of the Hessian of a scalar function :func:`sparse_hessian` stores.
+    r"""The entries of a scalar function's Hessian that :func:`sparse_hessian` stores.
 
     .. math:: P_{ij} = 1 \text{ if some operation contributes to }
         \frac{\partial^2 f}{\partial x_i \partial x_j}

@@ -17,7 +17,7 @@ from fomoh_jax.curvature._scaling import norm
 
 
 class ConjugateGradients(NamedTuple):
-    """How far conjugate gradients came, and what stopped them.
+    """The result of conjugate gradients, and what stopped them.
 
     Attributes:
       solution: tuple like the arguments of the function.

@@ -1,4 +1,4 @@
-"""Which arguments of a function vary, and vectors and matrices that are like them."""
+"""The arguments of a function that vary, and vectors and matrices like them."""
 
 import itertools
 import math

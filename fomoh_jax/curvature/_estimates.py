@@ -59,7 +59,7 @@ def gaussian(keys: Keys, size: int, dtype: DTypeLike) -> Float[Array, "n {size}"
 
 
 def rademacher(keys: Keys, size: int, dtype: DTypeLike) -> Float[Array, "n {size}"]:
-    """As :func:`gaussian`, of random signs."""
+    """Like :func:`gaussian`, with random signs."""
     return jax.vmap(lambda key: jax.random.rademacher(key, (size,), dtype))(keys)
 
 

@@ -271,8 +271,8 @@ def _levels(
     ``lengths`` are ``|v|²``.
     """
     if baseline is None:
-        # From the other samples: with its own, the estimate would be biased. As a ratio
-        # it is exact for a Hessian that is a multiple of the identity.
+        # The level of a sample is that of the others: with its own, the estimate would
+        # be biased. As a ratio it is exact for a multiple of the identity.
         others = lambda x: jnp.sum(x) - x
         levels = others(curvature) / others(lengths)
         return jnp.mean(levels), levels

@@ -113,7 +113,7 @@ def sampled_trace(
 
 
 def along_coordinates(index: Int[Array, " n"], varied: Varied) -> list[Channel]:
-    """For each leaf, directions along the elements of all of them of that index."""
+    """Directions along the elements with those indices: a channel for each leaf."""
     channels, start = [], 0
     for leaf in varied.leaves:
         place, size = index - start, jnp.size(leaf)

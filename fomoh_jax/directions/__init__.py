@@ -1,4 +1,4 @@
-"""Where the hyperplane points: sources of directions.
+"""Sources of the directions that span the hyperplane.
 
 A source makes a tree like the parameters whose leaves have a leading axis ``k``, or are
 a :class:`fomoh_jax.Stack` where some of the ``k`` are known to be zero, a

@@ -272,7 +272,7 @@ def deferred(base: Directions) -> Directions:
 
 
 def _random(size: object, sampler: Callable) -> Directions:
-    """So many directions of ``sampler(key, shape, dtype)`` on each leaf."""
+    """``size`` directions of ``sampler(key, shape, dtype)`` on each leaf."""
     k = check_size("k", size)
 
     @functools.cache

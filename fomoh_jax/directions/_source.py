@@ -45,12 +45,12 @@ class Directions:
     is_random: bool = True
 
     def count(self, params: PyTree) -> int:
-        """How many directions it makes for these parameters."""
+        """The number of directions that it makes for these parameters."""
         return self.size(params) if callable(self.size) else self.size
 
     @property
     def k(self) -> int:
-        """How many directions it makes, whatever the parameters.
+        """The number of directions that it makes, whatever the parameters.
 
         Raises:
           ValueError: if that depends on them.

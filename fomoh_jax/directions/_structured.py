@@ -208,7 +208,7 @@ def grouped(
 
 
 def _layers(params: PyTree, by: str) -> list[int]:
-    """For each leaf, the number of its layer; layers count as they first appear."""
+    """The number of the layer of each leaf; layers count as they first appear."""
     paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(params)]
     if by == "leaf":
         return list(range(len(paths)))

@@ -1,4 +1,4 @@
-"""How the k×k system of the hyperplane is solved.
+"""Solvers of the k×k system of the hyperplane.
 
 On ``θ - Vκ`` the quadratic model of the loss is ``f - κ·s + ½ κᵀ C κ`` with the slopes
 ``s = Vᵀ∇f`` and the curvature ``C = Vᵀ H V``. A solver chooses the coefficients ``κ``,

@@ -1,4 +1,4 @@
-"""What a solver is: a descent, which says where, and a search, which says how far."""
+"""Solvers: a descent, which says where, and a search, which says how far."""
 
 import dataclasses
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from fomoh_jax._refusals import check_kind
 
 
 class Outcome(NamedTuple):
-    """How a step came out, whether or not it was taken.
+    """The outcome of a step, whether or not it was taken.
 
     All numbers are finite. They are 0 before the first step, and after a model that was
     not finite. Where a search looks ahead to a loss that is not finite, the loss counts
@@ -62,7 +62,7 @@ class Attempt(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Descent:
-    """Which step to take, given its size.
+    """A rule that chooses a step, given its size.
 
     Attributes:
       step: ``step(model, gram, size, last, state) -> (Step, state)``. A larger size
@@ -83,7 +83,7 @@ class Descent:
 
 @dataclasses.dataclass(frozen=True)
 class Search:
-    """How large a step is, given how those before it came out.
+    """A rule that chooses the size of a step, given the outcomes of those before it.
 
     Attributes:
       size: ``size(state) -> size``, of the next step.
@@ -324,7 +324,7 @@ def _is_finite(tree: PyTree) -> Bool[Array, ""]:
 
 
 def _where(finite: Bool[Array, ""], after: PyTree, before: PyTree) -> PyTree:
-    """One of two states, in the dtypes of the first of them, as loops demand."""
+    """One of two states, in the dtypes of ``before``, as loops demand."""
     return jax.tree.map(
         lambda new, old: jnp.where(finite, new.astype(old.dtype), old), after, before
     )

@@ -198,8 +198,8 @@ class Sources(Form):
 
     def _source(self, table: jax.Array, like: jax.Array, contract: Callable) -> Channel:
         """Coefficients like ``like``, linear in a table as ``contract`` transposed."""
-        # What contract closes over may belong to a loop's trace, which the reverse
-        # pass must be able to leave: it becomes an argument.
+        # A value that contract closes over may belong to a loop's trace, which the
+        # reverse pass must be able to leave: it becomes an argument.
         closed = jax.make_jaxpr(contract)(like)
         operands = closed.consts
         # From jax 0.12 on a jaxpr holds its constants; what outlives a trace must not.
@@ -281,7 +281,7 @@ def _curvatures(
         shapes = jax.eval_shape(lambda: forward_pass(()).values)
         axes = list(map(varies_along, shapes))
     check_reverse_pass("under plans.adjoint()", jaxpr, axes)
-    # In the order of the results, which is the same in every process.
+    # Passes run in the order of the results, which is the same in every process.
     passes = {over: forward_pass(over) for over in dict.fromkeys(axes or [frozenset()])}
     numbers = [passes[over].numbers[n] for n, over in enumerate(axes)]
     numbers += passes[min(passes, key=len)].numbers[wanted:]

@@ -24,14 +24,14 @@ from fomoh_jax._hyperdual.registry import is_known
 from fomoh_jax._refusals import wrong_kind
 from fomoh_jax._types import Aval, Leaf, Program
 
-# From so many directions on, a reverse pass is the faster plan for models and products,
-# or within some percent of it, for every network of experiments.benchmarks (the table
-# in README).
+# With this many directions or more, a reverse pass is the faster plan for models and
+# products, or within some percent of it, for every network of experiments.benchmarks
+# (the table in README).
 _FEWEST = 5
 
-# What a reverse pass cannot take, or only by an error: loops whose length is not known,
-# mutable arrays, what leaves the program, maps over devices, and (from jax 0.12 on) the
-# operations of a root.
+# Operations that a reverse pass cannot take, or only by an error: loops whose length is
+# not known, mutable arrays, calls that leave the program, maps over devices, and (from
+# jax 0.12 on) the operations of a root.
 _FORWARD_ONLY = {
     *("while", "ref", "new_ref", "get", "swap", "addupdate", "freeze"),
     *("pure_callback", "io_callback", "pallas_call", "shard_map", "reduce_window"),
@@ -137,8 +137,8 @@ def _equation_reverses(eqn: JaxprEqn, rules: bool) -> bool:
         return False
     inside = list(programs_in(eqn.params))
     if eqn.primitive.name == "custom_linear_solve":
-        # How it is solved is not differentiated, and may well be a loop. A user may
-        # leave out how to solve the transposed system.
+        # The solver is not differentiated, and may well be a loop. A user may leave
+        # out the solver of the transposed system.
         inside = [eqn.params["jaxprs"].matvec]
         if eqn.params["jaxprs"].transpose_solve is None:
             return False

@@ -1,4 +1,4 @@
-"""What a plan is."""
+"""The base class of plans."""
 
 import abc
 from collections.abc import Callable, Sequence
@@ -39,9 +39,9 @@ class Plan(abc.ABC):
     def hessians(
         self, jaxpr: ClosedJaxpr, k: int, args: Sequence[HyperDual], wanted: int
     ) -> tuple[list[HyperDual], list[Leaf]]:
-        """As :meth:`curvatures`, where the directions are the standard basis.
+        """Like :meth:`curvatures`, where the directions are the standard basis.
 
-        They are that of all the arguments together, so that the result is the Hessian,
+        The basis is that of all the arguments together, so the result is the Hessian,
         for which there may be a better way; it need not be symmetric to the last bit.
         """
         return self.curvatures(jaxpr, k, args, wanted)

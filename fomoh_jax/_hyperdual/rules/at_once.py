@@ -31,8 +31,8 @@ def all_steps(
 ) -> Callable[..., list[Array]] | None:
     """A scan as a program over all its steps, or None if one waits for another.
 
-    None does where each part of the carry stays what it is, counts the steps, or only
-    has something added to it that does not depend on the carry.
+    No step waits where each part of the carry stays what it is, counts the steps, or
+    only has something added to it that does not depend on the carry.
     """
     jaxpr, length = op.params["jaxpr"], op.params["length"]
     if not length or not _is_plain(jaxpr):
@@ -65,7 +65,7 @@ def all_steps(
 
 
 class _Carry(NamedTuple):
-    """What a loop carries, where no step waits for another.
+    """The carry of a loop in which no step waits for another.
 
     Attributes:
       same: the operands that stay what they are.
@@ -81,7 +81,7 @@ class _Carry(NamedTuple):
 def _carry_of(
     op: Operation, layout: ScanLayout, primals: Sequence[Leaf]
 ) -> _Carry | None:
-    """What the carry is, or None if a step waits for another."""
+    """The :class:`_Carry` of a scan, or None if a step waits for another."""
     program, _ = open_jaxpr(op.params["jaxpr"])
     times = np.arange(op.params["length"])[:: -1 if op.params["reverse"] else 1]
     carried = _Carry(set(), {}, int(np.argmax(times)))
@@ -119,7 +119,7 @@ def _in_parts(
 
 
 def _increment(program: Jaxpr, carry: Var, after: Atom) -> int | None:
-    """What is added to an integer of the carry at each step, if it is known."""
+    """The number added to an integer of the carry at each step, if it is known."""
     for eqn in program.eqns:
         if any(out is after for out in eqn.outvars) and eqn.primitive.name == "add":
             by = [x.val for x in eqn.invars if isinstance(x, Literal)]
@@ -146,7 +146,7 @@ def _only_adds(program: Jaxpr, carry: Var, after: Atom) -> bool:
     return carry is after and count(carry) == 1
 
 
-# What changes the type of a number alone.
+# Operations that change at most the type of a number.
 _SAME = ("convert_element_type", "copy")
 
 

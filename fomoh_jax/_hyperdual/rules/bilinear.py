@@ -200,5 +200,5 @@ def _one_after_the_other(
     return jnp.stack([product(x, y) for x, y in zip(xs, ys)])
 
 
-# Up to as many convolutions a program is written out; more are a loop.
+# The most convolutions that are written out in a program; more are a loop.
 _WRITTEN_OUT = 32

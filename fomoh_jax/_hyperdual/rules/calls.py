@@ -46,7 +46,7 @@ def _inline(form: Form, op: Operation, args: Sequence[HyperDual]) -> list[HyperD
 def _warn_without_derivative(outs: Sequence[HyperDual]) -> None:
     """Say that a custom_vjp, seen through, leaves nothing of a derivative.
 
-    As a straight-through estimator does, whose derivative is in its backward rule.
+    A straight-through estimator is one: its derivative is in its backward rule.
     """
     carrying = [out for out in outs if is_inexact(out.primal)]
     if carrying and all(out.is_constant for out in carrying):

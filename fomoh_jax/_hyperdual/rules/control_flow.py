@@ -241,7 +241,7 @@ def _without_reverse(outs: list[HyperDual]) -> list[HyperDual]:
 def _where(
     running: Bool[Array, "*batch"], after: list[HyperDual], before: list[HyperDual]
 ) -> list[HyperDual]:
-    """Where a batch of loops still runs, its next state; elsewhere the state it had.
+    """The next state of those loops of a batch that still run; of others the last one.
 
     Both have the same channels along the same axes.
     """

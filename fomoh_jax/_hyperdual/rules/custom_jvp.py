@@ -150,7 +150,7 @@ def _is_elementwise(jaxpr: Program, shape: tuple[int, ...]) -> bool:
 
 
 def _zeros(jaxpr: Program) -> list[bool]:
-    """Which results of a jaxpr are a zero that was written down as one."""
+    """Whether each result of a jaxpr is a zero that was written down as one."""
     program, _ = open_jaxpr(jaxpr)
     fills = {
         eqn.outvars[0]: eqn.invars[0]
@@ -161,8 +161,8 @@ def _zeros(jaxpr: Program) -> list[bool]:
     return [isinstance(v, Literal) and bool(v.val == 0) for v in outs]
 
 
-# What is looked into, and under which parameter. A scan is not: shapes alone do not
-# tell a cumulative sum over scalars from a map.
+# Calls that are looked into, and the parameter that holds their program. A scan is not
+# one: shapes alone do not tell a cumulative sum over scalars from a map.
 _CALLS = {
     "closed_call": "call_jaxpr",
     "custom_jvp_call": "call_jaxpr",

@@ -74,7 +74,7 @@ def _terms(op: Operation, a: Leaf, b: Leaf, apart: Sequence[int]) -> Array:
     lead = len(leading[0]) + len(batched[0])
 
     def spread(x: Leaf, place: int) -> Array:
-        """Along all dimensions of the result, with size 1 along the other's own."""
+        """An operand with the result's dimensions, of size 1 along the other's own."""
         x = lax.transpose(x, (*leading[place], *batched[place], *free[place]))
         start = lead + (0 if place else len(free[0]))
         return lax.expand_dims(x, range(start, start + len(free[1 - place])))
@@ -108,10 +108,11 @@ def _product(form: Form, op: Operation, a: HyperDual, b: HyperDual) -> list[Hype
 
 
 def _out_axis(op: Operation, a: HyperDual, b: HyperDual, between: int) -> int:
-    """Where the stacking axis of the result goes.
+    """The stacking axis of the result.
 
-    ``between`` the rows and the columns, if it may be the columns that vary. Where the
-    first operand varies alone, the directions stay where they are among its rows.
+    It is ``between`` the rows and the columns, if it may be the columns that vary.
+    Where the first operand varies alone, the directions stay where they are among its
+    rows.
     """
     if not b.is_constant:
         return between

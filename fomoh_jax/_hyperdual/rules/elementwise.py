@@ -114,7 +114,7 @@ def _curved_terms(
     """
     curved_terms = []
     while second_derivatives:
-        # Those with a second derivative of their own first: they need a product anyway.
+        # Operands that are curved by themselves come first: they need a product anyway.
         operands = {operand for pair in second_derivatives for operand in pair}
         a = max(operands, key=lambda i: ((i, i) in second_derivatives, i))
         pairs = [pair for pair in second_derivatives if a in pair]

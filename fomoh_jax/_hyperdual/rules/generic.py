@@ -67,7 +67,7 @@ def differentiable_part(
 
 
 def _axes(op: Operation, args: Sequence[HyperDual], channel: str) -> list[int]:
-    """Where the results' stacking axis goes: where it was, if the rank allows it."""
+    """The stacking axis of each result: the operands' own, if the rank allows it."""
     axis = max(getattr(arg, channel).axis for arg in args)
     return [min(axis, out.ndim) for out in op.outputs if is_inexact(out)]
 
@@ -124,7 +124,7 @@ def generic(
         u, v = directions[: len(primals)], directions[len(primals) :]
         if in_halves:
             return forward(along(u), primals, v, effects=False)[1]
-        # And that operation wants to know that its tangents may vary too.
+        # The operation without halves must be told that its tangents may vary, too.
         both = lambda *xs: along(xs[len(primals) :])(*xs[: len(primals)])
         still = [lax.full_like(x, 0) for x in u]
         return forward(both, (*primals, *u), (*v, *still), effects=False)[1]

@@ -128,7 +128,7 @@ def _add(form: Form, op: Operation, args: Sequence[HyperDual]) -> list[HyperDual
 
 
 def _out_axis(op: Operation, channels: Sequence[Channel], ndim: int) -> int:
-    """Where the stacking axis of the result goes, so that no transpose is needed."""
+    """The stacking axis of the result for which no transpose is needed."""
     axis = max((channel.axis for channel in channels), default=0)
     follow = _FOLLOW.get(op.primitive.name)
     return min(follow(axis, op.params) if follow else axis, ndim)

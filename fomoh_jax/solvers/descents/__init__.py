@@ -1,4 +1,4 @@
-"""Which step to take on the hyperplane, given its size.
+"""Descents, which choose a step on the hyperplane, given its size.
 
 Each is a :class:`fomoh_jax.solvers.Descent`. Size 1 is the whole step; a smaller size
 leads less far.

@@ -1,4 +1,4 @@
-"""How far to go where the model has slopes and no curvature.
+"""Steps where the model has slopes and no curvature.
 
 The loss of a median or quantile regression, or a hinge, is piecewise linear. Its model
 has no minimum, and the curvature does not say how far to go. What does is whether the
@@ -29,10 +29,10 @@ _FORGET = 0.98
 
 
 class ReachState(NamedTuple):
-    """How far steps without curvature go.
+    """State of the length of steps without curvature.
 
     Attributes:
-      length: of the next one, in the units of the parameters; 0 before the first.
+      length: that of the next step, in the units of the parameters; 0 before the first.
       run: how many predictions in a row have come true, or minus how many have not,
         int32.
       best: the best ratio of actual to predicted reduction in recent steps. A learning

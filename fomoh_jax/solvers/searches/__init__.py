@@ -1,4 +1,4 @@
-"""How far to go along a descent, from how the steps before came out.
+"""Searches, which choose how far to go along a descent, from earlier outcomes.
 
 Each is a :class:`fomoh_jax.solvers.Search`.
 

@@ -9,7 +9,8 @@ from jaxtyping import Array, Float
 from fomoh_jax._hyperdual.arguments import check_size
 from fomoh_jax.solvers._solver import Outcome, Search
 
-# How a gain ratio moves the size (Nocedal and Wright, algorithm 4.1).
+# The bounds of the gain ratio, and the factors by which the size then changes (Nocedal
+# and Wright, algorithm 4.1).
 _POOR, _GOOD, _SHRINK, _GROW = 0.25, 0.75, 0.25, 2.0
 # Sizes that are tried at once. (With 4, BIGGS6 and DEVGLA2 of CUTEst's problems end in
 # other minima.)

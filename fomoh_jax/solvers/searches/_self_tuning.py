@@ -10,10 +10,10 @@ from fomoh_jax.solvers._solver import Outcome, Search, Step
 # Reductions are counted over about the last sixth of all steps, 1 / (1 + 1 / 0.2):
 # a window in proportion to the steps made needs not know how many there will be.
 _HORIZON = 0.2
-# Their ratio is that of averages over so many steps: fewer and it is noise, more and
-# it is late.
+# The number of steps over which the ratio of the two is averaged: with fewer it is
+# noise, and with more it is late.
 _MEMORY = 50
-# So many steps are too few to judge by.
+# The fewest steps that one can judge by.
 _UNJUDGED = 3
 # The step size aimed at is the best one for the next step to this power (so that it is
 # larger), and at most so many times that.
@@ -24,7 +24,7 @@ _BOLDEST = 1.25
 _FURTHEST = 0.85
 # The largest part by which a step size falls.
 _FALL = 0.02
-# Below that there is no telling noise from steps.
+# The least step size to aim at: below it, noise cannot be told from steps.
 _SMALLEST = 1e-3
 # No step is longer than this many times the root mean square of those before it. While
 # predictions come true, this is no less than the longest of them, so that lengths may
@@ -163,7 +163,7 @@ def _counted(
 def _limit(
     step: Step, state: SelfTuningState
 ) -> tuple[Float[Array, ""], SelfTuningState]:
-    """By what a step is scaled so that it is no longer than those before it allow."""
+    """The factor that makes a step no longer than those before it allow."""
     _, weight = _shares(state)
     length = step.length
     longest = _LONGEST * jnp.sqrt(state.mean_square)
@@ -186,13 +186,13 @@ def _is_trusted(state: SelfTuningState) -> Bool[Array, ""]:
 
 
 def _shares(state: SelfTuningState) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """What part the newest step has in the running average and in the gain."""
+    """The shares of the newest step in the running average and in the gain."""
     steps = state.steps.astype(state.step_size.dtype)
     return 1 / (1 + _HORIZON * steps), jnp.maximum(1 / _MEMORY, 1 / (steps + 1))
 
 
 def _streak(outcome: Outcome, streak: Int[Array, ""]) -> Int[Array, ""]:
-    """How many predictions in a row have come true."""
+    """The number of predictions in a row that have come true."""
     _, predicted, actual = outcome
     true = (jnp.abs(actual - predicted) <= _AGREEMENT * predicted) & (predicted > 0)
     return jnp.where(true, streak + 1, 0)
