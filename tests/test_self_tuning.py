@@ -134,7 +134,6 @@ def rosenbrock_of_batch(x, batch):
     return rosenbrock(x) + 0 * batch
 
 
-@pytest.mark.slow
 @pytest.mark.sampled
 @pytest.mark.parametrize("k", [1, 8])
 def test_noise_of_the_batches_makes_steps_small_and_its_absence_large(k):
