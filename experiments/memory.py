@@ -112,7 +112,8 @@ def make_steps(depth: int) -> dict[str, tuple[Callable, optax.GradientTransforma
     """``name -> (loss, optimiser)``."""
     adam = optax.chain(exact_gradient(), optax.adam(0.01))
     root, fours = round(depth**0.5), round(np.log2(depth) / 2)
-    plane = fomoh_jax.fomoh_kd(2, 1.0, solver=fomoh_jax.solvers.saddle_free())
+    solver = fomoh_jax.solvers.saddle_free()
+    plane = fomoh_jax.fomoh_kd(2, learning_rate=1.0, solver=solver)
     return {
         "Adam": (make_loss(depth), adam),
         "Adam, every layer checkpointed": (make_loss(depth, (depth,)), adam),

@@ -55,4 +55,4 @@ def number_or_none(x: float) -> float | None:
 
 
 def _line(record: Record) -> str:
-    return json.dumps(record) + "\n"
+    return json.dumps(record, allow_nan=False) + "\n"

@@ -20,7 +20,7 @@ TARGET = jnp.array(2.0)
 ALIASES = {
     "fgd": functools.partial(fomoh_jax.fgd, 0.05),
     "fomoh": functools.partial(fomoh_jax.fomoh, 0.5),
-    "fomoh_kd": functools.partial(fomoh_jax.fomoh_kd, 2, 0.5),
+    "fomoh_kd": functools.partial(fomoh_jax.fomoh_kd, 2, learning_rate=0.5),
     "fomoh_bp": functools.partial(fomoh_jax.fomoh_bp, 0.5),
 }
 

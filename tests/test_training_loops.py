@@ -573,7 +573,7 @@ ALIASES = {
     ),
     "fomoh_kd with a rate": lambda **key: optax.inject_hyperparams(
         fj.fomoh_kd, static_args="k"
-    )(2, 0.5, **key),
+    )(2, learning_rate=0.5, **key),
 }
 
 

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import fomoh_jax
-from fomoh_jax import directions, plans, solvers
+from fomoh_jax import _span, directions, plans, solvers
 from fomoh_jax._hyperdual.channels import is_channel
 from tests.programs import mlp, rosenbrock
 from tests.reference import assert_close, normal, slow
@@ -287,7 +287,7 @@ def test_aux_of_the_evaluated_point_is_in_the_state():
 @pytest.mark.parametrize("alias", ["fgd", "fomoh", "fomoh_kd", "fomoh_bp"])
 def test_a_non_finite_loss_gives_a_zero_step_and_a_usable_state(alias):
     make = getattr(fomoh_jax, alias)
-    tx = make(2, 1.0) if alias == "fomoh_kd" else make(1e-2)
+    tx = make(2, learning_rate=1.0) if alias == "fomoh_kd" else make(1e-2)
     loss = lambda x, offset: quadratic(x) * (1 + offset) + offset
     update = jax.jit(functools.partial(tx.update, value_fn=loss))
     grads = jax.grad(quadratic)(PARAMS)

@@ -2,6 +2,8 @@
 
 from concurrent.futures import ThreadPoolExecutor
 
+import pytest
+
 from experiments import records
 
 
@@ -34,3 +36,10 @@ def test_several_that_add_to_a_file_lose_no_record(tmp_path):
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda n: records.append(file, {"n": n}), range(400)))
     assert sorted(record["n"] for record in records.read(file)) == [*range(400)]
+
+
+def test_a_number_that_json_does_not_know_is_refused_and_nothing_is_written(tmp_path):
+    file = tmp_path / "runs.jsonl"
+    with pytest.raises(ValueError, match="JSON compliant"):
+        records.append(file, {"loss": float("nan")})
+    assert not records.read(file)
