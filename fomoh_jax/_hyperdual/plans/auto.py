@@ -26,7 +26,7 @@ from fomoh_jax._types import Aval, Leaf, Program
 
 # With this many directions or more, a reverse pass is the faster plan for models and
 # products, or within some percent of it, for every network of experiments.benchmarks
-# (the table in README).
+# (the table in docs/benchmarks.md).
 _FEWEST = 5
 
 # Operations that a reverse pass cannot take, or only by an error: loops whose length is
