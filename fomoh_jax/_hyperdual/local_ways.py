@@ -79,7 +79,7 @@ def _of_integers(function: Alone, x: np.ndarray) -> list[np.ndarray]:
 def _broadcast(params: dict[str, Any], x: np.ndarray) -> np.ndarray:
     shape = params["shape"]
     new = set(range(len(shape))) - set(params["broadcast_dimensions"])
-    return np.broadcast_to(np.expand_dims(x, sorted(new)), shape)
+    return np.broadcast_to(np.expand_dims(x, tuple(sorted(new))), shape)
 
 
 def _sliced(params: dict[str, Any], x: np.ndarray) -> np.ndarray:

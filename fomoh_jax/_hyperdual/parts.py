@@ -111,8 +111,9 @@ def placed(table: np.ndarray, function: Linear) -> np.ndarray:
     # The dimensions that are left come in the order of their places.
     order = np.argsort(list(targets.values()))
     left = left.transpose(0, *(int(n) + 1 for n in order))
-    new = [i + 1 for i in range(len(function.shape)) if i not in targets.values()]
-    return np.broadcast_to(np.expand_dims(left, new), (len(table), *function.shape))
+    new = (i + 1 for i in range(len(function.shape)) if i not in targets.values())
+    left = np.expand_dims(left, tuple(new))
+    return np.broadcast_to(left, (len(table), *function.shape))
 
 
 def count_apart(parts: Sequence[Part], gone: Sequence[int]) -> int:
@@ -174,9 +175,9 @@ def dense(array: Array, table: np.ndarray, n: int) -> Array:
         chosen = jnp.where(each == blocks[None, None], array[None], 0)
         return chosen.reshape(n, *array.shape[1:])
     if len(table) <= _FEW:
-        small = compact(table).astype(np.int32)
+        small = compact(table).astype(np.int32)[:, None]
         each = lax.broadcasted_iota(small.dtype, (n, *(1,) * (table.ndim - 1)), 0)
-        chosen = [jnp.where(each == t[None], x[None], 0) for x, t in zip(array, small)]
+        chosen = [jnp.where(each == t, x[None], 0) for x, t in zip(array, small)]
         return sum(chosen[1:], chosen[0])
     size = math.prod(table.shape[1:])
     places = table.astype(np.int64) * size
