@@ -137,6 +137,20 @@ def test_directions_are_born_sharded_like_their_leaves(name):
     assert seen and all(spec == P(None, "data", None) for spec in seen)
 
 
+def test_branches_of_which_one_is_constant_keep_the_sharding_of_local_channels():
+    def fun(x):
+        square = lambda y: y * jnp.sin(y)
+        return jnp.sum(jax.lax.cond(jnp.sum(x) > 0, square, jnp.ones_like, x**2))
+
+    x = jnp.abs(normal(8))
+    expected = jnp.trace(jax.hessian(fun)(x))
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Explicit,))
+    with jax.set_mesh(mesh):
+        sharded = jax.device_put(x, NamedSharding(mesh, P("data")))
+        found = jax.jit(fomoh_jax.laplacian(fun))(sharded)
+    assert_close(jax.device_get(found), expected)
+
+
 @pytest.mark.slow
 def test_stored_directions_of_sharded_parameters_give_the_step_of_one_device():
     compiled, args = compiled_step(kd("history"), AxisType.Explicit, P("data"))

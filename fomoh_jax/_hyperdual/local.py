@@ -222,16 +222,16 @@ class Local(Channel):
         local = [channel for channel in varying if isinstance(channel, Local)]
         if len(local) < len(varying):
             return super().alignment(alternatives)
-        tables = tuple(dict.fromkeys(t for channel in local for t in channel.tables))
-        dtype = self.arrays[0].dtype
+        # What is missing is zero, and sharded like what another has in its place.
+        like = {t: x for each in local for t, x in zip(each.tables, each.arrays)}
 
         def filled(channel: Channel, n: int) -> Local:
             del n
             is_local = isinstance(channel, Local)
             held = dict(zip(channel.tables, channel.arrays)) if is_local else {}
-            zero = lambda table: jnp.zeros(table.numbers.shape, dtype)
-            arrays = [held[t] if t in held else zero(t) for t in tables]
-            return Local(tuple(arrays), tables, self.n, self.most)
+            missing = {t: jnp.zeros_like(x) for t, x in like.items() if t not in held}
+            arrays = tuple((held | missing)[t] for t in like)
+            return Local(arrays, tuple(like), self.n, self.most)
 
         return filled
 
