@@ -55,4 +55,10 @@ def number_or_none(x: float) -> float | None:
 
 
 def _line(record: Record) -> str:
-    return json.dumps(record, allow_nan=False) + "\n"
+    """A record as JSON, which knows no NaN and no infinity: such a field is null."""
+    known = {key: None if _is_unknown(x) else x for key, x in record.items()}
+    return json.dumps(known, allow_nan=False) + "\n"
+
+
+def _is_unknown(x: object) -> bool:
+    return isinstance(x, float) and not np.isfinite(x)

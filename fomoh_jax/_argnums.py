@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
-from fomoh_jax._hyperdual.arguments import dtype_of
+from fomoh_jax._hyperdual.arguments import check_array
 from fomoh_jax._varied import Varied
 
 
@@ -58,7 +58,8 @@ def _normalised(argnum: int, count: int) -> int:
 def _check_real(name: str, index: int, arg: PyTree) -> None:
     for path, leaf in jax.tree_util.tree_leaves_with_path(arg):
         where = f"argument {index}{jax.tree_util.keystr(path)}"
-        dtype = dtype_of(where, leaf)
+        check_array(where, leaf)
+        dtype = jnp.result_type(leaf)
         if jnp.issubdtype(dtype, jnp.complexfloating):
             raise TypeError(
                 f"{name} needs real arguments; {where} has dtype {dtype}. "

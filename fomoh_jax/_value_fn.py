@@ -10,7 +10,7 @@ import optax
 from jaxtyping import DTypeLike, PyTree
 
 from fomoh_jax._activations.estimate import read_batch
-from fomoh_jax._hyperdual.arguments import check_devices, dtype_of, signature
+from fomoh_jax._hyperdual.arguments import check_array, check_devices, signature
 from fomoh_jax._refusals import check_real_scalar
 
 
@@ -223,10 +223,12 @@ def solve_dtype(params: PyTree) -> DTypeLike:
                 "masked(directions.gaussian(8), mask)), instead of optax.masked "
                 "or optax.partition; other links of the chain may stay masked."
             )
-        if not jnp.issubdtype(dtype_of(name, leaf), jnp.floating):
+        check_array(name, leaf)
+        dtype = jnp.result_type(leaf)
+        if not jnp.issubdtype(dtype, jnp.floating):
             raise TypeError(
                 "parameters must be real floating-point arrays; "
-                f"{name} has dtype {jnp.result_type(leaf)}. Hand integers and complex "
+                f"{name} has dtype {dtype}. Hand integers and complex "
                 "numbers to value_fn by keyword instead."
             )
         # Promotes as usual, also where JAX is told to promote nothing implicitly.

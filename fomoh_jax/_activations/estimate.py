@@ -19,10 +19,10 @@ from fomoh_jax._activations.second_pass import Slopes, differentiate_blocks, is_
 from fomoh_jax._compat import primitives_of
 from fomoh_jax._hyperdual import directional_derivatives
 from fomoh_jax._hyperdual.arguments import (
+    check_array,
     check_devices,
     check_key,
     check_size,
-    dtype_of,
 )
 from fomoh_jax._hyperdual.delay import after
 from fomoh_jax._hyperdual.jaxprs import read
@@ -409,10 +409,12 @@ def read_params(params: PyTree) -> PyTree:
     """
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         name = f"params{jax.tree_util.keystr(path)}"
-        if not jnp.issubdtype(dtype_of(name, leaf), jnp.floating):
+        check_array(name, leaf)
+        dtype = jnp.result_type(leaf)
+        if not jnp.issubdtype(dtype, jnp.floating):
             raise TypeError(
                 "parameters must be real floating-point arrays; "
-                f"{name} has dtype {jnp.result_type(leaf)}. Hand integers and complex "
+                f"{name} has dtype {dtype}. Hand integers and complex "
                 "numbers to loss_of_one in another way, such as by a closure."
             )
     if not jax.tree.leaves(params):

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array, ArrayLike, DTypeLike, Inexact, PyTree
+from jaxtyping import Array, ArrayLike, Inexact, PyTree
 
 from fomoh_jax._hyperdual.channels import (
     ZERO,
@@ -42,7 +42,7 @@ def check_primals(fun: Callable, primals: Sequence[PyTree]) -> None:
         )
     for i, primal in enumerate(primals):
         for path, leaf in jax.tree_util.tree_leaves_with_path(primal):
-            dtype_of(f"primals[{i}]{jax.tree_util.keystr(path)}", leaf)
+            check_array(f"primals[{i}]{jax.tree_util.keystr(path)}", leaf)
     check_devices({f"primals[{i}]": x for i, x in enumerate(primals)})
     parameters = signature(fun)
     if parameters is None:
@@ -129,11 +129,11 @@ def check_key(key: object) -> None:
     raise TypeError(f"key must be one PRNG key, such as jax.random.key(0); got {got}.")
 
 
-def dtype_of(name: str, leaf: object) -> DTypeLike:
-    """The dtype of a leaf of what is to be differentiated.
+def check_array(name: str, leaf: object) -> None:
+    """Refuse a leaf that is no array, as one of a model may be.
 
     Raises:
-      TypeError: if it is no array, as a leaf of a model may be.
+      TypeError: saying how the arrays of a model are taken apart from the rest.
     """
     number = isinstance(leaf, (bool, int, float, complex))
     if not number and not hasattr(leaf, "dtype") and not hasattr(leaf, "__jax_array__"):
@@ -144,7 +144,6 @@ def dtype_of(name: str, leaf: object) -> DTypeLike:
             "equinox.combine(params, static); with flax.nnx, graphdef, params = "
             "nnx.split(model), and nnx.merge(graphdef, params)."
         )
-    return jnp.result_type(leaf)
 
 
 def read_directions(

@@ -68,7 +68,6 @@ def test_weak_types_are_kept_as_nested_jvp_keeps_them():
         assert kinds[0] == kinds[1]
 
 
-@pytest.mark.slow
 def test_integers_booleans_and_keys_pass_through():
     def fun(key, x, n, flags):
         noise = jax.random.normal(key, x.shape)
