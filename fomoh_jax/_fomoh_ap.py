@@ -20,7 +20,11 @@ from fomoh_jax._activations.block_table import kinds_of_leaves
 from fomoh_jax._activations.estimate import read_batch
 from fomoh_jax._activations.partition import Blocks
 from fomoh_jax._hyperdual import QuadraticModel
-from fomoh_jax._hyperdual.mesh_axes import in_shard_map, varying_alike
+from fomoh_jax._hyperdual.mesh_axes import (
+    explicit_sharding,
+    in_shard_map,
+    varying_alike,
+)
 from fomoh_jax._transforms import (
     ScaleByActivityGradientState,
     ScaleByHyperplaneState,
@@ -287,8 +291,7 @@ class _Step:
 def parts_of(batch: PyTree) -> int:
     """The number of parts in which the model of a batch is computed."""
     batch, examples = read_batch(batch)
-    specs = (jax.typeof(x).sharding.spec for x in jax.tree.leaves(batch))
-    if examples < _MANY or any(axis is not None for spec in specs for axis in spec):
+    if examples < _MANY or any(map(explicit_sharding, jax.tree.leaves(batch))):
         return 1  # JAX takes no array apart along an axis that is sharded explicitly
     return next(parts for parts in _PARTS if examples % parts == 0)
 

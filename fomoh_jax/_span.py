@@ -7,6 +7,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, ArrayLike, DTypeLike, Float, Inexact, PyTree
 
 from fomoh_jax._hyperdual.channels import LeafDirections, as_channel, is_channel
+from fomoh_jax._hyperdual.mesh_axes import explicit_sharding
 
 
 def gram(
@@ -90,7 +91,6 @@ def sharded_like(
 
     (Where the compiler decides, it lets them be born where they are used.)
     """
-    spec = jax.typeof(leaf).sharding.spec
-    if all(axis is None for axis in spec):
-        return vectors
-    return jax.sharding.reshard(vectors, PartitionSpec(None, *spec))
+    if spec := explicit_sharding(leaf):
+        return jax.sharding.reshard(vectors, PartitionSpec(None, *spec))
+    return vectors

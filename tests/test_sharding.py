@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec as P
 import fomoh_jax
 from experiments.collectives import collectives
 from fomoh_jax import directions, solvers
+from fomoh_jax._hyperdual.channels import as_channel, is_channel
 from tests.reference import assert_close, normal, slow
 
 pytestmark = pytest.mark.optimised
@@ -49,6 +50,8 @@ SOURCES = {
     "deferred": directions.deferred(directions.gaussian(K)),
     "history": directions.gaussian(1) + directions.history(K - 1),
     "layerwise": directions.layerwise(directions.gaussian(1)),
+    "of three kinds": directions.deferred(directions.gaussian(1))
+    + (directions.gaussian(1) + directions.low_rank(2)),
 }
 
 
@@ -128,7 +131,9 @@ def test_directions_are_born_sharded_like_their_leaves(name):
     def shardings(params):
         state = source.advance(source.init(params), params)
         vectors = source.draw(jax.random.key(0), params, None, state)
-        return [jax.typeof(v).sharding.spec for v in jax.tree.leaves(vectors)]
+        leaves = jax.tree.leaves(vectors, is_leaf=is_channel)
+        arrays = [as_channel(leaf).stacked().array for leaf in leaves]
+        return [jax.typeof(array).sharding.spec for array in arrays]
 
     with jax.set_mesh(mesh):
         params = jax.device_put(PARAMS, NamedSharding(mesh, P("data")))
@@ -152,9 +157,10 @@ def test_branches_of_which_one_is_constant_keep_the_sharding_of_local_channels()
 
 
 @pytest.mark.slow
-def test_stored_directions_of_sharded_parameters_give_the_step_of_one_device():
-    compiled, args = compiled_step(kd("history"), AxisType.Explicit, P("data"))
-    assert_close(compiled(*args)[0], one_device("history"))
+@pytest.mark.parametrize("name", ["history", "of three kinds"])
+def test_directions_of_sharded_parameters_give_the_step_of_one_device(name):
+    compiled, args = compiled_step(kd(name), AxisType.Explicit, P("data"))
+    assert_close(compiled(*args)[0], one_device(name))
 
 
 @pytest.mark.slow

@@ -27,6 +27,7 @@ from jax.tree_util import register_pytree_node_class
 from jaxtyping import Array, ArrayLike, DTypeLike, Float, Inexact, PyTree
 
 from fomoh_jax._hyperdual.descriptions import Indices, Numbered, Product
+from fomoh_jax._hyperdual.mesh_axes import concatenated, explicit_sharding
 from fomoh_jax._hyperdual.sums import total
 from fomoh_jax._hyperdual.trees import register_tree
 from fomoh_jax._hyperdual.vectorise import vectorise
@@ -217,7 +218,7 @@ class Channel(abc.ABC):
         """The directions of another channel, and behind them these."""
         a, b = first.stacked(), self.stacked()
         present = (*a.indices, *(a.k + i for i in b.indices))
-        return Stack(jnp.concatenate([a.array, b.array]), 0, present, a.k + b.k)
+        return Stack(concatenated(a.array, b.array), 0, present, a.k + b.k)
 
     def held_fixed(self) -> "Stack":
         """The same number of directions, none of which moves the leaf."""
@@ -529,7 +530,7 @@ class Stack(Channel):
             self.array,
             ((every, every), ((), ())),
             preferred_element_type=dtype,
-            out_sharding=_everywhere(self.array),
+            out_sharding=PartitionSpec() if explicit_sharding(self.array) else None,
         )
         if len(self.indices) == self.k:
             return block
@@ -637,9 +638,3 @@ def _padded_alike(stacks: Sequence[Stack]) -> list[Stack]:
     complete = any(stack.present is None for stack in stacks)
     n, present = max(stack.k for stack in stacks), None if complete else union
     return [stack.padded(present, n) for stack in stacks]
-
-
-def _everywhere(array: Array) -> PartitionSpec | None:
-    """The sharding of a sum over an array that is sharded explicitly."""
-    explicit = any(axis is not None for axis in jax.typeof(array).sharding.spec)
-    return PartitionSpec() if explicit else None

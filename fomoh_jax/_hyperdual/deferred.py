@@ -10,6 +10,7 @@ from jaxtyping import Array, DTypeLike, Inexact, PyTree
 
 from fomoh_jax._hyperdual.channels import Channel, Stack
 from fomoh_jax._hyperdual.delay import again, delayed
+from fomoh_jax._hyperdual.mesh_axes import concatenated
 from fomoh_jax._hyperdual.trees import register_tree
 
 
@@ -142,4 +143,4 @@ class _Concatenation:
     right: Callable[[PyTree], Array]
 
     def __call__(self, seed: tuple[PyTree, PyTree]) -> Array:
-        return jnp.concatenate([self.left(seed[0]), self.right(seed[1])])
+        return concatenated(self.left(seed[0]), self.right(seed[1]))

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, ArrayLike, Bool, Num, PyTree
 
+from fomoh_jax._hyperdual.mesh_axes import explicit_sharding
+
 
 def again(x: ArrayLike) -> ArrayLike:
     """A key that may be used although it was before, as jax_debug_key_reuse asks."""
@@ -42,7 +44,7 @@ def _after(x: Array, never: Bool[Array, ""]) -> Array:
 def _part(x: Array) -> Num[Array, ""]:
     """A number that is known once the array is."""
     x = lax.stop_gradient(x)
-    if any(axis is not None for axis in jax.typeof(x).sharding.spec):
+    if explicit_sharding(x):
         return jnp.sum(x)  # an element of what is sharded by hand cannot be taken
     return x[(0,) * jnp.ndim(x)]
 

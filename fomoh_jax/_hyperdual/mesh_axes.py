@@ -1,17 +1,23 @@
-"""Inside a ``jax.shard_map``: arrays that differ from device to device, and others.
+"""What the type of an array says of the axes of a mesh.
 
-JAX keeps in the type of an array along which axes of the mesh it varies, and most
-equations take operands that vary along the same. Directions may vary where what they
-are directions of does not, and the other way round.
+Inside a ``jax.shard_map`` arrays differ from device to device, or do not. JAX keeps in
+the type of an array along which axes of the mesh it varies, and most equations take
+operands that vary along the same. Directions may vary where what they are directions of
+does not, and the other way round.
+
+On a mesh with explicit axes, the type says how the array is sharded, and most equations
+take operands that are sharded alike.
 """
 
 from collections.abc import Collection, Sequence
 from typing import TypeVar
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 from jax.ref import AbstractRef
-from jaxtyping import Array, PyTree
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, ArrayLike, PyTree
 
 from fomoh_jax._compat import manual_axes, open_jaxpr, programs_in
 from fomoh_jax._types import Aval, Program
@@ -20,6 +26,20 @@ T = TypeVar("T")
 
 # Operations that name an axis, and exchange nothing over it.
 _STAY_ON_THE_DEVICE = {"axis_index", "pbroadcast", "pcast", "preduced", "pvary"}
+
+
+def explicit_sharding(x: ArrayLike) -> PartitionSpec | None:
+    """How an array is sharded over explicit axes; None if it is not."""
+    spec = jax.typeof(x).sharding.spec
+    return spec if any(axis is not None for axis in spec) else None
+
+
+def concatenated(first: Array, second: Array) -> Array:
+    """Two arrays, one behind the other; both are sharded as the one that is."""
+    specs = [explicit_sharding(x) for x in (first, second)]
+    if spec := specs[0] or specs[1]:
+        first, second = (jax.sharding.reshard(x, spec) for x in (first, second))
+    return jnp.concatenate([first, second])
 
 
 def in_shard_map() -> bool:

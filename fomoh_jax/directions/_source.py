@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from fomoh_jax._hyperdual.channels import (
@@ -13,6 +12,7 @@ from fomoh_jax._hyperdual.channels import (
     as_channel,
     is_channel,
 )
+from fomoh_jax._hyperdual.mesh_axes import concatenated
 from fomoh_jax._refusals import wrong_kind
 
 
@@ -113,4 +113,4 @@ def _joined(a: LeafDirections, b: LeafDirections) -> LeafDirections:
     """Two leaves of directions as one."""
     if isinstance(a, Channel) or isinstance(b, Channel):
         return as_channel(a).followed_by(as_channel(b))
-    return jnp.concatenate([a, b])
+    return concatenated(a, b)
