@@ -55,10 +55,13 @@ def number_or_none(x: float) -> float | None:
 
 
 def _line(record: Record) -> str:
-    """A record as JSON, which knows no NaN and no infinity: such a field is null."""
-    known = {key: None if _is_unknown(x) else x for key, x in record.items()}
-    return json.dumps(known, allow_nan=False) + "\n"
+    """A record as JSON, which knows no NaN and no infinity: they become null."""
+    return json.dumps(_known(record), allow_nan=False) + "\n"
 
 
-def _is_unknown(x: object) -> bool:
-    return isinstance(x, float) and not np.isfinite(x)
+def _known(x: Any) -> Any:
+    if isinstance(x, dict):
+        return {key: _known(value) for key, value in x.items()}
+    if isinstance(x, (list, tuple)):
+        return [_known(value) for value in x]
+    return None if isinstance(x, float) and not np.isfinite(x) else x

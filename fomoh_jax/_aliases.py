@@ -75,7 +75,8 @@ def fomoh(
     Args:
       learning_rate: :math:`\eta`, a number or a schedule; 1 goes to the minimum along
         the line.
-      plan, key, has_aux, aux_struct: as in :func:`fomoh_jax.scale_by_hyperplane`.
+      plan, key, has_aux, aux_struct: as in :func:`fomoh_jax.scale_by_hyperplane`; but
+        one direction cannot be split over devices.
 
     Returns:
       A gradient transformation whose ``update`` takes ``value_fn``.
@@ -194,7 +195,8 @@ def fomoh_bp(
     Args:
       learning_rate: :math:`\eta`, a number or a schedule; 1 goes to the minimum along
         the gradient.
-      plan, has_aux, aux_struct: as in :func:`fomoh_jax.scale_by_hyperplane`.
+      plan, has_aux, aux_struct: as in :func:`fomoh_jax.scale_by_hyperplane`; but one
+        direction cannot be split over devices.
 
     Returns:
       A gradient transformation whose ``update`` takes the gradient as updates, and

@@ -25,10 +25,10 @@ from fomoh_jax._hyperdual.mesh_axes import (
     in_shard_map,
     varying_alike,
 )
+from fomoh_jax._refusals import check_kind
 from fomoh_jax._transforms import (
     ScaleByActivityGradientState,
     ScaleByHyperplaneState,
-    check_kind,
     scale_by_activity_gradient,
     scale_by_hyperplane,
 )
@@ -103,7 +103,8 @@ def fomoh_ap(
         default ``optax.scale_by_factored_rms`` and ``optax.ema(0.9)``, the formula
         above.
       solver: how far to go, by default ``solvers.self_tuning()``.
-      plan: how the model is computed: see :func:`fomoh_jax.scale_by_hyperplane`.
+      plan: how the model is computed: see :func:`fomoh_jax.scale_by_hyperplane`. Its
+        two directions can be split over two devices.
       key, has_aux, aux_struct: as in :func:`fomoh_jax.scale_by_activity_gradient`.
 
     Returns:

@@ -32,9 +32,10 @@ class ScaleByHyperplaneState(NamedTuple):
         step has a model.
       predicted_reduction: by how much the model falls on the last step, taken whole.
       actual_reduction: by how much the loss fell: on the last step and the same batch,
-        where the search looks ahead; otherwise from the last model to this one, on the
-        steps between the two and another batch. 0 before it is known. Both reductions
-        are NaN after a loss that was not finite.
+        where the search looks ahead (to a loss that is not finite: minus
+        ``|value| + |predicted_reduction|``); otherwise from the last model to this one,
+        on the steps between the two and another batch. 0 before it is known. After a
+        model that was not finite, each of the reductions may be 0 or NaN.
       steps: how many updates were made, int32.
       accepted: how many updates, int32, had a finite loss at the last model and a step
         there that is not zero and that the search did not refuse. With ``every``, steps

@@ -309,7 +309,8 @@ def scale_by_hyperplane(
       updates handed in may be ``None``. A non-finite loss gives a zero step.
 
     Raises:
-      TypeError: if ``directions``, ``solver`` or ``plan`` is not what its name says.
+      TypeError: if ``directions``, ``solver`` or ``plan`` is not what its name says; if
+        ``parts`` or ``every`` is no Python integer.
       ValueError: if ``curvature`` is neither of the two, or is ``"gauss_newton"`` with
         ``per_example``; if ``parts`` is less than 1, or more without ``per_example``;
         if ``every`` is less than 1, or more and directions are random.
@@ -367,12 +368,12 @@ def scale_by_hyperplane(
         updates, state, params=None, *, value_fn=None, outputs_fn=None, **extra_args
     ):
         gradient = extra_args.pop("grad", None) if every > 1 else None
-        _check_gradient(gradient, params)
         outputs = outputs_of(curvature, outputs_fn, extra_args)
         if per_example:
             loss = batch_loss(params, value_fn, extra_args, has_aux, parts)
         else:
             loss = whole_loss(params, value_fn, extra_args, has_aux, outputs_fn)
+        _check_gradient(gradient, params)
         if extra_args:
             way.check_closure()
         next_key, sample_key = split(state.key)

@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 import fomoh_jax
-from fomoh_jax import directions, solvers
+from fomoh_jax import directions, plans, solvers
 from tests.programs import mlp, rosenbrock
 from tests.reference import assert_close, jitted, partly_slow
 
@@ -51,6 +51,14 @@ def run(tx, steps=60, params=PARAMS, state=None, use_grads=True):
         params, state, value = step(params, state)
         values.append(float(value))
     return values, params, state
+
+
+@pytest.mark.parametrize("name", ["fomoh", "fomoh_kd", "fomoh_bp"])
+def test_every_alias_computes_its_model_by_the_plan(name):
+    tx = ALIASES[name](plan=plans.split("nowhere"))
+    at_target = functools.partial(loss, target=TARGET)
+    with pytest.raises(ValueError, match=r"mesh_axis must name an axis.*'nowhere'"):
+        tx.update(PARAMS, tx.init(PARAMS), PARAMS, value_fn=at_target)
 
 
 @pytest.mark.slow

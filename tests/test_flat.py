@@ -144,6 +144,24 @@ def test_steps_follow_what_those_before_them_have_won(won, longer):
     assert len(set(lengths)) == len(lengths)
 
 
+@pytest.mark.parametrize("tries", [1, 3])
+@pytest.mark.parametrize("beyond", [np.nan, np.inf])
+def test_a_flat_step_beyond_which_the_loss_is_not_finite_is_shortened(tries, beyond):
+    loss = lambda x: jnp.where(x[0] < 2, 100 - x[0], beyond)
+    search = solvers.searches.gain_ratio(tries=tries)
+    solver = solvers.Solver(solvers.descents.saddle_free(), search)
+    tx = fj.fomoh_kd(2, learning_rate=1.0, solver=solver, key=0)
+
+    def step(carry, _):
+        x, state = carry
+        updates, state = tx.update(None, state, x, value_fn=loss)
+        return (optax.apply_updates(x, updates), state), None
+
+    start = jnp.zeros(2)
+    run = jax.jit(lambda: jax.lax.scan(step, (start, tx.init(start)), length=60)[0][0])
+    assert 1.5 < run()[0] < 2
+
+
 def test_what_is_left_of_a_slope_by_rounding_is_not_followed():
     step, _ = solve(solvers.saddle_free(), [3.0, 1e-12], np.diag([1.5, 0.0]))
     np.testing.assert_array_equal(step, [2.0, 0.0])

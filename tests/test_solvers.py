@@ -316,3 +316,4 @@ def test_a_search_that_looks_ahead_is_never_told_what_is_not_finite():
         np.testing.assert_array_equal(attempt.coefficients, 1)
         # By the value, and by what the model falls: 3 + 1.
         np.testing.assert_allclose(state.search, -rose)
+        np.testing.assert_allclose(attempt.outcome.actual, -rose)

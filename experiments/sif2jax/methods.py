@@ -113,7 +113,7 @@ TOLERANCE = 1e-30  # optimistix is not to end by itself
 METHODS = {
     "trust region": trust_region(),
     "trust region, five radii, scaled": trust_region(tries=5, scaled=True),
-    "Newton, jax.hessian": Method(lambda loss, x: (), newton_step),
+    "Newton, jax.hessian": Method(lambda loss, x: (), newton_step, RIVALS_FAILURES),
     "optimistix BFGS": of_optimistix(optimistix.BFGS(TOLERANCE, TOLERANCE)),
     "optimistix L-BFGS": of_optimistix(optimistix.LBFGS(TOLERANCE, TOLERANCE)),
     "optax L-BFGS": of_optax(

@@ -80,7 +80,7 @@ class Slopes:
 
         Args:
           shape, dtype: of what is perturbed.
-          positions: its axis of positions, or the loop over them: see :class:`Block`.
+          positions: its axis of positions, or the loop over them, as in a ``Block``.
         """
 
         def of_probe(total, probe):

@@ -141,9 +141,9 @@ class Solver:
     """A descent and a search. Any two combine.
 
     A solver keeps everything finite: if the model, the Gram matrix or the step is not
-    finite, the step is zero and the state stays as it was; if the loss at the end of a
-    step is not finite, a search that looks ahead is told that it rose, and the step is
-    not taken. Descents and searches need not check for that.
+    finite, the step is zero and the state stays as it was; if a search looks ahead to a
+    loss that is not finite, the descent and the search are told that it rose, and the
+    step is not taken. Descents and searches need not check for that.
 
     Attributes:
       descent: which step to take, given its size.
@@ -233,7 +233,8 @@ class Solver:
         """A step, judged before it is taken if the search looks ahead.
 
         Args:
-          model, gram, state, last: as for :meth:`solve`.
+          model, gram, state: as for :meth:`solve`.
+          last: the outcome of the step before; zeros if there was none.
           fall: ``fall(coefficients)``, by how much the loss of the same batch falls on
             a step. It is called only if the search looks ahead.
 
@@ -247,6 +248,7 @@ class Solver:
             predicted = predicted_reduction(model, coefficients)
             outcome = Outcome(model.value, predicted, actual)
             taken, after = self.judge(outcome, after)
+            outcome = _with_finite_loss(outcome)
         else:
             coefficients, after = self.solve(model, gram, state, last)
             predicted = predicted_reduction(model, coefficients)
@@ -258,17 +260,15 @@ class Solver:
         self, outcome: Outcome, state: SolverState
     ) -> tuple[Bool[Array, ""], SolverState]:
         """Whether to take the step with this outcome, if the search looks ahead."""
+        told = _with_finite_loss(outcome)
         # Where there is no finite model, no step was tried, and nothing is learned.
-        tried = jnp.isfinite(outcome.value) & jnp.isfinite(outcome.predicted)
-        value, predicted, actual = (jnp.where(tried, x, 0) for x in outcome)
-        # Where the loss is not finite it counts as larger by as much as it was, and by
-        # as much as the model falls.
-        finite = jnp.isfinite(actual)
-        actual = jnp.where(finite, actual, -jnp.abs(value) - jnp.abs(predicted))
-        search = _in_dtype(predicted.dtype, state.search)
-        accepted, search = self.search.learn(Outcome(value, predicted, actual), search)
+        tried = _is_finite(told)
+        told = Outcome(*(jnp.where(tried, x, 0) for x in told))
+        search = _in_dtype(told.predicted.dtype, state.search)
+        accepted, search = self.search.learn(told, search)
         after = _where(tried, search, state.search)
-        return accepted & tried & finite, state._replace(search=after)
+        taken = accepted & tried & jnp.isfinite(outcome.actual)
+        return taken, state._replace(search=after)
 
     def _furthest_fall(
         self,
@@ -314,6 +314,16 @@ def predicted_reduction(
     """``κ·s - ½ κᵀ C κ``, by how much the model falls on a step ``-Vκ``."""
     slope, curvature = model.slope, model.curvature
     return coefficients @ slope - coefficients @ curvature @ coefficients / 2
+
+
+def _with_finite_loss(outcome: Outcome) -> Outcome:
+    """The outcome, if the loss after the step is not finite, of one that is larger.
+
+    It is larger by as much as it was, and by as much as the model falls.
+    """
+    risen = -jnp.abs(outcome.value) - jnp.abs(outcome.predicted)
+    actual = jnp.where(jnp.isfinite(outcome.actual), outcome.actual, risen)
+    return outcome._replace(actual=actual)
 
 
 def _is_finite(tree: PyTree) -> Bool[Array, ""]:

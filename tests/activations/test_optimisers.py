@@ -12,7 +12,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import fomoh_jax
-from fomoh_jax import directions, solvers
+from fomoh_jax import directions, plans, solvers
 from fomoh_jax._activations.block_table import kinds_of_leaves
 from fomoh_jax._fomoh_ap import (
     EffortState,
@@ -96,6 +96,11 @@ def test_what_the_loss_takes_beside_an_example_is_the_same_for_all():
     tx = fomoh_jax.fomoh_ap()
     steps = [one_step(tx, value_fn=loss, scale=jnp.array(s))[0] for s in (1.0, 2.0)]
     assert_close(*steps, rtol=1e-8)  # a step to a minimum has no scale
+
+
+def test_the_plane_s_model_is_computed_by_the_plan():
+    with pytest.raises(ValueError, match=r"mesh_axis must name an axis.*'nowhere'"):
+        one_step(fomoh_jax.fomoh_ap(plan=plans.split("nowhere")))
 
 
 @pytest.mark.slow

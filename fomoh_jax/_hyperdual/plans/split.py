@@ -195,7 +195,7 @@ def _is_mapped(mesh_axis: str, k: int) -> bool:
         raise ValueError(
             "the number of directions must be divisible by the number of devices along "
             f"mesh_axis={mesh_axis!r}; got k={k} for {devices} devices. Take k="
-            f"{f'{below} or k={above}' if below else above}."
+            f"{f'{below} or k={above}' if below else above}, or another plan."
         )
     return dict(zip(mesh.axis_names, mesh.axis_types))[mesh_axis] == AxisType.Manual
 
