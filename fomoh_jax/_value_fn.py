@@ -224,14 +224,14 @@ def solve_dtype(params: PyTree) -> DTypeLike:
                 "or optax.partition; other links of the chain may stay masked."
             )
         check_array(name, leaf)
-        dtype = jnp.result_type(leaf)
-        if not jnp.issubdtype(dtype, jnp.floating):
+        own = jnp.result_type(leaf)
+        if not jnp.issubdtype(own, jnp.floating):
             raise TypeError(
                 "parameters must be real floating-point arrays; "
-                f"{name} has dtype {dtype}. Hand integers and complex "
+                f"{name} has dtype {own}. Hand integers and complex "
                 "numbers to value_fn by keyword instead."
             )
         # Promotes as usual, also where JAX is told to promote nothing implicitly.
         with jax.numpy_dtype_promotion("standard"):
-            dtype = jnp.promote_types(dtype, jnp.result_type(leaf))
+            dtype = jnp.promote_types(dtype, own)
     return dtype

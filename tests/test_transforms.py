@@ -211,10 +211,10 @@ def test_layerwise_reduces_a_loss_in_a_scan(base, chunk_size):
     assert optax.tree.get(state, "curvature").shape == (source.count(params),) * 2
 
 
-@pytest.mark.slow
-@pytest.mark.sampled(2)
 @pytest.mark.optimised
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32", "float64"])
+@pytest.mark.parametrize(
+    "dtype", ["bfloat16", *map(slow, ("float16", "float32")), "float64"]
+)
 def test_parameters_keep_their_dtype_and_the_system_is_solved_in_float32(dtype):
     params = {"a": jnp.ones(3, dtype), "b": jnp.zeros((), dtype)}
     loss = lambda p: jnp.sum(p["a"] ** 2) + (p["b"] - 1) ** 2
@@ -230,6 +230,12 @@ def test_parameters_keep_their_dtype_and_the_system_is_solved_in_float32(dtype):
     assert optax.tree.get(state, "coefficients").dtype == solved_in
     assert optax.tree.get(state, "curvature").dtype == solved_in
     assert loss(new) < 0.2 * loss(params)
+
+
+def test_a_tree_of_several_dtypes_is_solved_in_that_of_the_most_precision():
+    leaves = [jnp.ones(2, dtype) for dtype in ("float32", "float64", "float16")]
+    state = fomoh_jax.fomoh_kd(2).init(leaves)
+    assert optax.tree.get(state, "coefficients").dtype == "float64"
 
 
 def test_value_fn_gets_what_it_names_and_not_what_others_need():
